@@ -1,0 +1,335 @@
+"""The bundle, format 1: a folder whose ``bundle.json`` says everything the runtime needs to know.
+
+This module owns the schema.  The exporter builds these dataclasses and writes
+them with ``write_manifest``; everybody else reads them with ``read_bundle``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Process
+
+FORMAT = "mmgen/1"
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+GOLDEN = "golden.npz"
+
+K = 4  # state slots of a step graph: the current latents and up to three older quantities
+Role = Literal["condition", "timestep", "step", "decode", "encode"]
+
+# Tensor names of the graphs.  A conditioning tensor has a name of its own: it is an output of the condition graph
+# and an input of the step graph; where there is no condition graph, it is the condition of that name itself.
+STATE = "state"  # (K, B, *L) float32; slot 0 holds the latents
+TRANSITION = "transition"  # (K, K + 3) float32, over [state; x0; model output; noise]
+PREDICTION = "prediction"  # (2,) float32: x0 = prediction[0] x + prediction[1] output
+X0_LIMIT = "x0_limit"  # (1,) float32: x0 is clamped to [-limit, limit]; infinity: never
+INPUT_SCALE = "input_scale"  # (1,) float32: the denoiser sees input_scale x
+TIMESTEP = "timestep"  # (1,) float32: what the denoiser is told of the time
+GUIDANCE = "guidance"  # (G,) float32: weight of each branch
+NOISE = "noise"  # (B, *L) float32
+NEXT_STATE = "next_state"  # (K, B, *L) float32
+X0 = "x0"  # (B, *L) float32
+LATENTS = "latents"  # (B, *L) float32
+MEDIA = "media"  # (B, *media shape)
+CODES = "codes"  # (B, ...) int64, where the decoder has a codebook
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype and shape of a graph's input or output; a string is a named axis (B, G or R = G B)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file, with external data where it has any."""
+
+    file: str  # relative to the bundle, with '/'
+    sha256: str  # of the ONNX file
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: str | None = None  # external weights, relative to the bundle
+    data_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One input of a request.
+
+    text: a string, encoded by ``tokenizer.json`` to int64 (length,), padded with ``pad_id``; null is "" unless given.
+    class: an int in [0, count), or the null class.  array: numbers of the given shape and dtype.
+    """
+
+    name: str
+    kind: Literal["text", "class", "array"]
+    null: str | int | None = None  # what stands for "nothing asked" in guidance; None: this condition isn't guided
+    length: int | None = None  # text: tokens
+    pad_id: int = 0  # text
+    count: int | None = None  # class: number of classes, the null class not included
+    shape: tuple[int, ...] = ()  # array, without the batch axis
+    dtype: str = "float32"  # array
+
+
+@dataclass(frozen=True)
+class Media:
+    """What decode makes.  Pictures are uint8 (height, width, 3)."""
+
+    kind: Literal["image", "array"]
+    shape: tuple[int, ...]  # without the batch axis
+    dtype: str
+    range: tuple[float, float] | None = None
+    rate: float | None = None  # samples or frames per second, where time passes
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Range of a named axis, for engine profiles."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Island:
+    """A tensor that stays float32 in an fp16 bundle, and why."""
+
+    graph: Role
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HalfShare:
+    """How much of a graph is half precision; counted, not intended."""
+
+    weight_bytes: float  # share of the bytes of floating-point weights, 0 to 1
+    operations: float  # share of the nodes with floating-point outputs, 0 to 1
+
+
+@dataclass(frozen=True)
+class Precision:
+    policy: Literal["fp32", "fp16"]
+    half_share: dict[str, HalfShare] = field(default_factory=dict)  # by role
+    islands: tuple[Island, ...] = ()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One comparison that passed before the bundle was written.
+
+    Levels: 1 fp32 ONNX against torch; 2 fp16 against fp32, per graph; 3 the trajectory; 4 the media.
+    """
+
+    level: int
+    graph: str  # role, or "loop" for levels 3 and 4
+    figure: str  # what was measured, e.g. "relative RMS"
+    measured: float
+    limit: float  # at most, or at least where ``figure`` is a PSNR or a share
+    tensor: str = ""  # the worst tensor, or the place in the trajectory
+    passed: bool = True  # False only for figures that are reported without a gate
+
+
+@dataclass(frozen=True)
+class Provenance:
+    source: str
+    sha256: str  # over the source's weights
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What ``generate`` uses where a request is silent."""
+
+    solver: str
+    steps: int
+    guidance: float = 1.0  # 1: no guidance
+    sigmas: Literal["schedule", "karras", "exponential"] = "schedule"
+    solver_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """``bundle.json`` as checked data; ``folder`` is where it was read from and is not written."""
+
+    name: str
+    licence: str
+    provenance: Provenance
+    process: Process
+    latent_shape: tuple[int, ...]
+    conditions: tuple[Condition, ...]
+    media: Media
+    graphs: dict[str, Graph]  # by role
+    axes: dict[str, Axis]
+    precision: Precision
+    receipts: tuple[Receipt, ...]
+    defaults: Defaults
+    tokenizer_sha256: str | None = None
+    golden_sha256: str | None = None
+    format: str = FORMAT
+    folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
+
+    def path(self, relative: str) -> Path:
+        """A file of the bundle."""
+        return self.folder / relative
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_manifest(bundle: Bundle, folder: Path) -> None:
+    """Write ``bundle.json`` into a folder, whole or not at all."""
+    text = json.dumps(_plain(bundle), indent=1) + "\n"
+    partial = folder / f".{MANIFEST}.{os.getpid()}"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
+
+
+def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        folder: the ``.mmgen`` folder.
+        verify: also compare every file with its hash; False checks only that the files are there.
+
+    Raises:
+        MmgenError: not a bundle, unknown format, a missing or unknown field, a wrong type, a path that leaves the
+            folder, a missing file, a wrong hash.
+    """
+    root = Path(folder)
+    manifest = root / MANIFEST
+    if not root.is_dir():
+        raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
+    try:
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MmgenError(f"{manifest} can't be read ({error.strerror})", remedy="make the bundle with mmgen-export") from error
+    except ValueError as error:
+        raise MmgenError(f"{manifest} is not JSON ({error})", remedy="export or copy the bundle again") from error
+    got = record.get("format") if isinstance(record, dict) else None
+    if got != FORMAT:
+        raise MmgenError(f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen")
+    bundle: Bundle = _build(Bundle, record, str(manifest))
+    for file, wanted in _files(bundle):
+        path = root / _inside(file, manifest)
+        if not path.is_file():
+            raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
+        if verify and (found := sha256(path)) != wanted:
+            raise MmgenError(f"{path}: sha256", got=found[:16], wanted=wanted[:16], remedy="the file changed; copy or export the bundle again")
+    return dataclasses.replace(bundle, folder=root)
+
+
+def _files(bundle: Bundle) -> list[tuple[str, str | None]]:
+    files: list[tuple[str, str | None]] = []
+    for graph in bundle.graphs.values():
+        files.append((graph.file, graph.sha256))
+        if graph.data:
+            files.append((graph.data, graph.data_sha256))
+    if bundle.tokenizer_sha256:
+        files.append((TOKENIZER, bundle.tokenizer_sha256))
+    if bundle.golden_sha256:
+        files.append((GOLDEN, bundle.golden_sha256))
+    return files
+
+
+def _inside(file: str, manifest: Path) -> str:
+    pure = PurePosixPath(file)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
+        raise MmgenError(f"{manifest}: path {file!r} leaves the bundle", remedy="do not use this bundle")
+    return file
+
+
+def _plain(value: object) -> Any:
+    """Dataclasses, tuples and dicts to what ``json`` writes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
+        return {f.name: _plain(getattr(value, f.name)) for f in fields}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+_T = TypeVar("_T")
+
+
+def _build(kind: Callable[..., _T], record: object, where: str) -> _T:
+    """A dataclass from parsed JSON, every field checked."""
+    if not isinstance(record, dict):
+        raise MmgenError(where, got=type(record).__name__, wanted="an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("transient")}  # type: ignore[arg-type]
+    unknown = set(record) - set(fields)
+    if unknown:
+        raise MmgenError(f"{where}: unknown field {sorted(unknown)[0]!r}", remedy="update mmgen, or export again")
+    values = {}
+    for name, item in fields.items():
+        if name in record:
+            values[name] = _convert(hints[name], record[name], f"{where}: {name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise MmgenError(f"{where}: field {name!r} is missing", remedy="export or copy the bundle again")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = MmgenError(where, got=f"{value!r:.60}", wanted=getattr(hint, "__name__", str(hint)), remedy="export or copy the bundle again")
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value, where, wrong)
+    if origin is Literal:
+        if value not in args:
+            raise MmgenError(where, got=repr(value), wanted=" or ".join(map(repr, args)), remedy="update mmgen, or export again")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise wrong
+        each = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise wrong
+    return value
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenError) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [a for a in args if a is not type(None)]
+    kinds = {a.kind: a for a in choices if dataclasses.is_dataclass(a) and hasattr(a, "kind")}
+    if kinds:  # dataclasses told apart by their ``kind``
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in kinds:
+            raise MmgenError(f"{where}: kind", got=repr(kind), wanted=" or ".join(map(repr, kinds)), remedy="update mmgen, or export again")
+        return _build(kinds[kind], value, where)
+    for choice in choices:
+        try:
+            return _convert(choice, value, where)
+        except MmgenError:
+            continue
+    raise wrong

@@ -1,0 +1,22 @@
+"""The one error users see: what went wrong, what was got, what was wanted, what to do."""
+
+
+class MmgenError(Exception):
+    """A failure the user can act on; ``str()`` is one line fit for a terminal.
+
+    Args:
+        what: the thing that is wrong, named as the user knows it.
+        got: what was found.
+        wanted: what is accepted.
+        remedy: what to do about it, as a command or an edit.
+    """
+
+    def __init__(self, what: str, *, got: object = None, wanted: object = None, remedy: str | None = None) -> None:
+        self.what, self.got, self.wanted, self.remedy = what, got, wanted, remedy
+        parts = [what]
+        if got is not None:
+            parts.append(f"got {got}")
+        if wanted is not None:
+            parts.append(f"wanted {wanted}")
+        line = ", ".join(parts)
+        super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))

@@ -1,0 +1,49 @@
+"""What a denoiser was trained to undo: the process, as explicit data.
+
+Time directions, velocity signs and prediction types differ between model
+families; nothing here is guessed from a name.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Prediction = Literal["epsilon", "v", "sample"]
+Spacing = Literal["leading", "linspace", "trailing"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A variance-preserving diffusion: x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, a_t the product of 1 - beta."""
+
+    train_timesteps: int = 1000
+    beta_schedule: BetaSchedule = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    betas: tuple[float, ...] | None = None  # explicit table; overrides the three fields above
+    zero_terminal_snr: bool = False  # betas rescaled so that the last timestep is pure noise (Lin et al. 2023, alg. 1)
+    prediction: Prediction = "epsilon"
+    spacing: Spacing = "leading"  # which training timesteps a solver visits
+    steps_offset: int = 0  # added to timesteps with leading spacing
+    final_alpha_one: bool = True  # the last DDIM step goes to a = 1; False: to a of the first training timestep
+    clip: float | None = None  # predicted x0 is clamped to [-clip, clip] in DDIM and DDPM; None: never
+    kind: Literal["diffusion"] = "diffusion"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A straight path between noise and data: x = (1 - s) data + s noise, s from 1 (noise) to 0 (data)."""
+
+    noise_time: Literal[0, 1] = 1  # the time t at which x is pure noise; s = t if 1, s = 1 - t if 0
+    velocity: Literal["noise-data", "data-noise"] = "noise-data"  # what the denoiser predicts
+    timestep_scale: float = 1000.0  # the denoiser is told timestep_scale * t
+    integer_timesteps: bool = False  # truncated to whole numbers first (GR00T)
+    shift: float = 1.0  # s' = shift s / (1 + (shift - 1) s) (Esser et al. 2024, eq. 23)
+    schedule: Literal["uniform", "diffusers"] = "uniform"
+    # uniform: s = 1 - i / N, shifted.  diffusers: FlowMatchEulerDiscreteScheduler's table, whose smallest sigma is
+    # 1 / train_timesteps, shifted in its constructor and again with all the others.
+    train_timesteps: int = 1000
+    kind: Literal["flow"] = "flow"
+
+
+Process = Diffusion | Flow

@@ -1,0 +1,36 @@
+"""A solver's whole run as numbers: one row for each evaluation of the denoiser."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.bundle import K
+
+
+@dataclass(frozen=True)
+class Table:
+    """N rows.  With x = state[0] and D the denoiser, row i computes, in float32,
+
+        out    = sum_g guidance[g] D(input_scale x, timestep, condition_g)
+        x0     = clamp(prediction[0] x + prediction[1] out, -x0_limit, x0_limit)
+        state' = transition . [state (K slots); x0; out; noise]
+
+    Before the first row, slot 0 is ``initial_scale`` times unit noise and the other slots are zero.  After the last,
+    slot 0 holds the latents.
+    """
+
+    timestep: NDArray[np.float32]  # (N,)
+    input_scale: NDArray[np.float32]  # (N,)
+    prediction: NDArray[np.float32]  # (N, 2)
+    x0_limit: NDArray[np.float32]  # (N,) infinity: no clamp
+    transition: NDArray[np.float32]  # (N, K, K + 3)
+    initial_scale: float = 1.0
+
+    @property
+    def stochastic(self) -> NDArray[np.bool_]:
+        """(N,): whether a row uses its noise."""
+        return self.transition[:, :, K + 2].any(1)
+
+    def __len__(self) -> int:
+        return len(self.timestep)
