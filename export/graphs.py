@@ -1,0 +1,174 @@
+"""The graphs of a bundle as torch modules: a ``Model``'s parts with the arithmetic around them that must not be split.
+
+Tensor names and shapes are those of ``mmgen.runtime.bundle``.  B samples, G guidance branches, R = G B rows (branch
+by branch), L the latent shape, K state slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.model import Model
+from mmgen.runtime import bundle as names
+from mmgen.runtime.bundle import Condition, K, Media, Role
+from mmgen.runtime.errors import MmgenError
+
+EXAMPLE_B, EXAMPLE_G = 3, 2  # sizes to trace with: neither 0 nor 1, which torch specialises on, and not equal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module with what the tracer must know: example inputs by name, which axes may vary, names of the outputs."""
+
+    role: Role
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, tuple[str, ...]]  # by input: names of its leading axes; "" for one that is fixed
+    outputs: tuple[str, ...]
+
+
+class ConditionGraph(nn.Module):
+    """A request's conditions (R, ...) to the conditioning tensors (R, ...)."""
+
+    def __init__(self, condition: nn.Module) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, *conditions: Tensor) -> tuple[Tensor, ...]:
+        out = self.condition(*conditions)
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+class StepGraph(nn.Module):
+    """One row of a solver's table around one evaluation of the denoiser; ``runtime/table.py`` defines it.
+
+    The update is a product and a sum, not a MatMul: a MatMul of float32 may run in TF32.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self,
+        state: Tensor,  # (K, B, *L)
+        transition: Tensor,  # (K, K + 3)
+        prediction: Tensor,  # (2,)
+        x0_limit: Tensor,  # (1,)
+        input_scale: Tensor,  # (1,)
+        timestep: Tensor,  # (1,)
+        guidance: Tensor,  # (G,)
+        noise: Tensor,  # (B, *L)
+        *conditioning: Tensor,  # (G, B, ...)
+    ) -> tuple[Tensor, Tensor]:
+        x = state[0]  # (B, *L)
+        branches, batch, ones = guidance.shape[0], x.shape[0], (1,) * x.ndim
+        rows = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
+        out = self.denoiser(rows, timestep.expand(branches * batch), *(c.flatten(0, 1) for c in conditioning))
+        out = (guidance.reshape(-1, *ones) * out.reshape(branches, batch, *x.shape[1:])).sum(0)  # (B, *L)
+        x0 = prediction[0] * x + prediction[1] * out
+        x0 = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit)  # a limit of infinity leaves it alone
+        columns = torch.cat([state, x0[None], out[None], noise[None]])  # (K + 3, B, *L)
+        next_state = (transition.reshape(K, K + 3, *ones) * columns).sum(1)
+        return next_state, x0
+
+
+class DecodeGraph(nn.Module):
+    """Latents (B, *L) to media: nearest code, decoder, and for pictures [-1, 1] to uint8 (B, H, W, 3)."""
+
+    def __init__(self, decoder: nn.Module, quantiser: nn.Module | None, media: Media) -> None:
+        super().__init__()
+        self.decoder, self.quantiser, self.media = decoder, quantiser, media
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        codes: tuple[Tensor, ...] = ()
+        if self.quantiser is not None:
+            latents, found = self.quantiser(latents)
+            codes = (found,)
+        out = self.decoder(latents)
+        if self.media.kind == "image":
+            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        return out.to(getattr(torch, self.media.dtype)), *codes
+
+
+class EncodeGraph(nn.Module):
+    """Media as decode makes it to latents (B, *L)."""
+
+    def __init__(self, encoder: nn.Module, media: Media) -> None:
+        super().__init__()
+        self.encoder, self.media = encoder, media
+
+    def forward(self, media: Tensor) -> Tensor:
+        if self.media.kind == "image":
+            media = media.float().permute(0, 3, 1, 2) / 127.5 - 1
+        out: Tensor = self.encoder(media)
+        return out
+
+
+def condition_source(model: Model) -> Source | None:
+    """The condition graph, or None where the denoiser takes the conditions themselves."""
+    if model.condition is None:
+        return None
+    if clash := {c.name for c in model.conditions} & set(model.conditioning):
+        raise MmgenError(
+            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has the name of a condition",
+            remedy="give what the condition module returns names of its own",
+        )
+    inputs = {c.name: example(c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
+    return Source("condition", ConditionGraph(model.condition), inputs, dict.fromkeys(inputs, ("R",)), model.conditioning)
+
+
+def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:
+    """The step graph.
+
+    Args:
+        conditioning: name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B.
+    """
+    size = (EXAMPLE_B, *model.latent_shape)
+    fixed = {
+        names.STATE: torch.zeros(K, *size),
+        names.TRANSITION: torch.zeros(K, K + 3),
+        names.PREDICTION: torch.zeros(2),
+        names.X0_LIMIT: torch.ones(1),
+        names.INPUT_SCALE: torch.ones(1),
+        names.TIMESTEP: torch.ones(1),
+        names.GUIDANCE: torch.ones(EXAMPLE_G),
+        names.NOISE: torch.zeros(size),
+    }
+    if clash := set(fixed) & {name for name, _ in conditioning}:
+        raise MmgenError(
+            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
+            remedy="give it another name",
+        )
+    varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
+    axes = dict.fromkeys(varying, ("G", "B")) | {names.STATE: ("", "B"), names.GUIDANCE: ("G",), names.NOISE: ("B",)}
+    return Source("step", StepGraph(model.denoiser), fixed | varying, axes, (names.NEXT_STATE, names.X0))
+
+
+def decode_source(model: Model) -> Source:
+    """The decode graph."""
+    inputs = {names.LATENTS: torch.zeros(EXAMPLE_B, *model.latent_shape)}
+    outputs = (names.MEDIA, names.CODES) if model.quantiser is not None else (names.MEDIA,)
+    module = DecodeGraph(model.decoder, model.quantiser, model.media)
+    return Source("decode", module, inputs, {names.LATENTS: ("B",)}, outputs)
+
+
+def encode_source(model: Model) -> Source | None:
+    """The encode graph, or None where the model has no encoder."""
+    if model.encoder is None:
+        return None
+    inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=getattr(torch, model.media.dtype))}
+    return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (names.LATENTS,))
+
+
+def example(condition: Condition, rows: int) -> Tensor:
+    """Rows of a condition as the graphs take it: text int64 (R, length), class int64 (R,), array (R, *shape)."""
+    match condition.kind:
+        case "text":
+            return torch.zeros(rows, condition.length or 1, dtype=torch.int64)
+        case "class":
+            return torch.zeros(rows, dtype=torch.int64)
+        case "array":
+            return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
