@@ -1,0 +1,102 @@
+"""How every command speaks: one-line errors, exit codes, progress on stderr, results on stdout."""
+
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mmgen.runtime.errors import MmgenError
+
+INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
+BAR = 24  # characters
+
+
+class Command(click.Command):
+    """A command that exits with 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
+
+    A failure is one line on stderr; ``--debug``, which every command has, shows the traceback as well.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug", False)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            raise click.ClickException(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    match error:
+        case MmgenError():
+            return str(error)
+        case MemoryError():
+            return "out of memory; ask for fewer samples at once"
+        case OSError(strerror=str()):
+            return f"{error.filename or 'a file'}: {error.strerror}"
+    return " ".join(f"unexpected {type(error).__name__}: {error}; --debug shows where".split())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, UserWarning):  # the others speak to programmers
+        click.echo(f"Warning: {message}", err=True)
+
+
+class Progress:
+    """Says on stderr how far long work is: a bar on a terminal, elsewhere one line a stage.
+
+    Calling it with (stage, fraction from 0 to 1) is all there is to do; leaving the ``with`` block clears the bar.
+    """
+
+    def __init__(self) -> None:
+        self._bar = sys.stderr.isatty()
+        self._stage = ""
+        self._shown = 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        new_stage, self._stage = stage != self._stage, stage
+        if not self._bar:
+            if new_stage:
+                click.echo(stage, err=True)
+        elif new_stage or time.monotonic() - self._shown > 0.05:
+            done = round(BAR * min(max(fraction, 0.0), 1.0))
+            click.echo(f"\r\033[K[{'#' * done}{'.' * (BAR - done)}] {fraction:4.0%} {stage}", err=True, nl=False)
+            self._shown = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar and self._stage:
+            click.echo("\r\033[K", err=True, nl=False)
+
+
+def show(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
+    """Print a result on stdout: the record as JSON for machines, or its text for people."""
+    click.echo(json.dumps(record, indent=1, allow_nan=False) if as_json else text())
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Columns of equal width, two blanks apart; every row has as many cells."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
