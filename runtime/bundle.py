@@ -197,7 +197,7 @@ def sha256(path: Path) -> str:
 
 def write_manifest(bundle: Bundle, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, whole or not at all."""
-    text = json.dumps(_plain(bundle), indent=1) + "\n"
+    text = json.dumps(to_json(bundle), indent=1) + "\n"
     partial = folder / f".{MANIFEST}.{os.getpid()}"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / MANIFEST)
@@ -227,7 +227,7 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
     got = record.get("format") if isinstance(record, dict) else None
     if got != FORMAT:
         raise MmgenError(f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen")
-    bundle: Bundle = _build(Bundle, record, str(manifest))
+    bundle: Bundle = from_json(Bundle, record, str(manifest))
     for file, wanted in _files(bundle):
         path = root / _inside(file, manifest)
         if not path.is_file():
@@ -257,23 +257,23 @@ def _inside(file: str, manifest: Path) -> str:
     return file
 
 
-def _plain(value: object) -> Any:
+def to_json(value: object) -> Any:
     """Dataclasses, tuples and dicts to what ``json`` writes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
-        return {f.name: _plain(getattr(value, f.name)) for f in fields}
+        return {f.name: to_json(getattr(value, f.name)) for f in fields}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [to_json(item) for item in value]
     return value
 
 
 _T = TypeVar("_T")
 
 
-def _build(kind: Callable[..., _T], record: object, where: str) -> _T:
-    """A dataclass from parsed JSON, every field checked."""
+def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
+    """A dataclass from parsed JSON, every field checked; ``where`` begins each error."""
     if not isinstance(record, dict):
         raise MmgenError(where, got=type(record).__name__, wanted="an object")
     hints = typing.get_type_hints(kind)
@@ -309,7 +309,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise wrong
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)  # type: ignore[arg-type]
+        return from_json(hint, value, where)  # type: ignore[arg-type]
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
@@ -326,7 +326,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenEr
         kind = value.get("kind") if isinstance(value, dict) else None
         if kind not in kinds:
             raise MmgenError(f"{where}: kind", got=repr(kind), wanted=" or ".join(map(repr, kinds)), remedy="update mmgen, or export again")
-        return _build(kinds[kind], value, where)
+        return from_json(kinds[kind], value, where)
     for choice in choices:
         try:
             return _convert(choice, value, where)
