@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -54,7 +54,7 @@ def _line(error: Exception) -> str:
     return " ".join(f"unexpected {type(error).__name__}: {error}; --debug shows where".split())
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
         click.echo(f"Warning: {message}", err=True)
 
@@ -93,7 +93,7 @@ def show(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None
     click.echo(json.dumps(record, indent=1, allow_nan=False) if as_json else text())
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns of equal width, two blanks apart; every row has as many cells."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,0 +1,76 @@
+"""Conditions as a command line gives them, by what the bundle takes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgen.runtime.bundle import Bundle, Condition
+from mmgen.runtime.errors import MmgenError
+
+
+def conditions(
+    bundle: Bundle, prompts: Sequence[str], class_ids: Sequence[int], others: Sequence[str]
+) -> dict[str, Any]:
+    """Values by condition name.
+
+    Args:
+        prompts: for the bundle's only condition of kind text.
+        class_ids: for its only condition of kind class.
+        others: NAME=VALUE for any; VALUE is text, a class, or numbers as JSON or in a .npy file.
+
+    Raises:
+        MmgenError: the bundle has no such condition, or VALUE can't be read as one.
+    """
+    given: dict[str, list[Any]] = {}
+    if prompts:
+        given[_only(bundle, "text", "--prompt").name] = list(prompts)
+    if class_ids:
+        given[_only(bundle, "class", "--class-id").name] = list(class_ids)
+    known = {condition.name: condition for condition in bundle.conditions}
+    for argument in others:
+        name, equals, value = argument.partition("=")
+        if not equals or name not in known:
+            raise MmgenError(f"--condition {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}")
+        given.setdefault(name, []).append(_read(known[name], value))
+    return given
+
+
+def _only(bundle: Bundle, kind: str, option: str) -> Condition:
+    found = [condition for condition in bundle.conditions if condition.kind == kind]
+    if len(found) != 1:
+        raise MmgenError(
+            f"{option} does not fit this bundle: it has {len(found) or 'no'} {kind} conditions",
+            wanted=f"--condition NAME=VALUE with {_takes(bundle)}",
+        )
+    return found[0]
+
+
+def _takes(bundle: Bundle) -> str:
+    return " or ".join(f"{c.name} ({c.kind})" for c in bundle.conditions) or "no condition at all"
+
+
+def _read(condition: Condition, value: str) -> Any:
+    match condition.kind:
+        case "text":
+            return value
+        case "class":
+            try:
+                return int(value)
+            except ValueError:
+                raise MmgenError(f"condition {condition.name!r}", got=repr(value), wanted="a whole number") from None
+        case "array":
+            return _array(condition, value)
+
+
+def _array(condition: Condition, value: str) -> np.ndarray:
+    try:
+        array = np.load(Path(value), allow_pickle=False) if value.endswith(".npy") else np.array(json.loads(value))
+    except (OSError, ValueError) as error:
+        raise MmgenError(
+            f"condition {condition.name!r}: {value} can't be read ({error})",
+            wanted=f"numbers of shape {condition.shape} as JSON or in a .npy file",
+        ) from error
+    return array.astype(condition.dtype) if array.dtype.kind in "iuf" else array

@@ -1,0 +1,144 @@
+"""``mmgen``: generate, inspect, verify, doctor, and the commands that other packages add."""
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from mmgen.runtime import describe
+from mmgen.runtime import doctor as machine
+from mmgen.runtime.arguments import conditions as read_conditions
+from mmgen.runtime.bundle import read_bundle
+from mmgen.runtime.generator import load
+from mmgen.runtime.results import Result
+from mmgen.runtime.save import Samples, destination
+from mmgen.runtime.terminal import Command, Progress, json_option, show
+
+ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
+
+
+class Commands(click.Group):
+    """The commands here and those that installed packages add."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *importlib.metadata.entry_points(group=ADDED).names})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if built_in := super().get_command(ctx, name):
+            return built_in
+        for entry in importlib.metadata.entry_points(group=ADDED, name=name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+
+@click.group(cls=Commands)
+@click.version_option(package_name="mmgen")
+def main() -> None:
+    """Generate media from a bundle, with no torch on board."""
+
+
+bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+backend_option = click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
+threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
+
+
+@main.command()
+@bundle_argument
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to generate from; may be repeated.")
+@click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated.")
+@click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
+              help="Any condition, by name: text, a class, JSON numbers or a .npy file; may be repeated.")  # fmt: skip
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--solver", help="How the process is undone, such as ddim or dpmpp-2m.")
+@click.option("--sigmas", help="Noise levels: schedule, karras or exponential.")
+@click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
+@click.option("-o", "--output", required=True, metavar="OUT",
+              help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
+              "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
+@backend_option
+@threads_option
+@json_option
+def generate(
+    folder: Path,
+    prompts: tuple[str, ...],
+    class_ids: tuple[int, ...],
+    others: tuple[str, ...],
+    output: str,
+    backend: str,
+    threads: int | None,
+    as_json: bool,
+    **request: Any,
+) -> None:
+    """Make samples and write them to OUT.
+
+    Options that are left out take the bundle's defaults; mmgen inspect shows them.
+    """
+    with Progress() as progress:
+        progress(f"loading {folder}", 0.0)
+        with load(folder, backend, threads=threads) as generator:
+            bundle = generator.bundle
+            conditions = read_conditions(bundle, prompts, class_ids, others)
+            rows = generator.stream(**request, **conditions)
+            with destination(output, bundle.media) as save:
+                for row in rows:
+                    progress("denoising", row.row / row.rows)
+                    if row.last:
+                        progress("decoding", 1.0)
+                        result = row.result()
+                asked = {**request, "conditions": {name: _plain(values) for name, values in conditions.items()}}
+                columns = request["count"] if 1 < request["count"] < len(result.media) else None
+                files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
+    record = {
+        "files": [str(file) for file in files],
+        "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
+        "backend": generator.backend,
+        "request": asked,
+        "timings": {**vars(result.timings), "total": result.timings.total},
+    }
+    show(record, as_json, lambda: _said(files, result, generator.backend))
+
+
+@main.command()
+@bundle_argument
+@json_option
+def inspect(folder: Path, as_json: bool) -> None:
+    """Check a bundle's files and say what it is."""
+    bundle = read_bundle(folder)
+    show(describe.record(bundle), as_json, lambda: describe.text(bundle))
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine is and which backends work on it."""
+    found = machine.record()
+    show(found, as_json, lambda: machine.text(found))
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    return [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+
+
+def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
+    """For each sample its text and classes, as a file name may hold them."""
+    words = [values for values in conditions.values() if all(isinstance(v, (str, int)) for v in values)]
+    each = [" ".join(str(values[i * len(values) // count]) for values in words) for i in range(count)]
+    return tuple(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] for label in each)
+
+
+def _said(files: list[Path], result: Result, backend: str) -> str:
+    """The files, one a line, and where the time went."""
+    timings = result.timings
+    times = (
+        f"{backend}: condition {timings.condition:.3f} s, {len(timings.steps)} steps {sum(timings.steps):.3f} s, "
+        f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all for {len(result.media)} samples"
+    )
+    return "\n".join([*map(str, files), times])

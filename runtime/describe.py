@@ -1,0 +1,103 @@
+"""What ``mmgen inspect`` says of a bundle."""
+
+import json
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, TensorSpec
+from mmgen.runtime.process import Process
+from mmgen.runtime.terminal import table
+
+
+def record(bundle: Bundle) -> dict[str, Any]:
+    """The manifest itself, and ``bytes``: the size of each graph with its weights, by role."""
+    manifest: dict[str, Any] = json.loads(bundle.path(MANIFEST).read_text(encoding="utf-8"))
+    return {**manifest, "bytes": {role: size(bundle, graph) for role, graph in bundle.graphs.items()}}
+
+
+def size(bundle: Bundle, graph: Graph) -> int:
+    """Bytes of a graph's files."""
+    return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
+
+
+def text(bundle: Bundle) -> str:
+    """The same for people."""
+    media, defaults = bundle.media, bundle.defaults
+    facts = [
+        ("bundle", f"{bundle.name}, {bundle.format}, licence {bundle.licence}"),
+        ("source", f"{bundle.provenance.source or 'unknown'}, sha256 {bundle.provenance.sha256[:16] or 'unknown'}"),
+        ("made with", ", ".join(f"{name} {version}" for name, version in bundle.provenance.versions.items())),
+        ("media", f"{media.kind}, {media.dtype} {_shape(media.shape)}, from latents {_shape(bundle.latent_shape)}"),
+        ("process", _process(bundle.process)),
+        *(("condition", _condition(condition)) for condition in bundle.conditions),
+        ("defaults", f"solver {defaults.solver}, {defaults.steps} steps, guidance {defaults.guidance:g}"),
+        ("axes", ", ".join(f"{name} {a.min}..{a.max}, best at {a.opt}" for name, a in bundle.axes.items())),
+    ]
+    parts = [table([(key, value) for key, value in facts if value]), _graphs(bundle), _precision(bundle)]
+    if bundle.receipts:
+        heading = ("level", "graph", "figure", "measured", "limit", "where")
+        parts.append("receipts\n" + table([heading, *map(_receipt, bundle.receipts)]))
+    return "\n\n".join(filter(None, parts))
+
+
+def _process(process: Process) -> str:
+    changed = [
+        f"{f.name} {getattr(process, f.name)}"
+        for f in fields(process)
+        if f.name not in ("kind", "betas") and getattr(process, f.name) != f.default
+    ]
+    match process.kind:
+        case "diffusion":
+            betas = "explicit" if process.betas else process.beta_schedule
+            what = f"predicts {process.prediction}, {process.train_timesteps} timesteps, {betas} betas"
+        case "flow":
+            what = f"noise at time {process.noise_time}, velocity {process.velocity}"
+    return "; ".join([f"{process.kind}, {what}", *changed])
+
+
+def _condition(condition: Condition) -> str:
+    match condition.kind:
+        case "text":
+            what = f"text, {condition.length} tokens"
+        case "class":
+            what = f"class, 0 to {(condition.count or 1) - 1}"
+        case "array":
+            what = f"array, {condition.dtype} {_shape(condition.shape)}"
+    return f"{condition.name}: {what}, " + ("required" if condition.null is None else f"null {condition.null!r}")
+
+
+def _graphs(bundle: Bundle) -> str:
+    heading = ("graph", "MiB", "half of weights", "half of operations", "inputs", "outputs")
+    rows = [heading]
+    for role, graph in bundle.graphs.items():
+        half = bundle.precision.half_share.get(role)
+        rows.append((
+            role,
+            f"{size(bundle, graph) / 2**20:.2f}",
+            f"{half.weight_bytes:.1%}" if half else "-",
+            f"{half.operations:.1%}" if half else "-",
+            ", ".join(map(_tensor, graph.inputs)),
+            ", ".join(map(_tensor, graph.outputs)),
+        ))  # fmt: skip
+    return table(rows)
+
+
+def _precision(bundle: Bundle) -> str:
+    islands = Counter((island.graph, island.reason) for island in bundle.precision.islands)
+    lines = [f"precision {bundle.precision.policy}" + (", float32 islands:" if islands else "")]
+    lines += [f"  {graph}: {count} tensors, {reason}" for (graph, reason), count in islands.items()]
+    return "\n".join(lines)
+
+
+def _receipt(receipt: Receipt) -> tuple[str, ...]:
+    limit = f"{receipt.limit:.3g}" if receipt.passed else "reported only"
+    return str(receipt.level), receipt.graph, receipt.figure, f"{receipt.measured:.3g}", limit, receipt.tensor
+
+
+def _tensor(spec: TensorSpec) -> str:
+    return f"{spec.name} {_shape(spec.shape)}"
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
