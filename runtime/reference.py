@@ -1,0 +1,46 @@
+"""The sampling loop in plain numpy: the definition that faster loops are compared with."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.bundle import K
+from mmgen.runtime.table import Table
+
+Array = NDArray[np.floating[Any]]
+
+
+def run(
+    table: Table, denoiser: Callable[[Array, float], Array], noise: Array, *, noises: Array | None = None
+) -> Iterator[Array]:
+    """Yield the state after each row of a table.
+
+    Args:
+        table: N rows.
+        denoiser: from x (B, *L), already scaled, and a timestep to the model's output (B, *L) after guidance.
+        noise: unit noise (B, *L) that the run starts from; all arithmetic is in its dtype.
+        noises: unit noise (N, B, *L) of the rows; may be left out where the table isn't stochastic.
+
+    Yields:
+        The state (K, B, *L); slot 0 of the last one holds the latents.
+    """
+    dtype = noise.dtype
+    state = np.zeros((K, *noise.shape), dtype)
+    state[0] = noise * dtype.type(table.initial_scale)
+    if noises is None:
+        if table.stochastic.any():
+            raise ValueError("a stochastic table needs noises")
+        noises = np.zeros((len(table), *noise.shape), dtype)
+    rows = zip(
+        table.timestep, table.input_scale, table.prediction, table.x0_limit, table.transition, noises, strict=True
+    )
+    for timestep, scale, prediction, limit, transition, fresh in rows:
+        x = state[0]
+        out = denoiser(x * dtype.type(scale), float(timestep))
+        x0 = dtype.type(prediction[0]) * x + dtype.type(prediction[1]) * out
+        x0 = x0.clip(-limit, limit)
+        columns = np.concatenate([state, x0[None], out[None], fresh[None]])  # (K + 3, B, *L)
+        state = np.tensordot(transition.astype(dtype), columns, 1)
+        yield state
