@@ -134,12 +134,19 @@ class Receipt:
     """
 
     level: int
-    graph: str  # role, or "loop" for levels 3 and 4
+    graph: str  # role, or "loop" for level 3 and the end of the loop in level 4
     figure: str  # what was measured, e.g. "relative RMS"
     measured: float
-    limit: float  # at most, or at least where ``figure`` is a PSNR or a share
+    limit: float | None  # None: reported without a gate
     tensor: str = ""  # the worst tensor, or the place in the trajectory
-    passed: bool = True  # False only for figures that are reported without a gate
+    at_least: bool = False  # the limit is a lower one: PSNR in dB, shares
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure is within its limit; NaN never is."""
+        if self.limit is None:
+            return True
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
 
 
 @dataclass(frozen=True)
