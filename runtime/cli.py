@@ -37,7 +37,7 @@ class Commands(click.Group):
         return None
 
 
-@click.group(cls=Commands)
+@click.group("mmgen", cls=Commands)
 @click.version_option(package_name="mmgen")
 def main() -> None:
     """Generate media from a bundle, with no torch on board."""

@@ -21,8 +21,17 @@ def size(bundle: Bundle, graph: Graph) -> int:
     return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
+def summary(bundle: Bundle) -> str:
+    """One line: precision, size, how much was proven."""
+    mebibytes = sum(size(bundle, graph) for graph in bundle.graphs.values()) / 2**20
+    half = bundle.precision.half_share.get("step")
+    share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""
+    gates = sum(receipt.limit is not None for receipt in bundle.receipts)
+    return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {gates} comparisons passed"
+
+
 def text(bundle: Bundle) -> str:
-    """The same for people."""
+    """All that people want to know of it."""
     media, defaults = bundle.media, bundle.defaults
     facts = [
         ("bundle", f"{bundle.name}, {bundle.format}, licence {bundle.licence}"),
@@ -91,7 +100,7 @@ def _precision(bundle: Bundle) -> str:
 
 
 def _receipt(receipt: Receipt) -> tuple[str, ...]:
-    limit = f"{receipt.limit:.3g}" if receipt.passed else "reported only"
+    limit = "reported only" if receipt.limit is None else f"{receipt.limit:.3g}"
     return str(receipt.level), receipt.graph, receipt.figure, f"{receipt.measured:.3g}", limit, receipt.tensor
 
 
