@@ -1,0 +1,50 @@
+"""What all tests share: a small bundle, and which files are left out where torch is not installed."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tree import TESTS, imports, top_level
+
+BUNDLE = "MMGEN_TEST_BUNDLE"
+COME_WITH_TORCH = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors"}
+without_torch = importlib.util.find_spec("torch") is None
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  Read only."""
+    if BUNDLE in os.environ:
+        return Path(os.environ[BUNDLE]).resolve()
+    if without_torch:
+        pytest.fail(f"torch is not installed; name an exported bundle in {BUNDLE}, as make test-runtime does")
+    folder = tmp_path_factory.mktemp("bundle") / "test.mmgen"
+    source = f"{TESTS / 'tiny_text.py'}:tiny_text_model"
+    command = "from mmgen.export.cli import main; main()"
+    subprocess.run([sys.executable, "-c", command, source, "--fp16", "-o", str(folder)], check=True)
+    return folder
+
+
+def needs_torch(file: Path) -> bool:
+    """Whether a test file, or a file beside it that it imports, imports torch or what comes with it."""
+    if top_level(file) & COME_WITH_TORCH or any(name.startswith("mmgen.export.") for name in imports(file)):
+        return True
+    beside = [TESTS / f"{name}.py" for name in top_level(file)]
+    return any(needs_torch(helper) for helper in beside if helper.is_file() and helper != file)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave files out; the header says which."""
+    test = collection_path.parent == TESTS and collection_path.name.startswith("test_")
+    return True if without_torch and test and needs_torch(collection_path) else None
+
+
+def pytest_report_header() -> str | None:
+    """Without torch, what is not tested."""
+    if not without_torch:
+        return None
+    left_out = sorted(file.name for file in TESTS.glob("test_*.py") if needs_torch(file))
+    return f"torch is not installed; left out: {', '.join(left_out) or 'nothing'}"
