@@ -16,6 +16,7 @@ from mmgen.runtime.generator import load
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
 from mmgen.runtime.terminal import Command, Progress, json_option, show
+from mmgen.runtime.verify import verify as repeat
 
 ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
 
@@ -113,6 +114,20 @@ def inspect(folder: Path, as_json: bool) -> None:
     """Check a bundle's files and say what it is."""
     bundle = read_bundle(folder)
     show(describe.record(bundle), as_json, lambda: describe.text(bundle))
+
+
+@main.command()
+@bundle_argument
+@backend_option
+@threads_option
+@json_option
+def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
+    """Repeat on this device the comparisons with torch that need no torch."""
+    with Progress() as progress:
+        progress(f"verifying {folder}", 0.0)
+        receipts = repeat(folder, backend, threads=threads)
+    record = {"receipts": [{**vars(receipt), "passed": receipt.passed} for receipt in receipts]}
+    show(record, as_json, lambda: describe.receipts(receipts))
 
 
 @main.command()

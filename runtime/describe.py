@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -45,9 +46,13 @@ def text(bundle: Bundle) -> str:
     ]
     parts = [table([(key, value) for key, value in facts if value]), _graphs(bundle), _precision(bundle)]
     if bundle.receipts:
-        heading = ("level", "graph", "figure", "measured", "limit", "where")
-        parts.append("receipts\n" + table([heading, *map(_receipt, bundle.receipts)]))
+        parts.append(receipts(bundle.receipts))
     return "\n\n".join(filter(None, parts))
+
+
+def receipts(found: Sequence[Receipt]) -> str:
+    """A line for each comparison: what was measured, and the limit it is within."""
+    return table([("level", "graph", "figure", "measured", "limit", "where"), *map(_receipt, found)])
 
 
 def _process(process: Process) -> str:
@@ -100,7 +105,7 @@ def _precision(bundle: Bundle) -> str:
 
 
 def _receipt(receipt: Receipt) -> tuple[str, ...]:
-    limit = "reported only" if receipt.limit is None else f"{receipt.limit:.3g}"
+    limit = "none" if receipt.limit is None else f"{'>=' if receipt.at_least else '<='} {receipt.limit:.3g}"
     return str(receipt.level), receipt.graph, receipt.figure, f"{receipt.measured:.3g}", limit, receipt.tensor
 
 
