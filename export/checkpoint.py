@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mmgen.export.dit import TextDiT, TextDiTConfig
@@ -177,23 +178,39 @@ def _read_config(folder: Path) -> Checkpoint:
                 remedy="the file changed; copy the checkpoint again",
             )
     _check_fit(checkpoint, path)
+    _check_tokenizer(folder / TOKENIZER, checkpoint.denoiser.vocabulary)
     return checkpoint
 
 
 def _check_fit(checkpoint: Checkpoint, path: Path) -> None:
-    vae = checkpoint.autoencoder
+    vae, dit = checkpoint.autoencoder, checkpoint.denoiser
+    for part, config in (("autoencoder", vae), ("denoiser", dit)):
+        for name, value in vars(config).items():
+            if any(isinstance(v, int) and v < 1 for v in (value if isinstance(value, tuple) else (value,))):
+                raise MmgenError(f"{path}: {part}.{name}", got=value, wanted="1 or more")
     shape = (vae.code_dim, vae.sample_size // 4, vae.sample_size // 4)
-    if checkpoint.denoiser.latent_shape != shape:
-        raise MmgenError(
-            f"{path}: denoiser.latent_shape", got=checkpoint.denoiser.latent_shape, wanted=f"{shape}, the autoencoder's"
-        )
+    if dit.latent_shape != shape:
+        raise MmgenError(f"{path}: denoiser.latent_shape", got=dit.latent_shape, wanted=f"{shape}, the autoencoder's")
     for name in ("latents_mean", "latents_std"):
-        if len(getattr(vae, name)) != vae.code_dim:
-            raise MmgenError(
-                f"{path}: autoencoder.{name}",
-                got=f"{len(getattr(vae, name))} numbers",
-                wanted=f"one for each of {vae.code_dim} channels",
-            )
+        if (found := len(getattr(vae, name))) != vae.code_dim:
+            wanted = f"one for each of {vae.code_dim} channels"
+            raise MmgenError(f"{path}: autoencoder.{name}", got=f"{found} numbers", wanted=wanted)
+    for name, value, divisor in (
+        ("width", dit.width, "heads"),
+        ("text_width", dit.text_width, "text_heads"),
+        ("latent_shape", dit.latent_shape[1], "patch"),
+    ):
+        if value % (by := getattr(dit, divisor)):
+            raise MmgenError(f"{path}: denoiser.{name}", got=value, wanted=f"a multiple of {divisor} {by}")
+
+
+def _check_tokenizer(path: Path, vocabulary: int) -> None:
+    try:
+        tokens = Tokenizer.from_file(str(path)).get_vocab_size()
+    except Exception as error:  # the library raises nothing more specific
+        raise MmgenError(f"{path} is not a tokenizer ({error})", remedy="save the checkpoint again") from error
+    if tokens > vocabulary:
+        raise MmgenError(f"{path}: tokens", got=tokens, wanted=f"at most denoiser.vocabulary {vocabulary}")
 
 
 def _build(checkpoint: Checkpoint, path: Path) -> tuple[VQVAE, TextDiT]:

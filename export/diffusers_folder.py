@@ -179,6 +179,7 @@ def _check_transformer(config: dict[str, Any], folder: Path) -> None:
     _want(config, "norm_type", config["norm_type"] == "ada_norm_zero", "'ada_norm_zero'", folder)
     _want(config, "num_embeds_ada_norm", type(classes) is int and classes > 0, "the number of classes", folder)
     _want(config, "activation_fn", config["activation_fn"] in ACTIVATIONS, " or ".join(ACTIVATIONS), folder)
+    _want(config, "patch_size", type(patch) is int and patch > 0, "a positive number", folder)
     _want(config, "sample_size", type(size) is int and size % patch == 0, f"a multiple of patch_size {patch}", folder)
     wanted = f"{channels}, or {2 * channels} with a learned sigma"
     _want(config, "out_channels", config["out_channels"] in (None, channels, 2 * channels), wanted, folder)
