@@ -32,9 +32,13 @@ class TextDiTConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention over (B, N, D) with keys and values (B, M, D)."""
+    """Multi-head attention over (B, N, D) with keys and values (B, M, D).
+
+    Written out: for this few tokens it trains faster on a CPU than the fused kernel, whose backward pass is slow there.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, H, N, D/H)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, N, M)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
