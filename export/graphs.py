@@ -172,3 +172,16 @@ def example(condition: Condition, rows: int) -> Tensor:
             return torch.zeros(rows, dtype=torch.int64)
         case "array":
             return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
+
+
+def sources(model: Model) -> dict[Role, Source]:
+    """Every graph of a model, in the order a request meets them, and encode."""
+    condition = condition_source(model)
+    if condition is None:
+        conditioning = [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+    else:
+        with torch.no_grad():
+            made = condition.module(*condition.inputs.values())
+        conditioning = list(zip(model.conditioning, made, strict=True))
+    found = (condition, step_source(model, conditioning), decode_source(model), encode_source(model))
+    return {source.role: source for source in found if source is not None}

@@ -1,0 +1,127 @@
+"""Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.graphs import example
+from mmgen.export.model import Model
+from mmgen.export.weights import check_finite
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.solvers import table
+
+
+def check(model: Model) -> None:
+    """Check a model by calling every part once, on one sample.
+
+    Raises:
+        MmgenError: a weight that is not a finite float32 on the CPU, a part that fails or gives another shape or type
+            than ``Model`` says, a condition without what its kind needs, a solver that doesn't fit the process.
+    """
+    _check_conditions(model)
+    for part, module in modules(model).items():
+        _check_weights(f"{part} of {model.name}", module)
+        module.eval()
+    defaults = model.defaults
+    table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=defaults.solver_options)
+    with torch.no_grad():
+        _check_denoiser(model)
+        _check_media(model)
+
+
+def modules(model: Model) -> dict[str, nn.Module]:
+    """The parts that a model has, by field name."""
+    parts: Mapping[str, nn.Module | None] = {
+        "denoiser": model.denoiser,
+        "decoder": model.decoder,
+        "quantiser": model.quantiser,
+        "encoder": model.encoder,
+        "condition": model.condition,
+    }
+    return {name: module for name, module in parts.items() if module is not None}
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of all parameters and buffers."""
+    tensors = {t.data_ptr(): t for module in modules(model).values() for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _check_conditions(model: Model) -> None:
+    wrong = None
+    for c in model.conditions:
+        match c.kind:
+            case "text" if c.length is None or c.length < 1:
+                wrong = MmgenError(f"condition {c.name!r}: length", got=c.length, wanted="the number of tokens, at least 1")
+            case "text" if model.tokenizer is None:
+                wrong = MmgenError(f"condition {c.name!r} is text and the model has no tokenizer", remedy="give Model.tokenizer")
+            case "class" if c.count is None or c.count < 1:
+                wrong = MmgenError(f"condition {c.name!r}: count", got=c.count, wanted="the number of classes, at least 1")
+            case "array" if c.null is not None:
+                wrong = MmgenError(f"condition {c.name!r}: null", got=c.null, wanted="None: an array has no null value")
+    if wrong is not None:
+        raise wrong
+    if model.condition is not None and not model.conditioning:
+        raise MmgenError(f"model {model.name}: conditioning", got="no names", wanted="one for each tensor that condition returns")
+
+
+def _check_weights(what: str, module: nn.Module) -> None:
+    check_finite(module, what)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and (tensor.dtype, tensor.device.type) != (torch.float32, "cpu"):
+            raise MmgenError(
+                f"{what}: tensor {name!r}",
+                got=f"{tensor.dtype} on {tensor.device.type}",
+                wanted="torch.float32 on cpu",
+                remedy="call .float().cpu() on the module",
+            )
+
+
+def _check_denoiser(model: Model) -> None:
+    conditioning = [example(c, 1) for c in model.conditions]
+    if model.condition is not None:
+        made = _call("condition", model.condition, *conditioning)
+        conditioning = [made] if isinstance(made, Tensor) else list(made)
+        if len(conditioning) != len(model.conditioning):
+            raise MmgenError("condition: number of tensors", got=len(conditioning), wanted=", ".join(model.conditioning))
+        for name, tensor in zip(model.conditioning, conditioning, strict=True):
+            if tensor.ndim == 0 or len(tensor) != 1:
+                raise MmgenError(f"condition: {name} for one row", got=tuple(tensor.shape), wanted="(1, ...)")
+    out = _call("denoiser", model.denoiser, torch.zeros(1, *model.latent_shape), torch.ones(1), *conditioning)
+    _want("denoiser", out, (1, *model.latent_shape), torch.float32)
+
+
+def _check_media(model: Model) -> None:
+    latents = torch.zeros(1, *model.latent_shape)
+    if model.quantiser is not None:
+        made = _call("quantiser", model.quantiser, latents)
+        if not isinstance(made, tuple) or len(made) != 2 or made[1].dtype != torch.int64:
+            raise MmgenError("quantiser: what it returns", wanted="(the decoder's input, int64 codes)")
+        latents = made[0]
+    media = model.media
+    shape, dtype = media.shape, getattr(torch, media.dtype)
+    if media.kind == "image":
+        if media.dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
+            raise MmgenError("media of kind image", got=f"{media.dtype} {shape}", wanted="uint8 (height, width, 3)")
+        shape, dtype = (3, *shape[:2]), torch.float32
+    _want("decoder", _call("decoder", model.decoder, latents), (1, *shape), None if dtype == torch.float32 else dtype)
+    if model.encoder is not None:
+        encoded = _call("encoder", model.encoder, torch.zeros(1, *shape, dtype=dtype))
+        _want("encoder", encoded, (1, *model.latent_shape), torch.float32)
+
+
+def _call(part: str, module: nn.Module, *inputs: Tensor) -> object:
+    try:
+        return module(*inputs)
+    except Exception as error:
+        shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
+        line = str(error).strip().partition("\n")[0]
+        raise MmgenError(f"{part} fails on ({shapes}): {type(error).__name__}: {line}", remedy="check the model's shapes") from error
+
+
+def _want(part: str, got: object, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
+    if not isinstance(got, Tensor):
+        raise MmgenError(f"{part}: what it returns", got=type(got).__name__, wanted=f"one tensor {shape}")
+    if tuple(got.shape) != shape or (dtype is not None and got.dtype != dtype):
+        raise MmgenError(f"{part}: what it returns", got=f"{got.dtype} {tuple(got.shape)}", wanted=f"{dtype or ''} {shape}")

@@ -1,0 +1,174 @@
+"""A model to a bundle: traced, made half where asked, and compared with torch at every level before it exists."""
+
+import dataclasses
+import gc
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime
+
+from mmgen.export.check import check, weight_bytes
+from mmgen.export.emulate import EmulatedHalf
+from mmgen.export.graphs import sources
+from mmgen.export.lint import lint
+from mmgen.export.model import Model
+from mmgen.export.place import placed
+from mmgen.export.precision import to_half
+from mmgen.export.ranges import measure_ranges
+from mmgen.export.receipts import against_float, against_torch
+from mmgen.export.torch_run import TorchRun, run_torch
+from mmgen.export.trace import describe, trace
+from mmgen.runtime.bundle import (
+    GOLDEN,
+    TOKENIZER,
+    Axis,
+    Bundle,
+    HalfShare,
+    Island,
+    Precision,
+    Provenance,
+    Receipt,
+    Role,
+    read_bundle,
+    sha256,
+    write_manifest,
+)
+from mmgen.runtime.generator import Generator
+from mmgen.runtime.golden import read_golden, write_golden
+from mmgen.runtime.ort import open_backend
+from mmgen.runtime.verify import measure, require
+
+Policy = Literal["fp32", "fp16"]
+Report = Callable[[str, float], None]
+
+DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room
+MAX_B = 8  # largest batch that engines are made for
+GRAPHS, FLOAT = "graphs", "float"  # folders; the second is gone when the bundle is complete
+
+
+def export(
+    model: Model, out: Path, *, policy: Policy, islands: bool = True, progress: Report | None = None
+) -> Bundle:
+    """Write a bundle.
+
+    Args:
+        model: a trained generator; its modules are put into evaluation mode.
+        out: the folder to write; an older bundle there is replaced when the new one is complete.
+        policy: fp16 makes weights and activations half; the state, the solver and the code search stay float32.
+        islands: with fp16, keep those tensors in float32 whose measured range half precision doesn't have.
+        progress: called with what is being done and the share of everything that is done.
+
+    Raises:
+        MmgenError: the model is not what it says, can't be traced, uses what TensorRT can't build, a comparison
+            fails, or ``out`` can't be written.  Nothing is left behind then, and an older bundle stays.
+    """
+    report = progress or (lambda stage, fraction: None)
+    with placed(Path(out), round(DISK * weight_bytes(model))) as folder:
+        report("checking the model", 0.0)
+        check(model)
+        bundle, run = _leave_torch(model, folder, policy, report)
+        del model  # from here on its weights are needed no more
+        gc.collect()
+        bundle = _prove_graphs(bundle, run, folder, islands, report)
+        report("comparing the loop and the media", 0.9)
+        write_golden(run.golden, folder / GOLDEN)
+        bundle = _prove_loop(dataclasses.replace(bundle, golden_sha256=sha256(folder / GOLDEN)), folder)
+        report("done", 1.0)
+    return dataclasses.replace(bundle, folder=Path(out))
+
+
+def _leave_torch(model: Model, folder: Path, policy: Policy, report: Report) -> tuple[Bundle, TorchRun]:
+    """The golden run, and every graph as float32 ONNX; the manifest without graphs."""
+    if model.tokenizer is not None:
+        (folder / TOKENIZER).write_bytes(model.tokenizer)
+    bundle = _manifest(model, folder, policy)
+    parts = sources(model)
+    report("running torch", 0.05)
+    run = run_torch(model, parts, bundle)
+    for i, source in enumerate(parts.values()):
+        report(f"tracing {source.role}", 0.2 + 0.3 * i / len(parts))
+        path = _graph(folder, FLOAT if policy == "fp16" else GRAPHS, source.role)
+        trace(source, path)
+        lint(path)
+    return bundle, run
+
+
+def _prove_graphs(bundle: Bundle, run: TorchRun, folder: Path, islands: bool, report: Report) -> Bundle:
+    """Levels 1 and 2, and the conversion between them; the manifest with graphs and their receipts."""
+    half = bundle.precision.policy == "fp16"
+    receipts: list[Receipt] = []
+    kept: list[Island] = []
+    shares: dict[str, HalfShare] = {}
+    for i, (role, samples) in enumerate(run.samples.items()):
+
+        def part(stage: str, share: float, role: Role = role, i: int = i) -> None:
+            report(f"{stage} {role}", 0.5 + 0.4 * (i + share) / len(run.samples))
+
+        source, target = (_graph(folder, name, role) for name in (FLOAT if half else GRAPHS, GRAPHS))
+        part("comparing", 0.0)
+        passed, answers = against_torch(role, source, samples)
+        receipts += passed
+        if half:
+            part("measuring ranges of", 0.2)
+            ranges = measure_ranges(source, run.feeds[role])
+            part("halving", 0.5)
+            halved = to_half(source, target, ranges, role=role, islands=islands)
+            kept += halved.islands
+            shares[role] = halved.share
+            lint(target)
+            part("comparing", 0.7)
+            receipts += against_float(role, target, answers, ranges)
+    shutil.rmtree(folder / FLOAT, ignore_errors=True)
+    for data in (folder / GRAPHS).glob("*.data"):
+        if data.stat().st_size == 0:  # every weight was small enough to stay in the graph
+            data.unlink()
+    return dataclasses.replace(
+        bundle,
+        graphs={role: describe(_graph(folder, GRAPHS, role), folder) for role in run.samples},
+        precision=dataclasses.replace(bundle.precision, half_share=shares, islands=tuple(kept)),
+        receipts=tuple(receipts),
+    )
+
+
+def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
+    """Levels 3 and 4, on the files as they will be; the manifest, written."""
+    write_manifest(bundle, folder)
+    backend = EmulatedHalf(onnxruntime, None) if bundle.precision.policy == "fp16" else open_backend(None)
+    with Generator(read_bundle(folder, verify=False), backend) as generator:
+        receipts = require(measure(generator, read_golden(folder / GOLDEN)))
+    bundle = dataclasses.replace(bundle, receipts=(*bundle.receipts, *receipts))
+    write_manifest(bundle, folder)
+    return bundle
+
+
+def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
+    """What is known before there are graphs."""
+    branches = 2 if any(c.null is not None for c in model.conditions) else 1
+    versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
+    return Bundle(
+        name=model.name,
+        licence=model.licence,
+        provenance=Provenance(
+            model.source, model.source_sha256, {**model.versions, **versions, "python": platform.python_version()}
+        ),
+        process=model.process,
+        latent_shape=model.latent_shape,
+        conditions=model.conditions,
+        media=model.media,
+        graphs={},
+        axes={"B": Axis(1, 1, MAX_B), "G": Axis(1, branches, branches), "R": Axis(1, branches, branches * MAX_B)},
+        precision=Precision(policy),
+        receipts=(),
+        defaults=model.defaults,
+        tokenizer_sha256=sha256(folder / TOKENIZER) if model.tokenizer is not None else None,
+        folder=folder,
+    )
+
+
+def _graph(folder: Path, kind: str, role: str) -> Path:
+    (folder / kind).mkdir(exist_ok=True)
+    return folder / kind / f"{role}.onnx"

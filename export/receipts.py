@@ -1,0 +1,123 @@
+"""Receipts 1 and 2: every graph alone, float32 ONNX against torch and half against float32."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+
+from mmgen.export.dtypes import load
+from mmgen.export.emulate import emulated
+from mmgen.export.torch_run import Arrays, Sample
+from mmgen.runtime import bundle as names
+from mmgen.runtime import limits
+from mmgen.runtime.bundle import K, Receipt, Role
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.verify import compare_media, relative_rms, require, share
+
+HALF_MAX = 65504.0
+
+Policy = Literal["fp32", "fp16"]
+
+
+def against_torch(role: Role, path: Path, samples: list[Sample]) -> tuple[tuple[Receipt, ...], list[Sample]]:
+    """Level 1.
+
+    Returns:
+        The receipts; the same calls with the graph's answers in place of torch's.
+
+    Raises:
+        MmgenError: a comparison fails.
+    """
+    answered = _answer(role, path, samples)
+    return require(_worst(_compare_calls(1, role, "fp32", answered, samples))), answered
+
+
+def against_float(role: Role, path: Path, samples: list[Sample], ranges: Mapping[str, float]) -> tuple[Receipt, ...]:
+    """Level 2: rounded as on a GPU, and as ONNX Runtime plays the file itself, whichever is worse.
+
+    Args:
+        samples: calls with the float32 graph's answers.
+        ranges: largest magnitude of each tensor in float32, in the graph's order.
+
+    Raises:
+        MmgenError: a comparison fails; it names the first tensor that half precision can't hold, if one is to blame.
+    """
+    with emulated(path) as rounded:
+        receipts = _compare_calls(2, role, "fp16", _answer(role, rounded, samples), samples)
+    receipts += _compare_calls(2, role, "fp16", _answer(role, path, samples[:1]), samples[:1])
+    try:
+        return require(_worst(receipts))
+    except MmgenError as error:
+        if (tensor := _overflow(path, ranges)) is None:
+            raise
+        raise MmgenError(
+            f"{error.what}; half precision overflows first in tensor {tensor}: {ranges[tensor]:.3g}",
+            got=error.got,
+            wanted=error.wanted,
+            remedy="keep it in float32: export with islands, or with --fp32",
+        ) from error
+
+
+def _compare_calls(level: int, role: Role, policy: Policy, got: list[Sample], wanted: list[Sample]) -> list[Receipt]:
+    return [
+        dataclasses.replace(receipt, tensor=", ".join(filter(None, (receipt.tensor, truth.place))))
+        for answer, truth in zip(got, wanted, strict=True)
+        for receipt in _compare(level, role, policy, answer.outputs, truth.outputs)
+    ]
+
+
+def _compare(level: int, role: Role, policy: Policy, got: Arrays, wanted: Arrays) -> list[Receipt]:
+    if role == "decode":
+        codes = (outputs.get(names.CODES) for outputs in (got, wanted))
+        return compare_media(level, role, policy, got[names.MEDIA], wanted[names.MEDIA], *codes)
+    receipts = []
+    for name, truth in wanted.items():
+        if not np.issubdtype(truth.dtype, np.floating):
+            limit = limits.GRAPH_CODES if name == names.CODES else 1.0
+            receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
+        elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
+            receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K) if truth[k].any()]
+        else:
+            receipts.append(_rms(level, role, policy, got[name], truth, name))
+    return receipts
+
+
+def _rms(level: int, role: Role, policy: Policy, got: np.ndarray, truth: np.ndarray, name: str) -> Receipt:
+    return Receipt(level, role, "relative RMS", relative_rms(got, truth), limits.GRAPH_RMS[policy], name)
+
+
+def _worst(receipts: list[Receipt]) -> list[Receipt]:
+    """Of each figure the worst; NaN is worse than any number."""
+
+    def quality(receipt: Receipt) -> float:
+        value = receipt.measured if receipt.at_least else -receipt.measured
+        return -math.inf if math.isnan(value) else value
+
+    return list({receipt.figure: receipt for receipt in sorted(receipts, key=quality, reverse=True)}.values())
+
+
+def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
+    """The same calls, answered by a graph."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    answered = []
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        outputs = [output.name for output in session.get_outputs()]
+        for sample in samples:
+            made = session.run(outputs, sample.inputs)
+            answered.append(dataclasses.replace(sample, outputs=dict(zip(outputs, made, strict=True))))
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        where = f"{samples[len(answered)].place}: " if samples[len(answered)].place else ""
+        raise MmgenError(f"graph {role} fails in ONNX Runtime: {where}{error}", remedy="the module may depend on the batch's size") from error
+    return answered
+
+
+def _overflow(path: Path, ranges: Mapping[str, float]) -> str | None:
+    """The first tensor of a half graph, in its order, that is half and was larger in float32 than half can be."""
+    half = {value.name for node in load(path).graph for value in node.outputs if str(value.dtype) == "FLOAT16"}
+    return next((name for name, largest in ranges.items() if name in half and largest > HALF_MAX), None)

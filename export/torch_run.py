@@ -1,0 +1,177 @@
+"""What torch makes of a small request: the truth that every graph, loop and backend is compared with.
+
+The loop here is the definition in ``runtime/table.py``, one row after the other; it shares the runtime's solvers,
+noise and encoding of requests, and none of its loop.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmgen.export.graphs import Source
+from mmgen.export.model import Model
+from mmgen.runtime import bundle as names
+from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, K, Role
+from mmgen.runtime.golden import Golden
+from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.request import Branches, branches
+from mmgen.runtime.solvers import table as solver_table
+from mmgen.runtime.table import Table
+from mmgen.runtime.text import open_tokenizer
+
+B = 2  # samples of the golden request
+STEPS = 8  # of its solver, or the model's default where that is less
+GUIDANCE = 2.0  # where the model has a null condition and its default is no guidance
+SEED, OTHER_SEED = 0, 1
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a graph in torch."""
+
+    inputs: Arrays
+    outputs: Arrays
+    place: str = ""  # where in the trajectory
+
+
+@dataclass(frozen=True)
+class TorchRun:
+    """The golden run, and of each graph what it was given on the way."""
+
+    golden: Golden
+    samples: dict[Role, list[Sample]]  # with what torch answered: for the comparison of single graphs
+    feeds: dict[Role, list[Arrays]]  # all inputs of the run: for the ranges of its tensors
+
+
+def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
+    """Run the golden request.
+
+    Args:
+        bundle: the manifest so far; its folder holds the tokenizer.
+    """
+    conditions = _conditions(model)
+    guided = any(c.null is not None for c in model.conditions)
+    defaults = model.defaults
+    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
+    steps = min(defaults.steps, STEPS)
+    table = solver_table(
+        defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options
+    )  # fmt: skip
+    encoders = {
+        c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in model.conditions if c.kind == "text"
+    }
+    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
+    feeds: dict[Role, list[Arrays]] = {}
+    samples: dict[Role, list[Sample]] = {}
+    conditioning = asked.inputs
+    if "condition" in sources:
+        samples["condition"] = [_call(sources["condition"], asked.inputs)]
+        conditioning = samples["condition"][0].outputs
+        feeds["condition"] = [asked.inputs]
+
+    noise = seeded_noise(SEED, B, model.latent_shape)
+    feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
+    other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
+    other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
+    samples["step"] = [_call(sources["step"], inputs, place) for inputs, place in _step_inputs(feeds["step"])]
+
+    samples["decode"] = [_call(sources["decode"], {names.LATENTS: trajectory[-1]})]
+    feeds["decode"] = [{names.LATENTS: trajectory[-1]}, {names.LATENTS: other}]
+    media = samples["decode"][0].outputs[names.MEDIA]
+    if "encode" in sources:
+        samples["encode"] = [_call(sources["encode"], {names.MEDIA: media})]
+        feeds["encode"] = [{names.MEDIA: media}]
+    golden = Golden(
+        conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, noise, trajectory, other,
+        media, samples["decode"][0].outputs.get(names.CODES),
+    )  # fmt: skip
+    return TorchRun(golden, samples, feeds)
+
+
+def _loop(
+    step: Source, table: Table, asked: Branches, conditioning: Arrays, noise: NDArray[np.float32], seed: int
+) -> tuple[list[Arrays], NDArray[np.float32]]:
+    """Inputs of every row, and the latents (N, B, *L) after it."""
+    state = np.zeros((K, *noise.shape), np.float32)
+    state[0] = table.initial_scale * noise
+    grouped = {name: array.reshape(len(asked.weights), asked.batch, *array.shape[1:]) for name, array in conditioning.items()}
+    feeds, latents = [], []
+    for i in range(len(table)):
+        drawn = seeded_noise(seed, asked.batch, noise.shape[1:], stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
+        feeds.append(
+            {
+                names.STATE: state,
+                names.TRANSITION: table.transition[i],
+                names.PREDICTION: table.prediction[i],
+                names.X0_LIMIT: table.x0_limit[i : i + 1],
+                names.INPUT_SCALE: table.input_scale[i : i + 1],
+                names.TIMESTEP: table.timestep[i : i + 1],
+                names.GUIDANCE: asked.weights,
+                names.NOISE: drawn,
+                **grouped,
+            }
+        )
+        state = _call(step, feeds[-1]).outputs[names.NEXT_STATE]
+        latents.append(state[0])
+    return feeds, np.stack(latents)
+
+
+def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
+    """First, middle and last row, changed so that an error of the denoiser shows as it is.
+
+    Guidance would amplify it, so each takes one branch alone; the update would shrink it, so the last slot, which few
+    solvers use, gets the model's output.  One more is a single sample in a single branch.
+    """
+    branches = len(feeds[0][names.GUIDANCE])
+    chosen = []
+    for turn, i in enumerate(sorted({0, len(feeds) // 2, len(feeds) - 1})):
+        transition = feeds[i][names.TRANSITION].copy()
+        transition[K - 1] = 0
+        transition[K - 1, K + 1] = 1
+        one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
+        chosen.append((feeds[i] | {names.TRANSITION: transition, names.GUIDANCE: one}, f"row {i + 1} of {len(feeds)}"))
+    inputs, place = chosen[len(chosen) // 2]
+    fixed = {names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP}
+    single = {name: array for name, array in inputs.items() if name in fixed} | {
+        names.STATE: inputs[names.STATE][:, :1],
+        names.NOISE: inputs[names.NOISE][:1],
+        names.GUIDANCE: np.ones(1, np.float32),
+    }
+    single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}
+    return [*chosen, (single, f"{place}, one sample alone")]
+
+
+def _call(source: Source, inputs: Arrays, place: str = "") -> Sample:
+    with torch.no_grad():
+        made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
+    outputs = (made,) if isinstance(made, torch.Tensor) else made
+    return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place)
+
+
+def _conditions(model: Model) -> dict[str, Any]:
+    """Values for B samples: the model's examples, or made-up ones."""
+    rng = np.random.default_rng(0)
+    values: dict[str, Any] = {}
+    for condition in model.conditions:
+        given = [request[condition.name] for request in model.examples if condition.name in request]
+        rows = [given[i % len(given)] for i in range(B)] if given else [_made_up(condition, i, rng) for i in range(B)]
+        values[condition.name] = np.stack(rows) if condition.kind == "array" else rows
+    return values
+
+
+def _made_up(condition: Condition, index: int, rng: np.random.Generator) -> Any:
+    match condition.kind:
+        case "text":
+            return ("a photo", "two lines of text")[index % 2]
+        case "class":
+            return (condition.count or 1) * (2 * index + 1) // (2 * B)
+        case "array" if np.issubdtype(np.dtype(condition.dtype), np.floating):
+            return rng.standard_normal(condition.shape).astype(condition.dtype)
+        case "array":
+            return np.zeros(condition.shape, condition.dtype)

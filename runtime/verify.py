@@ -1,0 +1,127 @@
+"""Receipts 3 and 4: the loop and the media of a bundle against what torch made, on any backend, with no torch."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime import limits
+from mmgen.runtime.bundle import GOLDEN, Receipt, Role
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.golden import Golden, read_golden
+
+LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
+EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
+
+
+def verify(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+    """Repeat the comparisons of levels 3 and 4 on a backend.
+
+    Args:
+        folder: the ``.mmgen`` folder.
+        backend, threads: as for ``load``.
+
+    Raises:
+        MmgenError: the bundle or the backend can't be had, or a comparison fails; see ``require``.
+    """
+    with load(folder, backend, threads=threads) as generator:
+        if generator.bundle.golden_sha256 is None:
+            raise MmgenError(f"bundle {folder} has no {GOLDEN}", remedy="export the bundle again")
+        return require(measure(generator, read_golden(generator.bundle.path(GOLDEN))))
+
+
+def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
+    """Receipts of levels 3 and 4, passed or not."""
+    policy = generator.bundle.precision.policy
+    rows = [progress.latents() for progress in generator.stream(**golden.request)]
+    if len(rows) != len(golden.trajectory):
+        raise MmgenError(
+            f"solver {golden.solver} with {golden.steps} steps: rows", got=len(rows), wanted=len(golden.trajectory),
+            remedy="the bundle was exported with another version of the solver; export it again",
+        )  # fmt: skip
+    errors = np.array([relative_rms(got, want) for got, want in zip(rows, golden.trajectory, strict=True)])
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    apart = relative_rms(golden.other, golden.trajectory[-1])
+    limit = max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
+    trajectory = Receipt(3, "loop", "relative RMS", float(errors[worst]), limit, f"latents after row {worst + 1} of {len(rows)}")
+
+    media, codes = generator.decode(golden.trajectory[-1])
+    alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
+    if not np.isfinite(rows[-1]).all():  # what torch never made can't be decoded; the trajectory's receipt says so
+        return trajectory, *alone
+    media, codes = generator.decode(rows[-1])
+    end = [dataclasses.replace(_media(4, "loop", policy, media, golden.media), limit=None, tensor="media from noise")]
+    if codes is not None and golden.codes is not None:
+        end.append(Receipt(4, "loop", "share", share(codes, golden.codes), None, "codes from noise", at_least=True))
+    return trajectory, *alone, *end
+
+
+def compare_media(
+    level: int,
+    graph: Role,
+    policy: str,
+    media: NDArray[Any],
+    wanted: NDArray[Any],
+    codes: NDArray[np.int64] | None,
+    wanted_codes: NDArray[np.int64] | None,
+) -> list[Receipt]:
+    """Media of the same latents, and their codes.
+
+    One code that flips changes a whole picture through the norms of a decoder, so media are compared where all codes
+    of a sample agree; where no sample is left, all are compared.
+    """
+    receipts = []
+    same = np.ones(len(wanted), bool)
+    if codes is not None and wanted_codes is not None:
+        receipts.append(Receipt(level, graph, "share", share(codes, wanted_codes), limits.GRAPH_CODES, "codes", at_least=True))
+        same = (codes == wanted_codes).reshape(len(wanted), -1).all(1)
+    kept = same if same.any() else ~same
+    return [*receipts, _media(level, graph, policy, media[kept], wanted[kept])]
+
+
+def _media(level: int, graph: Role | Literal["loop"], policy: str, media: NDArray[Any], wanted: NDArray[Any]) -> Receipt:
+    """PSNR of what is shown in 256 levels, relative RMS of numbers."""
+    if wanted.dtype == np.uint8:
+        return Receipt(level, graph, "PSNR", psnr(media, wanted), limits.GRAPH_PSNR[policy], "media", at_least=True)
+    return Receipt(level, graph, "relative RMS", relative_rms(media, wanted), limits.GRAPH_RMS[policy], "media")
+
+
+def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
+    """The receipts, if all passed.
+
+    Raises:
+        MmgenError: names level, graph, worst tensor, what was measured and the limit of the first that didn't.
+    """
+    receipts = tuple(receipts)
+    for receipt in receipts:
+        if not receipt.passed:
+            raise MmgenError(
+                f"receipt {receipt.level} ({LEVELS[receipt.level]}) failed: {receipt.graph}, {receipt.figure} of {receipt.tensor}",
+                got=f"{receipt.measured:.3g}",
+                wanted=f"at {'least' if receipt.at_least else 'most'} {receipt.limit:.3g}",
+            )
+    return receipts
+
+
+def relative_rms(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """|got - wanted| / |wanted|; the plain norm against zeros."""
+    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        error, size = float(np.linalg.norm(got - wanted)), float(np.linalg.norm(wanted))
+    return error / size if size > 0 else error
+
+
+def psnr(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB, the peak being 255."""
+    error = float(np.mean((got.astype(np.float64) - wanted) ** 2))
+    return 10 * math.log10(255**2 / error) if error > 0 else EXACT_DB
+
+
+def share(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Share of the elements that are equal."""
+    return float(np.mean(got == wanted))
