@@ -11,7 +11,7 @@ import numpy as np
 from mmgen.runtime import describe
 from mmgen.runtime import doctor as machine
 from mmgen.runtime.arguments import conditions as read_conditions
-from mmgen.runtime.bundle import read_bundle
+from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
@@ -94,7 +94,7 @@ def generate(
                     if row.last:
                         progress("decoding", 1.0)
                         result = row.result()
-                asked = {**request, "conditions": {name: _plain(values) for name, values in conditions.items()}}
+                asked = _asked(bundle, request, conditions)
                 columns = request["count"] if 1 < request["count"] < len(result.media) else None
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
     record = {
@@ -138,8 +138,11 @@ def doctor(as_json: bool) -> None:
     show(found, as_json, lambda: machine.text(found))
 
 
-def _plain(values: list[Any]) -> list[Any]:
-    return [value.tolist() if isinstance(value, np.ndarray) else value for value in values]
+def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[Any]]) -> dict[str, Any]:
+    """The request as JSON can hold it, with the bundle's defaults where it was silent."""
+    full = {key: getattr(bundle.defaults, key) if value is None else value for key, value in request.items()}
+    plain = {n: [v.tolist() if isinstance(v, np.ndarray) else v for v in values] for n, values in conditions.items()}
+    return {**full, "conditions": plain}
 
 
 def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
@@ -154,6 +157,6 @@ def _said(files: list[Path], result: Result, backend: str) -> str:
     timings = result.timings
     times = (
         f"{backend}: condition {timings.condition:.3f} s, {len(timings.steps)} steps {sum(timings.steps):.3f} s, "
-        f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all for {len(result.media)} samples"
+        f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all; samples: {len(result.media)}"
     )
     return "\n".join([*map(str, files), times])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, TensorSpec
+from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt
 from mmgen.runtime.process import Process
 from mmgen.runtime.terminal import table
 
@@ -44,10 +44,9 @@ def text(bundle: Bundle) -> str:
         ("defaults", f"solver {defaults.solver}, {defaults.steps} steps, guidance {defaults.guidance:g}"),
         ("axes", ", ".join(f"{name} {a.min}..{a.max}, best at {a.opt}" for name, a in bundle.axes.items())),
     ]
-    parts = [table([(key, value) for key, value in facts if value]), _graphs(bundle), _precision(bundle)]
-    if bundle.receipts:
-        parts.append(receipts(bundle.receipts))
-    return "\n\n".join(filter(None, parts))
+    known = [(key, value) for key, value in facts if value]
+    parts = [table(known), _graphs(bundle), _tensors(bundle), _precision(bundle), receipts(bundle.receipts)]
+    return "\n\n".join(parts)
 
 
 def receipts(found: Sequence[Receipt]) -> str:
@@ -82,8 +81,7 @@ def _condition(condition: Condition) -> str:
 
 
 def _graphs(bundle: Bundle) -> str:
-    heading = ("graph", "MiB", "half of weights", "half of operations", "inputs", "outputs")
-    rows = [heading]
+    rows = [("graph", "MiB", "half of weights", "half of operations")]
     for role, graph in bundle.graphs.items():
         half = bundle.precision.half_share.get(role)
         rows.append((
@@ -91,9 +89,15 @@ def _graphs(bundle: Bundle) -> str:
             f"{size(bundle, graph) / 2**20:.2f}",
             f"{half.weight_bytes:.1%}" if half else "-",
             f"{half.operations:.1%}" if half else "-",
-            ", ".join(map(_tensor, graph.inputs)),
-            ", ".join(map(_tensor, graph.outputs)),
         ))  # fmt: skip
+    return table(rows)
+
+
+def _tensors(bundle: Bundle) -> str:
+    rows = [("graph", "", "tensor", "dtype", "shape")]
+    for role, graph in bundle.graphs.items():
+        for side, specs in (("in", graph.inputs), ("out", graph.outputs)):
+            rows += [(role, side, spec.name, spec.dtype, _shape(spec.shape)) for spec in specs]
     return table(rows)
 
 
@@ -107,10 +111,6 @@ def _precision(bundle: Bundle) -> str:
 def _receipt(receipt: Receipt) -> tuple[str, ...]:
     limit = "none" if receipt.limit is None else f"{'>=' if receipt.at_least else '<='} {receipt.limit:.3g}"
     return str(receipt.level), receipt.graph, receipt.figure, f"{receipt.measured:.3g}", limit, receipt.tensor
-
-
-def _tensor(spec: TensorSpec) -> str:
-    return f"{spec.name} {_shape(spec.shape)}"
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:
