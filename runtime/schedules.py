@@ -85,6 +85,7 @@ def timesteps(process: Diffusion, steps: int) -> Array:
     count = process.train_timesteps
     if steps > count:
         raise _too_many(steps, count)
+    visited: Array
     match process.spacing:
         case "linspace":
             visited = np.linspace(0, count - 1, steps)[::-1]
@@ -108,6 +109,7 @@ def multistep_timesteps(process: Diffusion, steps: int, lambda_min_clipped: floa
     leading = process.spacing == "leading"
     if steps + leading > last:
         raise _too_many(steps, last - leading)
+    visited: Array
     match process.spacing:
         case "linspace":
             visited = np.linspace(0, last - 1, steps + 1).round()[:0:-1]
@@ -173,7 +175,7 @@ def euler_levels(process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma
     """
     training = training_sigmas(process)
     visited = timesteps(process, steps)
-    sigmas = np.interp(visited, np.arange(len(training)), training)
+    sigmas: Array = np.interp(visited, np.arange(len(training)), training)
     if kind != "schedule":
         sigmas = respaced(kind, sigmas[0], sigmas[-1], steps)
         visited = timestep_of(sigmas, training)
@@ -204,12 +206,14 @@ def _final(final: FinalSigma, training: Array) -> float:
 
 def truncated(times: Array) -> Array:
     """Whole parts; a number that rounding left just short of a whole one counts as that."""
-    return np.floor(times + 1e-6)
+    whole: Array = np.floor(times + 1e-6)
+    return whole
 
 
 def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
     """Noise shares s (N + 1,) from 1 to 0 that flow solvers go through."""
     check_steps(steps)
+    levels: Array
     match process.schedule:
         case "uniform":
             levels = 1 - np.arange(steps) / steps
@@ -223,8 +227,8 @@ def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
 
 
 def _shifted(levels: Array, shift: float) -> Array:
-    """Esser et al. 2024, eq. 23."""
-    return shift * levels / (1 + (shift - 1) * levels)
+    """Esser et al. 2024, eq. 23: shift s / (1 + (shift - 1) s), written so that 1 stays exactly 1."""
+    return levels / (levels + (1 - levels) / shift)
 
 
 def flow_timesteps(process: Flow, levels: Array) -> Array:

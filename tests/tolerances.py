@@ -3,4 +3,18 @@
 Relative RMS is |a - b| / |b|, both in the 2-norm, unless a comment says otherwise.
 """
 
-LIMITS: dict[str, float] = {}
+LIMITS: dict[str, float] = {
+    "solver, float64": 1e-10,  # 3.1e-12, Euler on the cosine schedule
+    "solver, float32": 1e-5,  # 3.6e-6, Euler with 100 exponential sigmas and zero terminal SNR
+    "solver, diffusers in float32": 2e-5,  # 7.3e-6, cosine schedule; 1e-6 with the others
+    "timestep, diffusers in float32": 0.1,  # 0.06 training timesteps, Euler with exponential sigmas, cosine
+    "order of convergence": 0.15,  # in the exponent: 2.09
+    "pipeline latents, fp32": 1e-4,
+    "pipeline latents, fp16": 0.05,
+    "pipeline decoder PSNR, fp32": 40.0,  # dB
+    "pipeline decoder PSNR, fp16": 35.0,  # dB
+    "pipeline codes, fp32": 0.99,
+    "pipeline codes, fp16": 0.9,
+    "traced graph": 2e-6,  # 3.6e-7
+    "step arithmetic": 1e-6,  # 1e-7
+}
