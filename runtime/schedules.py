@@ -1,8 +1,9 @@
 """Noise levels and timesteps that a solver goes through, in float64.
 
-Each function that spaces steps gives what the diffusers scheduler of the same
-name gives: the families differ in rounding, offsets and end points, and a
-model sampled with the wrong ones is subtly worse.
+These are diffusers' schedules in every rounding, offset and end point, in which
+its schedulers differ from each other: a model sampled with the wrong ones is
+subtly worse.  Left out are accidents of its float32: a timestep may come out
+one lower there, and trailing spacing one step too long (61 of 1000).
 """
 
 from typing import Any, Literal
@@ -128,10 +129,11 @@ def _trailing(last: int, count: int, steps: int) -> Array:
 
 
 def _in_training(visited: Array, process: Diffusion, steps: int) -> Array:
-    if visited.max() > process.train_timesteps - 1:
+    first, last = visited[0], visited[-1]
+    if first > process.train_timesteps - 1 or last < 0:
         raise MmgenError(
-            f"{steps} steps with steps_offset {process.steps_offset} start at timestep {visited.max():.0f}",
-            wanted=f"at most {process.train_timesteps - 1}",
+            f"{steps} steps with steps_offset {process.steps_offset} go from timestep {first:.0f} to {last:.0f}",
+            wanted=f"at most {process.train_timesteps - 1} and at least 0",
             remedy="take fewer steps",
         )
     return visited
@@ -213,6 +215,10 @@ def truncated(times: Array) -> Array:
 def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
     """Noise shares s (N + 1,) from 1 to 0 that flow solvers go through."""
     check_steps(steps)
+    if process.train_timesteps < 1:
+        raise MmgenError("train_timesteps", got=process.train_timesteps, wanted="at least 1")
+    if not 0 < process.shift < np.inf:
+        raise MmgenError("shift of the flow", got=process.shift, wanted="more than 0")
     levels: Array
     match process.schedule:
         case "uniform":
