@@ -103,7 +103,7 @@ class Generator:
     ) -> Loop[Progress, None, None]:
         """The same, row by row; leaving the loop cancels.  Arguments as for ``generate``, and checked before it returns."""
         table = self._table(solver, steps, sigmas)
-        weight = self.bundle.defaults.guidance if guidance is None else float(guidance)
+        weight = self.bundle.defaults.guidance if guidance is None else guidance
         asked = branches(self.bundle, self._encoders, conditions, weight, count)
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
@@ -204,7 +204,7 @@ class Generator:
             timings.decode = time.perf_counter() - clock
             return Result(media, latents, codes, timings)
 
-        return Progress(row, rows, lambda: self._backend.read(state[0]), lambda: self._decode(x0)[0], result)
+        return Progress(row, rows, timings, lambda: self._backend.read(state[0]), lambda: self._decode(x0)[0], result)
 
     def _conditioning(self, asked: Branches) -> dict[str, Buffer]:
         """What the denoiser is conditioned on, each (G, B, ...)."""

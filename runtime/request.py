@@ -1,5 +1,6 @@
 """A request's conditions to the arrays a condition graph takes: checked, batched, one branch per guidance weight."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ def branches(
                 f"unknown condition {name!r}", wanted=" or ".join(map(repr, known)) or "no condition at all",
                 remedy="mmgen inspect shows what the bundle takes",
             )  # fmt: skip
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
+        raise MmgenError("guidance", got=repr(guidance), wanted="a finite number; 1 is none")
     guided = guidance != 1
     if guided and not any(c.null is not None for c in bundle.conditions):
         raise MmgenError("guidance", got=guidance, wanted="1", remedy="this bundle has no null condition to guide away from")

@@ -37,6 +37,7 @@ class Progress:
 
     row: int  # from 1
     rows: int
+    timings: Timings  # so far
     latents: Callable[[], NDArray[np.float32]]  # a copy of the latents (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last row, the result
