@@ -2,8 +2,8 @@
 
 Random weights alone make a poor test: an untrained denoiser lets the latents explode, and tensors that start as zero
 hide what they multiply.  So zeros become small random numbers, the codebook gets the spread of the latents, and the
-denoiser's last layer is fitted by least squares to data it has never seen the like of elsewhere: class-dependent
-smooth fields.  Pictures then have contrast, classes differ, and an error in the loop shows.
+denoiser's last layer is fitted by least squares to smooth random fields that depend on the class.  Pictures then have
+contrast, classes differ, and an error in the loop shows.
 """
 
 import json
@@ -60,11 +60,23 @@ TRUE_SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], float, float]] = {
 }
 
 
+@torch.no_grad()
 def randomise(module: nn.Module) -> None:
     """Give tensors that start as zero small random values: what they multiply must show."""
     for parameter in module.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
+
+
+@torch.no_grad()
+def soften(transformer: DiTTransformer2DModel) -> None:
+    """Let timestep and class, at random weights far too loud, change features mildly."""
+    quiet = ("timestep_embedder.linear_2", "class_embedder", "norm1.linear.bias", "proj_out_1.bias")
+    for name, parameter in transformer.named_parameters():
+        if name.startswith("pos_embed.proj"):
+            parameter.mul_(0.3)
+        elif any(part in name for part in quiet):
+            parameter.mul_(0.05)
 
 
 def fields(count: int, channels: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -89,27 +101,30 @@ def fit(transformer: DiTTransformer2DModel, scheduler: Any, count: int) -> None:
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, 1000, (count,), generator=generator)
     x = scheduler.add_noise(x0, noise, t)
-    target = scheduler.get_velocity(x0, noise, t) if scheduler.config.prediction_type == "v_prediction" else noise
+    # An error in the noise is larger in x0 by sqrt((1 - a) / a).
+    target, weight = noise, (1 / scheduler.alphas_cumprod[t] - 1).clamp(max=1e4).sqrt()
+    if scheduler.config.prediction_type == "v_prediction":
+        target, weight = scheduler.get_velocity(x0, noise, t), torch.ones(count)
     seen: list[Tensor] = []
     hook = transformer.proj_out_2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for i in range(0, count, 8):  # a tenth of the labels are dropped, as in training
-        labels = torch.where(
-            torch.rand(len(x[i : i + 8]), generator=generator) < 0.1, config.num_embeds_ada_norm, classes[i : i + 8]
-        )
-        transformer(x[i : i + 8], t[i : i + 8], labels)
+    dropped = torch.rand(count, generator=generator) < 0.1  # a tenth of the labels, as in training
+    labels = torch.where(dropped, config.num_embeds_ada_norm, classes)
+    for batch in zip(x.split(8), t.split(8), labels.split(8), strict=True):
+        transformer(*batch)
     hook.remove()
     features = torch.cat(seen).flatten(0, 1).double()  # (N tokens, D)
     grid = size // patch
+    weight = weight.double().repeat_interleave(grid * grid)[:, None]
     wanted = target.reshape(count, channels, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
     wanted = wanted.reshape(-1, patch * patch, channels).double()
     features = torch.cat([features, torch.ones(len(features), 1)], 1)
-    gram = features.T @ features
+    gram = features.T @ (weight * features)
     gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
-    weight = torch.linalg.solve(gram, features.T @ wanted.flatten(1)).T.float()  # (p p C, D + 1)
+    solution = torch.linalg.solve(gram, features.T @ (weight * wanted.flatten(1))).T.float()  # (p p C, D + 1)
     # The network's last axis is (p, p, C_out); with a learned sigma its second half of channels stays random.
     rows = torch.arange(patch * patch * transformer.out_channels).reshape(patch * patch, -1)[:, :channels].flatten()
-    transformer.proj_out_2.weight[rows] = weight[:, :-1]
-    transformer.proj_out_2.bias[rows] = weight[:, -1]
+    transformer.proj_out_2.weight[rows] = solution[:, :-1]
+    transformer.proj_out_2.bias[rows] = solution[:, -1]
 
 
 def build(
@@ -141,7 +156,8 @@ def build(
         if quantised:  # latents of unit variance, unscaled
             vae.quantize.embedding.weight.normal_(std=1 / vae.config.scaling_factor)
         vae.decoder.conv_out.weight.mul_(2)  # more contrast than the default initialisation gives
-        fit(denoiser, scheduler, count)
+    soften(denoiser)
+    fit(denoiser, scheduler, count)
     pipeline = DiTPipeline(denoiser, vae, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)

@@ -1,0 +1,209 @@
+"""Bundles against diffusers' DiTPipeline, which made the folder: the same noise, classes, steps and guidance.
+
+Decoders are compared on the same latents, so on the same codes: one code that differs changes a whole picture through
+the group norms.  How many codes agree at the end of a trajectory is a figure of its own.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.dit import pipeline_dit
+from diffusers_models import TINY_DIT, TINY_KL, TINY_VQ, TRUE_SIZES, build
+from tolerances import LIMITS
+
+from mmgen.export.exporter import export
+from mmgen.export.sources import resolve
+from mmgen.runtime.generator import Generator, load
+
+log = logging.getLogger(__name__)  # --log-cli-level=info shows every figure
+
+CLASSES = [3, 7, 0]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model folder and the bundle made of it."""
+
+    pipeline: Any
+    generator: Generator
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """What the pipeline made."""
+
+    latents: np.ndarray  # (B, C, h, w), as the denoiser leaves them
+    pictures: np.ndarray  # float (B, H, W, 3) in [0, 1]
+
+
+def run_pipeline(pipeline: Any, classes: list[int], noise: np.ndarray, steps: int, guidance: float) -> Theirs:
+    """DiTPipeline on given noise.
+
+    It starts from unit noise, whatever the scheduler's ``init_noise_sigma``: only schedulers where that is 1 fit it.
+    """
+    assert pipeline.scheduler.init_noise_sigma == 1
+    seen: list[torch.Tensor] = []
+    decode, scale = pipeline.vae.decode, pipeline.vae.config.scaling_factor
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_dit, "randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise))
+        patch.setattr(pipeline.vae, "decode", lambda z: (seen.append(z), decode(z))[1])
+        pictures = pipeline(classes, guidance_scale=guidance, num_inference_steps=steps, output_type="np").images
+    return Theirs(seen[0].numpy() * scale, pictures)
+
+
+def psnr(media: np.ndarray, pictures: np.ndarray) -> float:
+    """Worst of a batch in dB; uint8 against float in [0, 1]."""
+    error = ((media / 255.0 - pictures) ** 2).mean((1, 2, 3))
+    return float(-10 * np.log10(error.max()))
+
+
+def codes_of(pipeline: Any, latents: np.ndarray) -> np.ndarray:
+    """VQModel's codes (B, h, w) of a denoiser's latents."""
+    z = 1 / pipeline.vae.config.scaling_factor * torch.from_numpy(latents)
+    with torch.no_grad():
+        indices = pipeline.vae.quantize(z)[2][2]
+    return indices.reshape(latents.shape[0], *latents.shape[2:]).numpy()
+
+
+def relative_rms(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def noise_for(case: Case, count: int, seed: int = 0) -> np.ndarray:
+    shape = (count, *case.generator.bundle.latent_shape)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def compare(case: Case, precision: str, theirs: Theirs, result: Any) -> None:
+    """Latents, codes, and the decoder on the pipeline's latents."""
+    assert theirs.pictures.std((1, 2)).min() > 0.1, "pictures without contrast prove nothing"
+    assert np.abs(theirs.pictures - theirs.pictures[::-1]).mean() > 0.05 or len(theirs.pictures) == 1
+    media, codes = case.generator.decode(theirs.latents)
+    figures = {"latents": relative_rms(result.latents, theirs.latents), "decoder": psnr(media, theirs.pictures)}
+    if codes is not None:
+        wanted = codes_of(case.pipeline, theirs.latents)
+        assert (codes == wanted).all(), "the same latents have other codes"
+        figures["codes"] = float((result.codes == wanted).mean())
+    log.info("%s: %s, end to end %.1f dB", precision, figures, psnr(result.media, theirs.pictures))
+    assert figures["latents"] <= LIMITS[f"pipeline latents, {precision}"]
+    assert figures["decoder"] >= LIMITS[f"pipeline decoder PSNR, {precision}"]
+    assert figures.get("codes", 1.0) >= LIMITS[f"pipeline codes, {precision}"]
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "ddim": {},
+    "ddim-v-clipped": {
+        "transformer": TINY_DIT | {"in_channels": 4, "out_channels": 4, "num_layers": 3, "activation_fn": "gelu"},
+        "autoencoder": TINY_VQ
+        | {
+            "latent_channels": 8,
+            "vq_embed_dim": 4,
+            "block_out_channels": (16, 16, 32),
+            "layers_per_block": 2,
+            "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+            "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+        },
+        "scheduler": diffusers.DDIMScheduler(
+            prediction_type="v_prediction", clip_sample=True, clip_sample_range=1.5, timestep_spacing="trailing",
+            rescale_betas_zero_snr=True,
+        ),
+    },
+    "dpmpp-karras-kl": {
+        "autoencoder": TINY_KL,
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, use_karras_sigmas=True
+        ),
+    },
+    "ddim-offset": {
+        "transformer": TINY_DIT | {"patch_size": 4, "num_embeds_ada_norm": 1000},
+        "scheduler": diffusers.DDIMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1,
+            set_alpha_to_one=False,
+        ),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Cases by model and precision; a bundle is made when it is first asked for."""
+    root = tmp_path_factory.mktemp("parity")
+    made: dict[tuple[str, str], Case] = {}
+
+    def case(name: str, precision: str) -> Case:
+        if (name, precision) not in made:
+            pipeline = build(root / name, **MODELS[name])
+            bundle = root / f"{name}-{precision}.mmgen"
+            export(resolve(str(root / name)), bundle, policy=precision)
+            made[name, precision] = Case(pipeline, load(bundle, "ort-cpu"))
+        return made[name, precision]
+
+    yield case
+    for opened in made.values():
+        opened.generator.close()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_default_solver_makes_what_the_pipeline_makes(cases: Any, name: str, guidance: float) -> None:
+    case = cases(name, "fp32")
+    noise = noise_for(case, len(CLASSES))
+    theirs = run_pipeline(case.pipeline, CLASSES, noise, 20, guidance)
+    result = case.generator.generate(class_id=CLASSES, noise=noise, steps=20, guidance=guidance)
+    compare(case, "fp32", theirs, result)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddim-v-clipped"])
+def test_half_precision_makes_what_the_pipeline_makes(cases: Any, name: str) -> None:
+    case = cases(name, "fp16")
+    noise = noise_for(case, len(CLASSES))
+    theirs = run_pipeline(case.pipeline, CLASSES, noise, 20, 4.0)
+    result = case.generator.generate(class_id=CLASSES, noise=noise, steps=20, guidance=4.0)
+    compare(case, "fp16", theirs, result)
+
+
+def test_another_solver_is_another_scheduler_of_the_same_folder(cases: Any) -> None:
+    """As DiTPipeline's page does it: ``pipe.scheduler = Scheduler.from_config(pipe.scheduler.config)``.
+
+    ``from_config`` forgets settings that were at their defaults, so the spacing is repeated.  Euler can't be compared:
+    DiTPipeline steps from the input it has scaled for the denoiser.
+    """
+    case = cases("ddim", "fp32")
+    noise = noise_for(case, 2)
+    mine = case.pipeline.scheduler
+    case.pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(mine.config, timestep_spacing="leading")
+    try:
+        theirs = run_pipeline(case.pipeline, [1, 2], noise, 15, 4.0)
+    finally:
+        case.pipeline.scheduler = mine
+    result = case.generator.generate(class_id=[1, 2], noise=noise, steps=15, guidance=4.0, solver="dpmpp-2m")
+    compare(case, "fp32", theirs, result)
+
+
+def test_one_sample_and_guidance_by_the_null_class(cases: Any) -> None:
+    """Guidance zero is the null class alone: the same picture whatever the class."""
+    case = cases("ddim", "fp32")
+    noise = noise_for(case, 1)
+    one, other = (case.generator.generate(class_id=c, noise=noise, steps=5, guidance=0.0) for c in (1, 2))
+    assert np.array_equal(one.latents, other.latents)
+    null = run_pipeline(case.pipeline, [1000], noise, 5, 1.0)
+    compare(case, "fp32", null, one)
+
+
+@pytest.mark.slow
+def test_a_model_of_published_size(tmp_path: Path) -> None:
+    """DiT-S/2 over LDM's vq-f8: 107.5 M parameters, 256 x 256 pictures; the larger ones are in benchmarks/."""
+    transformer, autoencoder, *_ = TRUE_SIZES["DiT-S-2-vq-f8"]
+    pipeline = build(tmp_path / "s", transformer, autoencoder, count=64)
+    export(resolve(str(tmp_path / "s")), tmp_path / "s.mmgen", policy="fp32")
+    with load(tmp_path / "s.mmgen", "ort-cpu") as generator:
+        case = Case(pipeline, generator)
+        noise = noise_for(case, 1)
+        theirs = run_pipeline(pipeline, [5], noise, 5, 4.0)
+        compare(case, "fp32", theirs, generator.generate(class_id=5, noise=noise, steps=5, guidance=4.0))
