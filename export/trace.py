@@ -89,15 +89,15 @@ def attention(
     torch's own translation transposes the key with nine nodes of shape arithmetic and masks with a number that half
     precision doesn't have.  A row that a boolean mask hides whole attends to everything here; in torch it is zero.
     """
+    rank, (queries, width), keys = len(query.shape), query.shape[-2:], key.shape[-2]
     if enable_gqa and (groups := query.shape[-3] // key.shape[-3]) > 1:  # each key head serves ``groups`` query heads
         key, value = (_repeat_heads(x, groups) for x in (key, value))
-    rank = len(key.shape)
     transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    factor = 1 / math.sqrt(width) if scale is None else scale
     scores = op.MatMul(op.Mul(query, op.CastLike(factor, query)), transposed)
     if is_causal:
-        seen = np.tril(np.ones((query.shape[-2], key.shape[-2]), dtype=bool))
-        scores = op.Add(scores, op.CastLike(op.Constant(value=ir.tensor(np.where(seen, 0, MASKED).astype(np.float32))), scores))
+        bias = np.where(np.tri(queries, keys, dtype=bool), 0, MASKED).astype(np.float32)
+        scores = op.Add(scores, op.CastLike(op.Constant(value=ir.tensor(bias)), scores))
     elif attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL:
         scores = op.Add(scores, op.CastLike(op.Where(attn_mask, 0.0, MASKED), scores))
     elif attn_mask is not None:

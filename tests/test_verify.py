@@ -1,0 +1,157 @@
+"""Receipts 3 and 4 repeated from a bundle alone, without torch."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmgen.runtime import load
+from mmgen.runtime.bundle import GOLDEN, MANIFEST, Receipt, read_bundle, sha256, write_manifest
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.golden import Golden, read_golden, write_golden
+from mmgen.runtime.verify import EXACT_DB, compare_media, psnr, relative_rms, require, share, verify
+
+
+@pytest.fixture
+def copy(bundle_folder: Path, tmp_path: Path) -> Path:
+    """A bundle to break."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "copy.mmgen"))
+
+
+def regild(folder: Path, **changes: object) -> None:
+    """Change the golden and its hash in the manifest, as somebody would who wants to be believed."""
+    golden = dataclasses.replace(read_golden(folder / GOLDEN), **changes)  # type: ignore[arg-type]
+    write_golden(golden, folder / GOLDEN)
+    write_manifest(dataclasses.replace(read_bundle(folder, verify=False), golden_sha256=sha256(folder / GOLDEN)), folder)
+
+
+def test_a_good_bundle_passes_and_says_what_was_measured(bundle_folder: Path) -> None:
+    receipts = verify(bundle_folder)
+    assert {(r.level, r.graph) for r in receipts} == {(3, "loop"), (4, "decode"), (4, "loop")}
+    trajectory = receipts[0]
+    assert trajectory.limit is not None and 0 < trajectory.measured < trajectory.limit
+
+
+def test_it_needs_no_torch(bundle_folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'diffusers', 'transformers'): sys.modules[name] = None\n"
+        "from mmgen.runtime.verify import verify; print(len(verify(sys.argv[1])))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(bundle_folder)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3
+
+
+def test_a_golden_that_changed_on_the_disk_fails_by_its_hash(copy: Path) -> None:
+    content = bytearray((copy / GOLDEN).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / GOLDEN).write_bytes(content)
+    with pytest.raises(MmgenError, match=r"golden\.npz: sha256, got"):
+        verify(copy)
+
+
+def test_another_trajectory_fails_at_the_row_where_it_parts(copy: Path) -> None:
+    trajectory = read_golden(copy / GOLDEN).trajectory.copy()
+    trajectory[1] *= 2
+    regild(copy, trajectory=trajectory)
+    with pytest.raises(MmgenError, match=r"receipt 3 \(trajectory\) failed: loop, relative RMS of latents after row 2 of \d+, got .*, wanted at most"):
+        verify(copy)
+
+
+def test_other_media_fail(copy: Path) -> None:
+    regild(copy, media=np.roll(read_golden(copy / GOLDEN).media, 3, axis=1))
+    with pytest.raises(MmgenError, match=r"receipt 4 \(media\) failed: decode, PSNR of media, got .*, wanted at least"):
+        verify(copy)
+
+
+def test_a_solver_with_other_rows_is_told_from_a_wrong_one(copy: Path) -> None:
+    regild(copy, trajectory=read_golden(copy / GOLDEN).trajectory[:-1])
+    with pytest.raises(MmgenError, match=r"rows, got \d+, wanted \d+; .*another version of the solver"):
+        verify(copy)
+
+
+def test_a_weight_that_changed_fails_even_with_its_hash_made_right(copy: Path) -> None:
+    bundle = read_bundle(copy)
+    step = bundle.graphs["step"]
+    assert step.data is not None
+    data = copy / step.data
+    size = np.float16 if bundle.precision.policy == "fp16" else np.float32
+    weights = np.fromfile(data, size)
+    (-weights).tofile(data)
+    record = json.loads((copy / MANIFEST).read_text())
+    record["graphs"]["step"]["data_sha256"] = sha256(data)
+    (copy / MANIFEST).write_text(json.dumps(record))
+    with pytest.raises(MmgenError, match="receipt 3"):
+        verify(copy)
+
+
+def test_a_bundle_without_a_golden(copy: Path) -> None:
+    write_manifest(dataclasses.replace(read_bundle(copy), golden_sha256=None), copy)
+    with pytest.raises(MmgenError, match=r"has no golden\.npz; export the bundle again"):
+        verify(copy)
+
+
+def test_a_golden_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((3, 2, 4), np.float32)
+    golden = Golden(
+        {"prompt": ["a", "b"], "state": latents[0]}, "ddim", 3, 4.0, "schedule", 0, latents[0], latents, latents[1],
+        np.arange(8, dtype=np.uint8).reshape(2, 4), np.arange(2),
+    )  # fmt: skip
+    for name in ("a.npz", "b.npz"):
+        write_golden(golden, tmp_path / name)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    read = read_golden(tmp_path / "a.npz")
+    for field in dataclasses.fields(golden):
+        if field.name != "conditions":
+            assert np.array_equal(getattr(read, field.name), getattr(golden, field.name)), field.name
+    assert read.conditions["prompt"] == ["a", "b"] and np.array_equal(read.conditions["state"], latents[0])
+    assert read.request["count"] is None and read.request["prompt"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut"])
+def test_a_damaged_golden_is_one_clear_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / GOLDEN).write_bytes(content)
+    with pytest.raises(MmgenError, match="can't be read as a golden"):
+        read_golden(tmp_path / GOLDEN)
+
+
+def test_figures() -> None:
+    one = np.ones((2, 3), np.float32)
+    assert relative_rms(1.5 * one, one) == pytest.approx(0.5)
+    assert relative_rms(one, 0 * one) == pytest.approx(6**0.5)
+    assert np.isnan(relative_rms(np.nan * one, one)) and relative_rms(np.inf * one, one) == np.inf
+    grey = np.full((2, 2, 3), 128, np.uint8)
+    assert psnr(grey, grey) == EXACT_DB
+    assert psnr(grey + 1, grey) == pytest.approx(48.13, abs=0.01)
+    assert share(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == 0.75
+
+
+def test_nan_never_passes_and_reported_figures_always_do() -> None:
+    assert not Receipt(3, "loop", "relative RMS", float("nan"), 0.1).passed
+    assert not Receipt(4, "loop", "PSNR", float("nan"), 35.0, at_least=True).passed
+    assert Receipt(4, "loop", "PSNR", 3.0, None, at_least=True).passed
+    with pytest.raises(MmgenError, match="got nan, wanted at most 0.1"):
+        require([Receipt(3, "loop", "relative RMS", float("nan"), 0.1, "latents")])
+
+
+def test_media_are_compared_where_the_codes_agree() -> None:
+    wanted = np.zeros((2, 4, 4, 3), np.uint8)
+    codes = np.zeros((2, 4, 4), np.int64)
+    media, found = wanted.copy(), codes.copy()
+    media[1], found[1, 0, 0] = 255, 1  # one code flips, and with it a whole picture
+    of_codes, of_media = compare_media(4, "decode", "fp32", media, wanted, found, codes)
+    assert of_codes.measured == 31 / 32 and not of_codes.passed
+    assert of_media.measured == EXACT_DB and of_media.passed
+    found[0, 0, 0] = 1  # no sample is left to hide behind
+    assert not compare_media(4, "decode", "fp32", media, wanted, found, codes)[1].passed
+
+
+def test_verify_closes_what_it_opens(bundle_folder: Path) -> None:
+    with load(bundle_folder) as generator:
+        verify(bundle_folder, generator.backend)  # a generator beside it is none of its business
