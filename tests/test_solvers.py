@@ -159,6 +159,17 @@ def test_dpmpp_2m(double, schedule, spacing, prediction):
         assert follow(scheduler, rows, np.float64) < LIMITS["solver, float64"], c
 
 
+def test_dpmpp_2m_ends_in_first_order_below_15_steps(double):
+    options = {"final_sigmas_type": "sigma_min"}
+    for steps in (14, 15):
+        process, scheduler = diffusion_pair(
+            DPMSolverMultistepScheduler, steps, "linear", "linspace", "epsilon", 0, False, "schedule", **options
+        )
+        rows = exact("dpmpp-2m", process, steps, options=options)
+        assert follow(scheduler, rows, np.float64) < LIMITS["solver, float64"]
+        assert (rows.transition[-1, 0, 1] == 0) == (steps < 15)
+
+
 @every_schedule
 @every_prediction
 def test_float32(schedule, prediction):
