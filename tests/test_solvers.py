@@ -1,7 +1,7 @@
 """A solver's table, run by the reference loop, is the diffusers scheduler of that name, step by step.
 
 diffusers computes in float32.  Most tests make it compute in float64, so that no wrong formula hides behind rounding;
-``test_float32`` then compares the stored tables with diffusers as it is.
+``test_float32`` and ``test_diffusers_as_it_is`` then look at the stored tables.
 """
 
 import itertools
