@@ -1,4 +1,4 @@
-"""What no other program is needed for: denoisers in closed form, extreme numbers of steps, requests that can't be met."""
+"""Solvers on their own: denoisers in closed form, extreme numbers of steps, requests that can't be met."""
 
 import numpy as np
 import pytest
