@@ -24,6 +24,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.request import Branches, branches
 from mmgen.runtime.results import Progress, Result, Timings
+from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.table import Table
 from mmgen.runtime.text import open_tokenizer
 
@@ -148,16 +149,16 @@ class Generator:
                 self._owner = None
 
     def _table(self, solver: str | None, steps: int | None, sigmas: str | None) -> Table:
-        from mmgen.runtime.solvers import table as solver_table
-
         defaults = self.bundle.defaults
-        options = defaults.solver_options if solver in (None, defaults.solver) else {}
+        own = solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
+        if sigmas is None:
+            sigmas = defaults.sigmas if own else "schedule"
         return solver_table(
             defaults.solver if solver is None else solver,
             self.bundle.process,
             defaults.steps if steps is None else steps,
-            sigmas=defaults.sigmas if sigmas is None else sigmas,  # type: ignore[arg-type]  # checked there
-            options=options,
+            sigmas=sigmas,  # type: ignore[arg-type]  # checked there
+            options=defaults.solver_options if own else {},
         )
 
     def _loop(self, table: Table, asked: Branches, start: NDArray[np.float32], seed: int) -> Loop[Progress, None, None]:

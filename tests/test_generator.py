@@ -1,5 +1,6 @@
 """The loop: deterministic, indifferent to batches, cancellable, and clear about what it can't do."""
 
+import copy
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -155,6 +156,18 @@ def test_another_solver_runs_on_the_same_graphs(generator: Generator) -> None:
     pictures = {s: generator.generate(prompt="red apple", steps=30, solver=s).latents for s in ("ddim", "dpmpp-2m")}
     difference = np.linalg.norm(pictures["ddim"] - pictures["dpmpp-2m"]) / np.linalg.norm(pictures["ddim"])
     assert 0 < difference < 0.2, "both solve the same equation"
+
+
+def test_another_solver_takes_nothing_from_the_defaults_of_the_bundle_s_own(generator: Generator) -> None:
+    defaults = dataclasses.replace(
+        generator.bundle.defaults, solver="dpmpp-2m", sigmas="karras", solver_options={"solver_order": 1}
+    )
+    other = copy.copy(generator)
+    other.bundle = dataclasses.replace(generator.bundle, defaults=defaults)
+    plain = generator.generate(prompt="red apple", solver="ddim")
+    assert np.array_equal(other.generate(prompt="red apple", solver="ddim").latents, plain.latents)
+    own = other.generate(prompt="red apple").latents
+    assert np.array_equal(own, other.generate(prompt="red apple", solver="dpmpp-2m", sigmas="karras").latents)
 
 
 @pytest.mark.parametrize(
