@@ -1,6 +1,7 @@
 """Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +50,19 @@ def weight_bytes(model: Model) -> int:
 
 
 def _check_conditions(model: Model) -> None:
-    wrong = None
     for c in model.conditions:
+        what = f"condition {c.name!r}"
         match c.kind:
             case "text" if c.length is None or c.length < 1:
-                wrong = MmgenError(f"condition {c.name!r}: length", got=c.length, wanted="the number of tokens, at least 1")
+                raise MmgenError(f"{what}: length", got=c.length, wanted="the number of tokens, at least 1")
             case "text" if model.tokenizer is None:
-                wrong = MmgenError(f"condition {c.name!r} is text and the model has no tokenizer", remedy="give Model.tokenizer")
+                raise MmgenError(f"{what} is text and the model has no tokenizer", remedy="give Model.tokenizer")
             case "class" if c.count is None or c.count < 1:
-                wrong = MmgenError(f"condition {c.name!r}: count", got=c.count, wanted="the number of classes, at least 1")
+                raise MmgenError(f"{what}: count", got=c.count, wanted="the number of classes, at least 1")
             case "array" if c.null is not None:
-                wrong = MmgenError(f"condition {c.name!r}: null", got=c.null, wanted="None: an array has no null value")
-    if wrong is not None:
-        raise wrong
+                raise MmgenError(f"{what}: null", got=c.null, wanted="None: an array has no null value")
     if model.condition is not None and not model.conditioning:
-        raise MmgenError(f"model {model.name}: conditioning", got="no names", wanted="one for each tensor that condition returns")
+        raise MmgenError(f"model {model.name} has a condition module and no names in conditioning")
 
 
 def _check_weights(what: str, module: nn.Module) -> None:
@@ -84,7 +83,8 @@ def _check_denoiser(model: Model) -> None:
         made = _call("condition", model.condition, *conditioning)
         conditioning = [made] if isinstance(made, Tensor) else list(made)
         if len(conditioning) != len(model.conditioning):
-            raise MmgenError("condition: number of tensors", got=len(conditioning), wanted=", ".join(model.conditioning))
+            wanted = ", ".join(model.conditioning)
+            raise MmgenError("condition: number of tensors", got=len(conditioning), wanted=wanted)
         for name, tensor in zip(model.conditioning, conditioning, strict=True):
             if tensor.ndim == 0 or len(tensor) != 1:
                 raise MmgenError(f"condition: {name} for one row", got=tuple(tensor.shape), wanted="(1, ...)")
@@ -111,17 +111,18 @@ def _check_media(model: Model) -> None:
         _want("encoder", encoded, (1, *model.latent_shape), torch.float32)
 
 
-def _call(part: str, module: nn.Module, *inputs: Tensor) -> object:
+def _call(part: str, module: nn.Module, *inputs: Tensor) -> Any:
     try:
         return module(*inputs)
     except Exception as error:
         shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
-        line = str(error).strip().partition("\n")[0]
-        raise MmgenError(f"{part} fails on ({shapes}): {type(error).__name__}: {line}", remedy="check the model's shapes") from error
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise MmgenError(f"{part} fails on ({shapes}): {reason}", remedy="check the model's shapes") from error
 
 
 def _want(part: str, got: object, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
     if not isinstance(got, Tensor):
         raise MmgenError(f"{part}: what it returns", got=type(got).__name__, wanted=f"one tensor {shape}")
     if tuple(got.shape) != shape or (dtype is not None and got.dtype != dtype):
-        raise MmgenError(f"{part}: what it returns", got=f"{got.dtype} {tuple(got.shape)}", wanted=f"{dtype or ''} {shape}")
+        found, wanted = f"{got.dtype} {tuple(got.shape)}", f"{dtype or 'any type'} {shape}"
+        raise MmgenError(f"{part}: what it returns", got=found, wanted=wanted)

@@ -28,7 +28,7 @@ def emulate_half(source: Path, target: Path) -> None:
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False))
     graph = model.graph
-    half = {v.name for v in (*graph.value_info, *graph.input, *graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     nodes: list[NodeProto] = []
     for weight in graph.initializer:
         if weight.data_type == TensorProto.FLOAT16:

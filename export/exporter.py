@@ -50,9 +50,7 @@ MAX_B = 8  # largest batch that engines are made for
 GRAPHS, FLOAT = "graphs", "float"  # folders; the second is gone when the bundle is complete
 
 
-def export(
-    model: Model, out: Path, *, policy: Policy, islands: bool = True, progress: Report | None = None
-) -> Bundle:
+def export(model: Model, out: Path, *, policy: Policy, islands: bool = True, progress: Report | None = None) -> Bundle:
     """Write a bundle.
 
     Args:

@@ -4,7 +4,7 @@ Tensor names and shapes are those of ``mmgen.runtime.bundle``.  B samples, G gui
 by branch), L the latent shape, K state slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,8 @@ class Source:
 
     role: Role
     module: nn.Module
-    inputs: dict[str, Tensor]
-    axes: dict[str, tuple[str, ...]]  # by input: names of its leading axes; "" for one that is fixed
+    inputs: Mapping[str, Tensor]
+    axes: Mapping[str, tuple[str, ...]]  # by input: names of its leading axes; "" for one that is fixed
     outputs: tuple[str, ...]
 
 
@@ -117,7 +117,8 @@ def condition_source(model: Model) -> Source | None:
             remedy="give what the condition module returns names of its own",
         )
     inputs = {c.name: example(c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
-    return Source("condition", ConditionGraph(model.condition), inputs, dict.fromkeys(inputs, ("R",)), model.conditioning)
+    axes = dict.fromkeys(inputs, ("R",))
+    return Source("condition", ConditionGraph(model.condition), inputs, axes, model.conditioning)
 
 
 def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:

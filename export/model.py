@@ -33,7 +33,7 @@ class Model:
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)
     conditioning: tuple[str, ...] = ()  # names of what ``condition`` returns
     tokenizer: bytes | None = None  # Hugging Face ``tokenizers`` JSON, where a condition is text
-    examples: tuple[Request, ...] = ()  # requests for the receipts, typical of use; ids and zeros are made up without
+    examples: tuple[Request, ...] = ()  # requests for the receipts, typical of use; made up where there are none
     licence: str = "unknown"
     source: str = ""  # where the weights came from
     source_sha256: str = ""  # over the weight files

@@ -48,7 +48,10 @@ def _check(out: Path, wanted_bytes: int) -> None:
         raise MmgenError(f"{out} is there and is not a bundle", remedy="move it away, or choose another place with -o")
     if (free := shutil.disk_usage(out.parent).free) < wanted_bytes:
         raise MmgenError(
-            f"free space in {out.parent}", got=_size(free), wanted=f"{_size(wanted_bytes)}", remedy="make room, or choose another place with -o"
+            f"free space in {out.parent}",
+            got=_size(free),
+            wanted=_size(wanted_bytes),
+            remedy="make room, or choose another place with -o",
         )
 
 

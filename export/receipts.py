@@ -80,7 +80,8 @@ def _compare(level: int, role: Role, policy: Policy, got: Arrays, wanted: Arrays
             limit = limits.GRAPH_CODES if name == names.CODES else 1.0
             receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
         elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
-            receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K) if truth[k].any()]
+            slots = [k for k in range(K) if truth[k].any()]
+            receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in slots]
         else:
             receipts.append(_rms(level, role, policy, got[name], truth, name))
     return receipts
@@ -112,8 +113,9 @@ def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
             made = session.run(outputs, sample.inputs)
             answered.append(dataclasses.replace(sample, outputs=dict(zip(outputs, made, strict=True))))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        where = f"{samples[len(answered)].place}: " if samples[len(answered)].place else ""
-        raise MmgenError(f"graph {role} fails in ONNX Runtime: {where}{error}", remedy="the module may depend on the batch's size") from error
+        raise MmgenError(
+            f"graph {role} fails in ONNX Runtime: {error}", remedy="its module may depend on the size of the batch"
+        ) from error
     return answered
 
 

@@ -60,12 +60,9 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     defaults = model.defaults
     guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
     steps = min(defaults.steps, STEPS)
-    table = solver_table(
-        defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options
-    )  # fmt: skip
-    encoders = {
-        c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in model.conditions if c.kind == "text"
-    }
+    table = solver_table(defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
+    texts = [c for c in model.conditions if c.kind == "text"]
+    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
     asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
     feeds: dict[Role, list[Arrays]] = {}
     samples: dict[Role, list[Sample]] = {}
@@ -98,12 +95,13 @@ def _loop(
     step: Source, table: Table, asked: Branches, conditioning: Arrays, noise: NDArray[np.float32], seed: int
 ) -> tuple[list[Arrays], NDArray[np.float32]]:
     """Inputs of every row, and the latents (N, B, *L) after it."""
+    batch, *shape = noise.shape
     state = np.zeros((K, *noise.shape), np.float32)
     state[0] = table.initial_scale * noise
-    grouped = {name: array.reshape(len(asked.weights), asked.batch, *array.shape[1:]) for name, array in conditioning.items()}
+    grouped = {n: array.reshape(len(asked.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
     feeds, latents = [], []
     for i in range(len(table)):
-        drawn = seeded_noise(seed, asked.batch, noise.shape[1:], stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
+        drawn = seeded_noise(seed, batch, tuple(shape), stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
         feeds.append(
             {
                 names.STATE: state,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from mmgen.export.graphs import Source
 from mmgen.runtime.bundle import Graph, TensorSpec, sha256
@@ -23,6 +23,7 @@ OPSET = 18  # TensorRT 10.3 parses all of it, and torch writes it without conver
 EXTERNAL_BYTES = 1024  # smaller tensors, shapes among them, stay in the graph, where optimisers look for constants
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the list of submodules it is in
 METADATA = ("namespace", SCOPES)  # what is kept; the rest holds source code and file names of this machine
+op: Any = opset18  # its annotations leave out the plain numbers that it takes
 MASKED = -3e4  # added to the scores that attention must not see; finite in half precision, and exp of it is 0
 
 
@@ -61,7 +62,7 @@ def trace(source: Source, path: Path) -> None:
 
 
 def describe(path: Path, folder: Path) -> Graph:
-    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs and outputs as the file has them."""
+    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs and outputs as in the file."""
     graph = ir.load(path).graph
     data = path.with_name(f"{path.name}.data")
     return Graph(
@@ -115,7 +116,8 @@ def _repeat_heads(x: Any, groups: int) -> Any:  # (R, H, N, D) -> (R, H groups, 
 def _quiet() -> Iterator[None]:
     """Keeps what torch's exporter prints, logs and warns of away from the user."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -161,7 +163,10 @@ def _tidy(model: ir.Model, source: Source) -> None:
 def _check(model: ir.Model, source: Source) -> None:
     if model.opset_imports != {"": OPSET}:
         raise MmgenError(
-            f"graph {source.role}: operator sets", got=dict(model.opset_imports), wanted={"": OPSET}, remedy="use torch 2.9 or later"
+            f"graph {source.role}: operator sets",
+            got=dict(model.opset_imports),
+            wanted={"": OPSET},
+            remedy="use torch 2.9 or later",
         )
     for value in model.graph.inputs:
         example = source.inputs[value.name or ""]

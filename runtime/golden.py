@@ -70,4 +70,5 @@ def read_golden(path: Path) -> Golden:
         conditions |= {n.removeprefix(CONDITION): arrays.pop(n) for n in list(arrays) if n.startswith(CONDITION)}
         return Golden(conditions, **request, **arrays)
     except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
-        raise MmgenError(f"{path} can't be read as a golden ({error})", remedy="copy or export the bundle again") from error
+        remedy = "copy or export the bundle again"
+        raise MmgenError(f"{path} can't be read as a golden ({error})", remedy=remedy) from error

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     apart = relative_rms(golden.other, golden.trajectory[-1])
     limit = max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
-    trajectory = Receipt(3, "loop", "relative RMS", float(errors[worst]), limit, f"latents after row {worst + 1} of {len(rows)}")
+    place = f"latents after row {worst + 1} of {len(rows)}"
+    trajectory = Receipt(3, "loop", "relative RMS", float(errors[worst]), limit, place)
 
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
@@ -78,13 +79,14 @@ def compare_media(
     receipts = []
     same = np.ones(len(wanted), bool)
     if codes is not None and wanted_codes is not None:
-        receipts.append(Receipt(level, graph, "share", share(codes, wanted_codes), limits.GRAPH_CODES, "codes", at_least=True))
+        agree = share(codes, wanted_codes)
+        receipts.append(Receipt(level, graph, "share", agree, limits.GRAPH_CODES, "codes", at_least=True))
         same = (codes == wanted_codes).reshape(len(wanted), -1).all(1)
     kept = same if same.any() else ~same
     return [*receipts, _media(level, graph, policy, media[kept], wanted[kept])]
 
 
-def _media(level: int, graph: Role | Literal["loop"], policy: str, media: NDArray[Any], wanted: NDArray[Any]) -> Receipt:
+def _media(level: int, graph: str, policy: str, media: NDArray[Any], wanted: NDArray[Any]) -> Receipt:
     """PSNR of what is shown in 256 levels, relative RMS of numbers."""
     if wanted.dtype == np.uint8:
         return Receipt(level, graph, "PSNR", psnr(media, wanted), limits.GRAPH_PSNR[policy], "media", at_least=True)
@@ -101,7 +103,8 @@ def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
     for receipt in receipts:
         if not receipt.passed:
             raise MmgenError(
-                f"receipt {receipt.level} ({LEVELS[receipt.level]}) failed: {receipt.graph}, {receipt.figure} of {receipt.tensor}",
+                f"receipt {receipt.level} ({LEVELS[receipt.level]}) failed: "
+                f"{receipt.graph}, {receipt.figure} of {receipt.tensor}",
                 got=f"{receipt.measured:.3g}",
                 wanted=f"at {'least' if receipt.at_least else 'most'} {receipt.limit:.3g}",
             )

@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 from tiny import LATENT, tiny_model
 from tolerances import LIMITS
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmgen.export.graphs import Source, StepGraph, decode_source, sources
 from mmgen.export.trace import OPSET, SCOPES, describe, trace
@@ -42,7 +42,9 @@ def random_inputs(source: Source, sizes: dict[str, int], seed: int = 0) -> dict[
         if name == "x0_limit":
             made[name] = torch.full(shape, float("inf"))
         else:
-            made[name] = torch.randn(shape) if example.is_floating_point() else torch.randint(0, 10, shape).to(example.dtype)
+            made[name] = (
+                torch.randn(shape) if example.is_floating_point() else torch.randint(0, 10, shape).to(example.dtype)
+            )
     return made
 
 
@@ -59,7 +61,9 @@ def play(path: Path, inputs: dict[str, Tensor]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("batch", "guides"), SIZES)
 @pytest.mark.parametrize("role", ["condition", "step", "decode", "encode"])
-def test_onnx_equals_torch_at_every_size(traced: dict[str, tuple[Source, Path]], role: str, batch: int, guides: int) -> None:
+def test_onnx_equals_torch_at_every_size(
+    traced: dict[str, tuple[Source, Path]], role: str, batch: int, guides: int
+) -> None:
     source, path = traced[role]
     inputs = random_inputs(source, {"B": batch, "G": guides, "R": batch * guides})
     for got, want in zip(play(path, inputs), call(source, inputs), strict=True):
@@ -144,7 +148,15 @@ def test_the_step_is_the_table_row() -> None:
     guidance, label = torch.tensor([-1.5, 2.5]), torch.randn(2, 3)
     for limit in (0.5, float("inf")):
         next_state, x0 = StepGraph(Known())(
-            state, transition, prediction, torch.tensor([limit]), torch.tensor([0.7]), torch.tensor([11.0]), guidance, noise, label
+            state,
+            transition,
+            prediction,
+            torch.tensor([limit]),
+            torch.tensor([0.7]),
+            torch.tensor([11.0]),
+            guidance,
+            noise,
+            label,
         )
         x = state[0].double()
         out = torch.einsum("g,gbn->bn", guidance.double(), 0.7 * x * label[:, :, None].double() + 11)
@@ -164,7 +176,9 @@ def test_branches_are_rows_branch_by_branch() -> None:
     zeros, keep_output = torch.zeros(K, 3, 1), torch.zeros(K, K + 3)
     keep_output[0, K + 1] = 1
     one = torch.ones(1)
-    next_state, _ = StepGraph(Label())(zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), zeros[0], label)
+    next_state, _ = StepGraph(Label())(
+        zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), zeros[0], label
+    )
     assert next_state[0, :, 0].tolist() == [10, 20, 30]
 
 
@@ -196,9 +210,18 @@ def test_attention_is_translated_exactly(tmp_path: Path) -> None:
 def test_a_transformer_encoder_layer_is_traced(tmp_path: Path) -> None:
     """In evaluation mode torch runs it as one fused operator, which ONNX doesn't have."""
     torch.manual_seed(0)
-    source = Source("condition", nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), {"src": torch.randn(3, 4, 16)}, {"src": ("R",)}, ("out",))
+    source = Source(
+        "condition",
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(),
+        {"src": torch.randn(3, 4, 16)},
+        {"src": ("R",)},
+        ("out",),
+    )
     trace(source, tmp_path / "layer.onnx")
-    assert relative_rms(play(tmp_path / "layer.onnx", source.inputs)[0], call(source, source.inputs)[0]) < LIMITS["traced graph"]
+    assert (
+        relative_rms(play(tmp_path / "layer.onnx", source.inputs)[0], call(source, source.inputs)[0])
+        < LIMITS["traced graph"]
+    )
 
 
 def test_a_module_that_cannot_be_traced_names_graph_and_reason(tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ class Block(nn.Module):
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.query, self.key_value, self.cross_out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.query, self.key_value, self.cross_out = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 2 * WIDTH),
+            nn.Linear(WIDTH, WIDTH),
+        )
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH))
         self.modulation = nn.Linear(WIDTH, 2 * WIDTH)
 
@@ -107,7 +111,13 @@ def tiny_model(**overrides: Any) -> Model:
             ),
             media=Media("image", (16, 16, 3), "uint8", (0.0, 255.0)),
             defaults=Defaults("ddim", 6, guidance=2.0),
-            decoder=nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2)).eval(),
+            decoder=nn.Sequential(
+                nn.Conv2d(4, 16, 3, padding=1),
+                nn.GroupNorm(4, 16),
+                nn.SiLU(),
+                nn.Conv2d(16, 12, 3, padding=1),
+                nn.PixelShuffle(2),
+            ).eval(),
             quantiser=Quantiser().eval(),
             encoder=nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(16, 4, 1)).eval(),
             condition=ConditionEmbedding().eval(),
