@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmgen.runtime.errors import MmgenError
@@ -18,8 +18,9 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
         MmgenError: the place can't be written, or the disk is full.
     """
-    if path.is_dir():
-        raise MmgenError(f"{path} is a folder", wanted="a file")
+    path = Path(os.path.realpath(path))  # a link stays a link
+    if path.exists() and not path.is_file():  # renaming onto a device would replace it
+        raise MmgenError(f"{path} is there and is not a file", remedy="choose another place")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with _explained(path):
         file = partial.open("wb")
@@ -29,14 +30,14 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
             with _explained(path):
                 file.write(content)
 
-        with file:
-            yield write
-            with _explained(path):
-                file.flush()
-                os.fsync(file.fileno())
+        yield write
         with _explained(path):
+            file.flush()
+            os.fsync(file.fileno())
             partial.replace(path)
     finally:
+        with suppress(OSError):  # a full disk, which flush reported
+            file.close()
         partial.unlink(missing_ok=True)
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Generator as Loop
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -120,8 +120,9 @@ class Generator:
             return self._decode(self._backend.upload(checked))
 
     def close(self) -> None:
-        """Free graphs and memory."""
-        with self._busy:
+        """Free graphs and memory.  A stream that this thread has left half-way ends with it."""
+        left = self._owner == threading.get_ident()  # it holds the lock for as long as somebody refers to it
+        with nullcontext() if left else self._busy:
             self._closed = True
             while self._runners:
                 self._runners.popitem()[1].close()
@@ -194,6 +195,8 @@ class Generator:
                 )()
                 timings.steps.append(time.perf_counter() - clock)
                 yield self._progress(i + 1, len(table), state, x0, timings)
+                if self._closed:
+                    raise MmgenError("this generator was closed inside a stream", remedy="load the bundle again")
 
     def _progress(self, row: int, rows: int, state: Buffer, x0: Buffer, timings: Timings) -> Progress:
         def result() -> Result:

@@ -145,6 +145,15 @@ def test_close_may_be_called_twice_and_ends_the_use(bundle_folder: Path) -> None
         generator.generate(prompt="red apple")
 
 
+def test_an_error_inside_a_stream_closes_the_generator_and_the_stream(bundle_folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), load(bundle_folder) as generator:
+        rows = generator.stream(steps=3)  # a name that outlives the block
+        next(rows)
+        raise ZeroDivisionError
+    with pytest.raises(MmgenError, match="closed inside a stream"):
+        next(rows)
+
+
 def test_decode_gives_the_media_of_a_result_again(generator: Generator) -> None:
     result = generator.generate(prompt="red apple", steps=2, count=2)
     media, codes = generator.decode(result.latents)
