@@ -1,7 +1,6 @@
 """What ``mmgen inspect`` says of a bundle."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -102,15 +101,20 @@ def _tensors(bundle: Bundle) -> str:
 
 
 def _precision(bundle: Bundle) -> str:
-    islands = Counter((island.graph, island.reason) for island in bundle.precision.islands)
+    islands: dict[tuple[str, str], list[str]] = {}
+    for island in bundle.precision.islands:
+        islands.setdefault((island.graph, island.reason), []).append(island.tensor)
     lines = [f"precision {bundle.precision.policy}" + (", float32 islands:" if islands else "")]
-    lines += [f"  {graph}: {count} tensors, {reason}" for (graph, reason), count in islands.items()]
+    for (graph, reason), tensors in islands.items():
+        more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+        lines.append(f"  {graph}: {reason} ({tensors[0]}{more})")
     return "\n".join(lines)
 
 
 def _receipt(receipt: Receipt) -> tuple[str, ...]:
     limit = "none" if receipt.limit is None else f"{'>=' if receipt.at_least else '<='} {receipt.limit:.3g}"
-    return str(receipt.level), receipt.graph, receipt.figure, f"{receipt.measured:.3g}", limit, receipt.tensor
+    figure = f"{receipt.figure} in dB" if receipt.figure == "PSNR" else receipt.figure
+    return str(receipt.level), receipt.graph, figure, f"{receipt.measured:.3g}", limit, receipt.tensor
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -118,7 +118,7 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
 
 def test_inspect_tells_people_and_machines_what_a_bundle_is(here: Path) -> None:
     text = done("inspect", "b.mmgen").stdout
-    for word in ("tiny-text", "prompt: text, 4 tokens", "label: class, 0 to 9", "precision fp16", "solver ddim", "dB"):
+    for word in ("tiny-text", "prompt: text, 4 tokens", "label: class, 0 to 9", "fp16", "solver ddim", "PSNR in dB"):
         assert word in text
     record = json.loads(done("inspect", "b.mmgen", "--json").stdout)
     manifest = json.loads((here / "b.mmgen" / MANIFEST).read_text())
