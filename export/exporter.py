@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import onnxruntime
 
@@ -19,7 +18,7 @@ from mmgen.export.model import Model
 from mmgen.export.place import placed
 from mmgen.export.precision import to_half
 from mmgen.export.ranges import measure_ranges
-from mmgen.export.receipts import against_float, against_torch
+from mmgen.export.receipts import Policy, against_float, against_torch
 from mmgen.export.torch_run import TorchRun, run_torch
 from mmgen.export.trace import describe, trace
 from mmgen.runtime.bundle import (
@@ -42,7 +41,6 @@ from mmgen.runtime.golden import read_golden, write_golden
 from mmgen.runtime.ort import open_backend
 from mmgen.runtime.verify import measure, require
 
-Policy = Literal["fp32", "fp16"]
 Report = Callable[[str, float], None]
 
 DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room

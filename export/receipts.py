@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 
 from mmgen.export.dtypes import load
 from mmgen.export.emulate import emulated
+from mmgen.export.islands import LARGEST
 from mmgen.export.torch_run import Arrays, Sample
 from mmgen.runtime import bundle as names
 from mmgen.runtime import limits
 from mmgen.runtime.bundle import K, Receipt, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.verify import compare_media, relative_rms, require, share
-
-HALF_MAX = 65504.0
 
 Policy = Literal["fp32", "fp16"]
 
@@ -80,8 +80,7 @@ def _compare(level: int, role: Role, policy: Policy, got: Arrays, wanted: Arrays
             limit = limits.GRAPH_CODES if name == names.CODES else 1.0
             receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
         elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
-            slots = [k for k in range(K) if truth[k].any()]
-            receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in slots]
+            receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K)]
         else:
             receipts.append(_rms(level, role, policy, got[name], truth, name))
     return receipts
@@ -92,11 +91,11 @@ def _rms(level: int, role: Role, policy: Policy, got: np.ndarray, truth: np.ndar
 
 
 def _worst(receipts: list[Receipt]) -> list[Receipt]:
-    """Of each figure the worst; NaN is worse than any number."""
+    """Of each figure the worst: one that failed before one that passed, NaN before any number."""
 
-    def quality(receipt: Receipt) -> float:
+    def quality(receipt: Receipt) -> tuple[bool, float]:
         value = receipt.measured if receipt.at_least else -receipt.measured
-        return -math.inf if math.isnan(value) else value
+        return receipt.passed, -math.inf if math.isnan(value) else value
 
     return list({receipt.figure: receipt for receipt in sorted(receipts, key=quality, reverse=True)}.values())
 
@@ -121,5 +120,5 @@ def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
 
 def _overflow(path: Path, ranges: Mapping[str, float]) -> str | None:
     """The first tensor of a half graph, in its order, that is half and was larger in float32 than half can be."""
-    half = {value.name for node in load(path).graph for value in node.outputs if str(value.dtype) == "FLOAT16"}
-    return next((name for name, largest in ranges.items() if name in half and largest > HALF_MAX), None)
+    half = {value.name for node in load(path).graph for value in node.outputs if value.dtype == ir.DataType.FLOAT16}
+    return next((name for name, largest in ranges.items() if name in half and largest > LARGEST), None)

@@ -16,6 +16,7 @@ from mmgen.export.graphs import Source
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, K, Role
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.request import Branches, branches
@@ -99,7 +100,8 @@ def _loop(
     state = np.zeros((K, *noise.shape), np.float32)
     state[0] = table.initial_scale * noise
     grouped = {n: array.reshape(len(asked.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
-    feeds, latents = [], []
+    feeds: list[Arrays] = []
+    latents: list[NDArray[np.float32]] = []
     for i in range(len(table)):
         drawn = seeded_noise(seed, batch, tuple(shape), stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
         feeds.append(
@@ -117,6 +119,11 @@ def _loop(
         )
         state = _call(step, feeds[-1]).outputs[names.NEXT_STATE]
         latents.append(state[0])
+        if not np.isfinite(state[0]).all():
+            raise MmgenError(
+                f"torch's own latents are not finite after row {i + 1} of {len(table)}",
+                remedy="check the model's process and its default solver",
+            )
     return feeds, np.stack(latents)
 
 
