@@ -174,6 +174,15 @@ def _check(model: ir.Model, source: Source) -> None:
         wanted = tuple(names[i] if i < len(names) and names[i] else size for i, size in enumerate(example.shape))
         if (got := _spec(value).shape) != wanted:
             raise MmgenError(f"graph {source.role}: input {value.name}", got=got, wanted=wanted)
+    known = {axis for axes in source.axes.values() for axis in axes}
+    for value in model.graph.outputs:
+        if unknown := [axis for axis in _spec(value).shape if isinstance(axis, str) and axis not in known]:
+            raise MmgenError(
+                f"graph {source.role}: output {value.name} has an axis of unknown size",
+                got=unknown[0],
+                wanted="fixed sizes behind the batch",
+                remedy="make the module's output as large for every input",
+            )
 
 
 def _spec(value: ir.Value) -> TensorSpec:

@@ -245,6 +245,16 @@ def test_a_batch_that_the_module_fixes_is_an_error(tmp_path: Path) -> None:
         trace(source, tmp_path / "decode.onnx")
 
 
+def test_an_output_whose_size_depends_on_the_batch_is_an_error(tmp_path: Path) -> None:
+    class Doubles(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            return (torch.cat([x, x]),)
+
+    source = Source("decode", Doubles(), {"latents": torch.ones(3, 2)}, {"latents": ("B",)}, ("media",))
+    with pytest.raises(MmgenError, match=r"graph decode: output media has an axis of unknown size, got 2\*B"):
+        trace(source, tmp_path / "decode.onnx")
+
+
 def test_media_that_are_numbers_stay_numbers() -> None:
     model = tiny_model(decoder=nn.Flatten(), quantiser=None, media=Media("array", (256,), "float32"))
     source = decode_source(model)
