@@ -26,7 +26,10 @@ def load(path: Path) -> ir.Model:
         raise MmgenError(f"{path} can't be read as ONNX ({reason})", remedy="export again") from error
     stated = ir.to_proto(model)
     del stated.graph.value_info[:]  # inferred afresh: a graph may say one thing and be another
-    inferred = onnx.shape_inference.infer_shapes(stated).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(stated).graph
+    except onnx.shape_inference.InferenceError:
+        return model  # with the types it states; whoever checks the graph will say what is wrong with it
     types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info if v.type.HasField("tensor_type")}
     for node in model.graph:
         for value in node.outputs:

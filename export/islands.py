@@ -229,7 +229,7 @@ def _weights(flow: _Flow, weights: Mapping[ir.Value, Weight], masks: set[ir.Valu
         if weight.magnitude > LARGEST:
             reason = f"weight up to {weight.magnitude:.3g}, above {LARGEST:.0f}"
         else:
-            reason = f"float16 changes the weight by {weight.rounding:.1%}, {weight.lost:.0%} of it becomes 0"
+            reason = f"float16 changes the weight by {weight.rounding:.0%}, {weight.lost:.0%} of it becomes 0"
         fits = value in masks or (weight.magnitude <= LARGEST and weight.rounding <= ROUNDING)
         if not fits and flow.keep((node for node in value.consumers() if value in flow.reads[node]), reason):
             flow.tell(value, reason)
@@ -242,7 +242,7 @@ def _ranges(flow: _Flow, ranges: Mapping[str, float], masked: set[ir.Value]) -> 
     """
 
     def hot(value: ir.Value) -> bool:
-        if value.const_value is not None or value in masked:
+        if not is_single(value) or value.const_value is not None or value in masked:
             return False
         return _range(flow, ranges, value) > LIMIT
 
@@ -253,7 +253,7 @@ def _ranges(flow: _Flow, ranges: Mapping[str, float], masked: set[ir.Value]) -> 
         if any(gains.get(v, 0) * LARGEST < SATURATED for v in near):
             flow.keep([node], "range")
     made = (value for node in flow.nodes if node.op_type not in COPIES for value in flow.makes[node])
-    for value in (*filter(is_single, flow.inputs), *made):
+    for value in (*flow.inputs, *made):
         around = {*value.consumers(), value.producer()} - structural
         if hot(value) and any(node in flow.single for node in around):
             flow.tell(value, f"range {_range(flow, ranges, value):.3g} near {LARGEST:.0f}")

@@ -5,8 +5,8 @@ import onnx_ir as ir
 # fmt: off
 COPIES = frozenset({  # outputs hold values of the inputs and nothing else
     "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
-    "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth",
-    "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
 })
 BLENDS = COPIES | {"Add", "Max", "Min", "Mul", "Sub"}  # how a mask gets into what it masks
 SUMS = frozenset({

@@ -4,10 +4,10 @@ The types are in the graph, so every compiler does the same with it (TensorRT 11
 more), and what was achieved is counted in the file that was written, not assumed from what was asked for.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -22,6 +22,8 @@ from mmgen.runtime.errors import MmgenError
 
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 CHUNK = 1 << 22  # values looked at together
+
+_T = TypeVar("_T")
 
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _OTHER = {_FLOAT: _HALF, _HALF: _FLOAT}
@@ -111,8 +113,7 @@ def _examine(model: ir.Model, role: Role, report: Callable[[float], None]) -> di
     examined = {}
     for done, value in enumerate(singles):
         assert value.const_value is not None
-        with _numbers(value.const_value) as numbers:
-            examined[value] = weight = weigh(numbers)
+        examined[value] = weight = _read(value.const_value, weigh)
         if np.isnan(weight.low):
             raise MmgenError(f"graph {role}: weight {value.name} holds NaN", remedy="the checkpoint is damaged")
         report((done + 1) / len(singles))
@@ -137,19 +138,18 @@ def weigh(numbers: np.ndarray) -> Weight:
     return Weight(low, high, magnitude, (error / power) ** 0.5 if power else 0.0, lost / max(nonzero, 1))
 
 
-@contextlib.contextmanager
-def _numbers(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
-    """A weight's values, in memory no longer than they are used."""
-    yield tensor.numpy()
+def _read(tensor: ir.TensorProtocol, use: Callable[[np.ndarray], _T]) -> _T:
+    """What ``use`` makes of a weight's values, which are in memory no longer than that."""
+    result = use(tensor.numpy())
     if isinstance(tensor, ir.ExternalTensor):
-        with contextlib.suppress(BufferError):  # somebody still looks at them
-            tensor.release()
+        tensor.release()
+    return result
 
 
 def _retype(model: ir.Model, choice: Choice) -> None:
     """Make the chosen nodes half, and cast or store each tensor in the type that its readers want."""
     graph = model.graph
-    opset = model.opset_imports[""]
+    opset = model.opset_imports.get("", 0)
     slots = {node: half_slots(node, opset) for node in graph}
     precision: dict[ir.Node, ir.DataType] = {}
     for node in graph:  # in order: what only reads numbers (a comparison, an ArgMax) takes them as they come
@@ -210,16 +210,15 @@ def _cast(value: ir.Value) -> ir.Node:
 def _stored(graph: ir.Graph, value: ir.Value, *, mask: bool) -> ir.Value:
     """A weight in float16, converted when it is written."""
     tensor = value.const_value
-    assert tensor is not None
+    assert tensor is not None and value.shape is not None
 
-    def convert() -> ir.TensorProtocol:
-        with _numbers(tensor) as numbers:
-            if mask:  # infinities stay: they are the same in either type
-                numbers = np.where(np.isfinite(numbers), np.maximum(numbers, MASKED), numbers)
-            return ir.tensor(_half(numbers))
+    def convert(numbers: np.ndarray) -> ir.TensorProtocol:
+        if mask:  # infinities stay: they are the same in either type
+            numbers = np.where(np.isfinite(numbers), np.maximum(numbers, MASKED), numbers)
+        return ir.tensor(_half(numbers))
 
     name = f"{value.name}{_SUFFIX[_HALF]}"
-    lazy = ir.LazyTensor(convert, _HALF, value.shape or ir.Shape(tensor.numpy().shape), name=name)
+    lazy = ir.LazyTensor(lambda: _read(tensor, convert), _HALF, value.shape, name=name)
     stored = ir.Value(name=name, type=ir.TensorType(_HALF), shape=value.shape, const_value=lazy)
     graph.register_initializer(stored)
     return stored

@@ -27,8 +27,8 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
         max |value| over all runs, by tensor name; infinity for a tensor that was not finite.
 
     Raises:
-        MmgenError: an output of the graph is not finite; it names the first tensor, in the graph's order, that is not
-            finite while what it is computed from is.  Infinite inputs and constants may give infinite outputs.
+        MmgenError: an output of the graph is NaN, or infinite though no input and no constant is; it names the first
+            such tensor in the graph's order.
     """
     import onnxruntime as ort
 
@@ -36,6 +36,8 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
     values = _instrument(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # otherwise all that measures runs last
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it would copy the weights
     options.log_severity_level = 3  # it warns of outputs that don't depend on the inputs
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -61,7 +63,9 @@ def _instrument(model: ir.Model) -> list[ir.Value]:
         magnitude = ir.node("Abs", [value])
         maximum = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
         total = ir.node("ReduceL1", [value], {"keepdims": 0})
-        graph.extend([magnitude, maximum, total])
+        producer = value.producer()  # measured where it is made, so that it need not live to the end
+        place = graph[0] if producer is None else producer
+        (graph.insert_before if producer is None else graph.insert_after)(place, [magnitude, maximum, total])
         for node, suffix in zip((maximum, total), SUFFIXES, strict=True):
             output = node.outputs[0]
             output.name, output.dtype, output.shape = f"{value.name}{suffix}", ir.DataType.FLOAT, ir.Shape([])
@@ -70,26 +74,20 @@ def _instrument(model: ir.Model) -> list[ir.Value]:
 
 
 def _check_finite(path: Path, model: ir.Model, largest: Mapping[str, float]) -> None:
-    """Infinities inside a graph are fine (masks are made of them); outputs must be numbers, unless inputs aren't."""
-
-    def broken(value: ir.Value | None) -> bool:
-        if value is None:
-            return False
-        if value.const_value is not None and is_single(value):
-            return not np.isfinite(value.const_value.numpy()).all()
-        return not math.isfinite(largest.get(value.name or "", 0.0))
-
-    if not any(broken(output) for output in model.graph.outputs):
+    """Outputs must be numbers; infinities inside are what masks are made of, and a limit of infinity is an input."""
+    outputs = [largest[name] for v in model.graph.outputs if (name := v.name or "") in largest]
+    nan = any(map(math.isnan, outputs))
+    if not nan and all(map(math.isfinite, outputs)):
         return
-    for value in model.graph.inputs:
-        if math.isnan(largest.get(value.name or "", 0.0)):
-            raise MmgenError(f"graph {path.stem}: input {value.name} holds NaN", remedy="feed numbers")
-    for node in model.graph:
-        for value in node.outputs:
-            if broken(value) and not any(broken(v) for v in node.inputs):
-                raise MmgenError(
-                    f"graph {path.stem}: tensor {value.name} ({node.op_type}) in float32",
-                    got="NaN" if math.isnan(largest[value.name or ""]) else "infinity",
-                    wanted="finite numbers",
-                    remedy="the model itself breaks down here; check its weights and its inputs",
-                )
+    weights = (v.const_value for v in model.graph.initializers.values() if is_single(v) and v.const_value is not None)
+    fed = any(math.isinf(largest[v.name or ""]) for v in model.graph.inputs if is_single(v))
+    if not nan and (fed or any(np.isinf(tensor.numpy()).any() for tensor in weights)):
+        return
+    name = next(name for name, value in largest.items() if (math.isnan if nan else math.isinf)(value))
+    producer = next((node for node in model.graph for v in node.outputs if v.name == name), None)
+    raise MmgenError(
+        f"graph {path.stem}: {f'tensor {name} ({producer.op_type})' if producer else f'input {name}'} in float32",
+        got="NaN" if nan else "infinity",
+        wanted="finite numbers",
+        remedy="check the weights of the model and what it is fed; it breaks down here first",
+    )

@@ -19,10 +19,10 @@ LIMITS: dict[str, float] = {
     "traced graph": 2e-6,  # 3.6e-7
     "step arithmetic": 1e-6,  # 1e-7
     # Half against float32, every half value rounded, relative RMS.
-    "half, step of a DiT": 2e-3,
-    "half, graphs of the tiny model": 2e-3,
-    "half, decoded picture": 5e-3,
-    "half, residual stream": 2e-3,
-    "half, one layer": 2e-3,
-    "ranges": 1e-5,
+    "half, step of a DiT": 1e-3,  # 4.9e-4
+    "half, graphs of the tiny model": 2.5e-3,  # 1.1e-3, decode: whole levels of a picture; the others 2.7e-4
+    "half, decoded picture": 4e-3,  # 2.0e-3, whole levels
+    "half, residual stream": 2e-3,  # 1.0e-3
+    "half, one layer": 1.2e-3,  # 6.1e-4, attention
+    "ranges": 2e-6,  # 4.0e-7; two programs, largest value after a norm
 }
