@@ -10,7 +10,7 @@ from mmgen.runtime import describe
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
-NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")  # of the extra "export"; a source may need more
+NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")  # of the extra "export"
 
 
 @click.command("export", cls=Command)
