@@ -50,6 +50,8 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
 
 
 class Mlp(nn.Sequential):
+    """Linear, GELU, Linear."""
+
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__(nn.Linear(width, ratio * width), nn.GELU("tanh"), nn.Linear(ratio * width, width))
 

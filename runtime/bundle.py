@@ -121,6 +121,8 @@ class HalfShare:
 
 @dataclass(frozen=True)
 class Precision:
+    """What is half in a bundle, what isn't and why."""
+
     policy: Literal["fp32", "fp16"]
     half_share: dict[str, HalfShare] = field(default_factory=dict)  # by role
     islands: tuple[Island, ...] = ()
@@ -151,6 +153,8 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Provenance:
+    """Where the weights came from and what exported them."""
+
     source: str
     sha256: str  # over the source's weights
     versions: dict[str, str]
@@ -228,19 +232,28 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
     try:
         record = json.loads(manifest.read_text(encoding="utf-8"))
     except OSError as error:
-        raise MmgenError(f"{manifest} can't be read ({error.strerror})", remedy="make the bundle with mmgen-export") from error
+        raise MmgenError(
+            f"{manifest} can't be read ({error.strerror})", remedy="make the bundle with mmgen-export"
+        ) from error
     except ValueError as error:
         raise MmgenError(f"{manifest} is not JSON ({error})", remedy="export or copy the bundle again") from error
     got = record.get("format") if isinstance(record, dict) else None
     if got != FORMAT:
-        raise MmgenError(f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen")
+        raise MmgenError(
+            f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
+        )
     bundle: Bundle = from_json(Bundle, record, str(manifest))
     for file, wanted in _files(bundle):
         path = root / _inside(file, manifest)
         if not path.is_file():
             raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
         if verify and (found := sha256(path)) != wanted:
-            raise MmgenError(f"{path}: sha256", got=found[:16], wanted=wanted[:16], remedy="the file changed; copy or export the bundle again")
+            raise MmgenError(
+                f"{path}: sha256",
+                got=found[:16],
+                wanted=wanted[:16],
+                remedy="the file changed; copy or export the bundle again",
+            )
     return dataclasses.replace(bundle, folder=root)
 
 
@@ -299,12 +312,19 @@ def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = MmgenError(where, got=f"{value!r:.60}", wanted=getattr(hint, "__name__", str(hint)), remedy="export or copy the bundle again")
+    wrong = MmgenError(
+        where,
+        got=f"{value!r:.60}",
+        wanted=getattr(hint, "__name__", str(hint)),
+        remedy="export or copy the bundle again",
+    )
     if origin in (typing.Union, types.UnionType):
         return _convert_union(args, value, where, wrong)
     if origin is Literal:
         if value not in args:
-            raise MmgenError(where, got=repr(value), wanted=" or ".join(map(repr, args)), remedy="update mmgen, or export again")
+            raise MmgenError(
+                where, got=repr(value), wanted=" or ".join(map(repr, args)), remedy="update mmgen, or export again"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
@@ -332,7 +352,12 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenEr
     if kinds:  # dataclasses told apart by their ``kind``
         kind = value.get("kind") if isinstance(value, dict) else None
         if kind not in kinds:
-            raise MmgenError(f"{where}: kind", got=repr(kind), wanted=" or ".join(map(repr, kinds)), remedy="update mmgen, or export again")
+            raise MmgenError(
+                f"{where}: kind",
+                got=repr(kind),
+                wanted=" or ".join(map(repr, kinds)),
+                remedy="update mmgen, or export again",
+            )
         return from_json(kinds[kind], value, where)
     for choice in choices:
         try:

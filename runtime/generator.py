@@ -82,8 +82,15 @@ class Generator:
             MmgenError: a bad argument, or latents that are not finite.
         """
         rows = self.stream(
-            steps=steps, guidance=guidance, seed=seed, solver=solver, sigmas=sigmas, count=count, noise=noise, **conditions
-        )  # fmt: skip
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            solver=solver,
+            sigmas=sigmas,
+            count=count,
+            noise=noise,
+            **conditions,
+        )
         with closing(rows):
             progress = next(rows)
             while not progress.last:
@@ -102,14 +109,21 @@ class Generator:
         noise: NDArray[np.float32] | None = None,
         **conditions: object,
     ) -> Loop[Progress, None, None]:
-        """The same, row by row; leaving the loop cancels.  Arguments as for ``generate``, and checked before it returns."""
+        """The same, row by row; leaving the loop cancels.
+
+        Arguments and errors as for ``generate``; arguments are checked before this returns.
+        """
         table = self._table(solver, steps, sigmas)
         weight = self.bundle.defaults.guidance if guidance is None else guidance
         asked = branches(self.bundle, self._encoders, conditions, weight, count)
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
         shape = (asked.batch, *self.bundle.latent_shape)
-        start = seeded_noise(int(seed), asked.batch, self.bundle.latent_shape) if noise is None else _checked(noise, shape, "noise")
+        start = (
+            seeded_noise(int(seed), asked.batch, self.bundle.latent_shape)
+            if noise is None
+            else _checked(noise, shape, "noise")
+        )
         return self._loop(table, asked, start, int(seed))
 
     def decode(self, latents: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
@@ -131,7 +145,9 @@ class Generator:
     def __enter__(self) -> "Generator":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @contextmanager
@@ -139,7 +155,10 @@ class Generator:
         """One call at a time; the thread that is inside a stream would wait for itself."""
         me = threading.get_ident()
         if self._owner == me:
-            raise MmgenError("this generator is inside a stream", remedy="finish or close the stream first, or load a second generator")
+            raise MmgenError(
+                "this generator is inside a stream",
+                remedy="finish or close the stream first, or load a second generator",
+            )
         with self._busy:
             if self._closed:
                 raise MmgenError("this generator is closed", remedy="load the bundle again")
@@ -202,7 +221,10 @@ class Generator:
         def result() -> Result:
             latents = self._backend.read(state[0])
             if not np.isfinite(latents).all():
-                raise MmgenError(f"the latents are not finite after row {row} of {rows}", remedy="mmgen verify tells whether the bundle or the request is at fault")
+                raise MmgenError(
+                    f"the latents are not finite after row {row} of {rows}",
+                    remedy="mmgen verify tells whether the bundle or the request is at fault",
+                )
             clock = time.perf_counter()
             media, codes = self._decode(state[0])
             timings.decode = time.perf_counter() - clock
@@ -232,12 +254,16 @@ class Generator:
 
     def _run(self, role: Role, inputs: dict[str, Buffer], size: int, axis: str) -> dict[str, Buffer]:
         """Run a graph with one named axis into fresh buffers."""
-        outputs = {s.name: self._backend.empty(_shape(s, {axis: size}), s.dtype) for s in self.bundle.graphs[role].outputs}
+        outputs = {
+            s.name: self._backend.empty(_shape(s, {axis: size}), s.dtype) for s in self.bundle.graphs[role].outputs
+        }
         self._runners[role].bind({**inputs, **outputs})()
         return outputs
 
 
-def load(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None, verify: bool = True) -> Generator:
+def load(
+    folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None, verify: bool = True
+) -> Generator:
     """Open a bundle.
 
     Args:

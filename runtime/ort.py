@@ -62,7 +62,9 @@ class OrtCpu:
         try:
             session = self._onnxruntime.InferenceSession(graph, self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise MmgenError(f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again") from error
+            raise MmgenError(
+                f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
+            ) from error
         return OrtRunner(session)
 
     def close(self) -> None:

@@ -45,7 +45,9 @@ def branches(
         raise MmgenError("guidance", got=repr(guidance), wanted="a finite number; 1 is none")
     guided = guidance != 1
     if guided and not any(c.null is not None for c in bundle.conditions):
-        raise MmgenError("guidance", got=guidance, wanted="1", remedy="this bundle has no null condition to guide away from")
+        raise MmgenError(
+            "guidance", got=guidance, wanted="1", remedy="this bundle has no null condition to guide away from"
+        )
     lists = {c.name: _values(c, given.get(c.name)) for c in bundle.conditions}
     lengths = {len(values) for values in lists.values()} - {1}
     if len(lengths) > 1:

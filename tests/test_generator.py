@@ -213,7 +213,9 @@ def test_bad_arguments_of_a_stream_show_before_its_first_row(generator: Generato
         generator.stream(steps=0)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"backend": "magic"}, "backend, got 'magic', wanted auto"), ({"threads": 0}, "threads")])
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"backend": "magic"}, "backend, got 'magic', wanted auto"), ({"threads": 0}, "threads")]
+)
 def test_a_backend_that_is_not_there_is_an_error(bundle_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MmgenError, match=message):
         load(bundle_folder, **arguments)

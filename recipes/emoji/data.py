@@ -86,12 +86,28 @@ def load(modules: Path) -> list[Emoji]:
         aliases = tuple(dict.fromkeys([own, *(words(s.replace("_", " ")) for s in record["short_names"])]))
         keywords = tuple(dict.fromkeys(w for w in (words(k.replace("_", " ")) for k in entry[1:]) if w))
         folder = source / "img/google/64"
-        plain.append(Emoji(unified, name, tuple(a for a in aliases if a and a != name), keywords, unified,
-                           _picture(folder / record["image"])))
+        plain.append(
+            Emoji(
+                unified,
+                name,
+                tuple(a for a in aliases if a and a != name),
+                keywords,
+                unified,
+                _picture(folder / record["image"]),
+            )
+        )
         for key, variant in record.get("skin_variations", {}).items():
             tone = _tones(key)
-            variants.append(Emoji(variant["unified"], f"{name} {tone}", tuple(f"{a} {tone}" for a in aliases if a),
-                                  keywords, unified, _picture(folder / variant["image"])))
+            variants.append(
+                Emoji(
+                    variant["unified"],
+                    f"{name} {tone}",
+                    tuple(f"{a} {tone}" for a in aliases if a),
+                    keywords,
+                    unified,
+                    _picture(folder / variant["image"]),
+                )
+            )
     return plain + variants
 
 

@@ -52,7 +52,7 @@ to {seeds}; the captions are every {stride}th emoji's name in Unicode's order.  
 
 It has learned the names of these emoji, not language: words it never saw are spelt out letter by letter and mean
 little to it.  Skin-tone variants were drawn a fifth as often as the others.
-"""
+"""  # noqa: E501
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("build/data"))
     parser.add_argument("--out", type=Path, default=Path("build/emoji"))
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--compile", action="store_true", help="torch.compile the step: faster, needs a C++ compiler")
@@ -85,7 +85,10 @@ def main() -> None:
             o.load_state_dict(saved)
         random = np.random.default_rng(start)
         torch.manual_seed(start)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.get_vocab_size()} tokens", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {tokenizer.get_vocab_size()} tokens",
+        flush=True,
+    )
 
     def loss_of(x0: Tensor, noise: Tensor, s: Tensor, tokens: Tensor) -> Tensor:
         """Flow matching (Lipman et al. 2023): the velocity noise - x0 at x = (1 - s) x0 + s noise."""
@@ -104,7 +107,8 @@ def main() -> None:
         encodings = tokenizer.encode_batch([draw(emoji[i], random) for i in chosen])
         tokens = torch.tensor([e.ids for e in encodings])
         x0 = latents[chosen]
-        # Which picture it is, is decided where noise dominates: logit-normal times (Esser et al. 2024, eq. 19), mean 0.6.
+        # Which picture it is, is decided where noise dominates: logit-normal times of mean 0.6
+        # (Esser et al. 2024, eq. 19).
         s = torch.sigmoid(torch.randn(args.batch) + 0.6)
         loss = step_loss(x0, torch.randn_like(x0), s, tokens).mean()
         loss.backward()
@@ -121,8 +125,15 @@ def main() -> None:
             print(f"step {step + 1} loss {np.mean(losses[-100:]):.4f} {seconds:.3f} s/step", flush=True)
         if (step + 1) % 500 == 0:
             partial = checkpoint.with_suffix(".partial")
-            torch.save({"model": model.state_dict(), "shadow": shadow.state_dict(), "step": step + 1,
-                        "optimisers": [o.state_dict() for o in optimiser]}, partial)
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "shadow": shadow.state_dict(),
+                    "step": step + 1,
+                    "optimisers": [o.state_dict() for o in optimiser],
+                },
+                partial,
+            )
             partial.replace(checkpoint)
     save_file(shadow.state_dict(), args.out / "dit.safetensors")
     (args.out / "dit.json").write_text(json.dumps(asdict(config), indent=1))

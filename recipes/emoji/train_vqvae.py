@@ -38,8 +38,11 @@ def augment(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def update_codebook(model: VQVAE, vectors: Tensor, codes: Tensor, decay: float, revive_below: float) -> int:
-    """Moving averages of van den Oord et al. 2017, eq. 6-8; a code used less often than
-    ``revive_below`` times a batch is put onto a random encoder output.  Returns how many were."""
+    """Moving averages of van den Oord et al. 2017, eq. 6-8.
+
+    A code used less often than ``revive_below`` times a batch is put onto a random encoder output.  Returns how many
+    were.
+    """
     counts = torch.bincount(codes, minlength=model.usage.numel()).float()
     sums = torch.zeros_like(model.code_sum).index_add_(0, codes, vectors)
     model.usage.lerp_(counts, 1 - decay)
@@ -133,17 +136,32 @@ def main() -> None:
             shadow.codebook.copy_(model.codebook)  # a moving average already
         if (step + 1) % 50 == 0:
             seconds = (time.perf_counter() - clock) / (step + 1 - start)
-            print(f"step {step + 1} loss {loss.item():.4f} commitment {commitment.item():.4f} revived {revived} {seconds:.3f} s/step", flush=True)
+            figures = f"loss {loss.item():.4f} commitment {commitment.item():.4f} revived {revived}"
+            print(f"step {step + 1} {figures} {seconds:.3f} s/step", flush=True)
         if (step + 1) % 500 == 0:
             psnr, used = evaluate(shadow, test)
             psnr_base, _ = evaluate(shadow, test_base)
             _, used_train = evaluate(shadow, train[:1800])
-            print(f"step {step + 1} held out: {psnr:.2f} dB, base emoji {psnr_base:.2f} dB; codes used {used:.3f}, on the training set {used_train:.3f}", flush=True)
-            torch.save({"model": model.state_dict(), "shadow": shadow.state_dict(), "usage": model.usage, "code_sum": model.code_sum,
-                        "optimiser": optimiser.state_dict(), "step": step + 1}, checkpoint)
+            figures = f"{psnr:.2f} dB, base emoji {psnr_base:.2f} dB; codes used {used:.3f}"
+            print(f"step {step + 1} held out: {figures}, on the training set {used_train:.3f}", flush=True)
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "shadow": shadow.state_dict(),
+                    "usage": model.usage,
+                    "code_sum": model.code_sum,
+                    "optimiser": optimiser.state_dict(),
+                    "step": step + 1,
+                },
+                partial,
+            )
+            partial.replace(checkpoint)
     with torch.no_grad():
         z = torch.cat([shadow.lookup(shadow.nearest_codes(shadow.encode(b))) for b in images.split(64)])
-    config = replace(config, latents_mean=tuple(z.mean((0, 2, 3)).tolist()), latents_std=tuple(z.std((0, 2, 3)).tolist()))
+    config = replace(
+        config, latents_mean=tuple(z.mean((0, 2, 3)).tolist()), latents_std=tuple(z.std((0, 2, 3)).tolist())
+    )
     save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, args.out / "vqvae.safetensors")
     (args.out / "vqvae.json").write_text(json.dumps(asdict(config), indent=1))
 
