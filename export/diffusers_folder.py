@@ -8,7 +8,7 @@ guidance over all latent channels, the dropped half of a learned sigma, scaling.
 
 import dataclasses
 import inspect
-import logging
+import warnings
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -22,8 +22,6 @@ from mmgen.export.quantiser import Quantiser
 from mmgen.export.weights import check_safetensors, files_sha256, read_json
 from mmgen.runtime.bundle import Condition, Media
 from mmgen.runtime.errors import MmgenError
-
-log = logging.getLogger("mmgen")
 
 # diffusers' own defaults, from the signature of DiTPipeline.__call__
 STEPS, GUIDANCE = 50, 4.0
@@ -106,9 +104,9 @@ def load(folder: Path) -> Model:
             got=dit["in_channels"],
             wanted=f"the {channels} latent channels of the vae",
         )
-    files = [*_weight_files(folder / "transformer"), *_weight_files(folder / "vae")]
-    transformer = _from_pretrained(transformer_class, folder / "transformer")
-    autoencoder = _from_pretrained(autoencoder_class, folder / "vae")
+    files = [_weight_files(folder / part) for part in ("transformer", "vae")]
+    transformer = _from_pretrained(transformer_class, folder / "transformer", files[0])
+    autoencoder = _from_pretrained(autoencoder_class, folder / "vae", files[1])
 
     quantiser = None
     if quantised:
@@ -130,7 +128,7 @@ def load(folder: Path) -> Model:
         decoder=Decoder(autoencoder) if quantised else Decoder(autoencoder, scale, shift),
         encoder=Encoder(autoencoder, channels, scale, shift),
         source=folder.resolve().name,
-        source_sha256=files_sha256(files),
+        source_sha256=files_sha256([*files[0], *files[1]]),
         versions={"diffusers": diffusers.__version__, "torch": torch.__version__},
     )
 
@@ -186,10 +184,13 @@ def _check_transformer(config: dict[str, Any], folder: Path) -> None:
 
 
 def _check_autoencoder(config: dict[str, Any], folder: Path) -> None:
-    blocks, scale = len(config["block_out_channels"]), config["scaling_factor"]
+    channels, scale = config["block_out_channels"], config["scaling_factor"]
+    ok = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(type(n) is int and n > 0 for n in channels)
+    _want(config, "block_out_channels", ok, "a list of positive numbers", folder)
     for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        ok = len(config[field]) == blocks and set(config[field]) <= set(kinds)
-        _want(config, field, ok, f"{blocks} of {' or '.join(kinds)}, as many as block_out_channels", folder)
+        ok = isinstance(config[field], (list, tuple)) and len(config[field]) == len(channels)
+        ok = ok and all(kind in kinds for kind in config[field])
+        _want(config, field, ok, f"{len(channels)} of {' or '.join(kinds)}, as many as block_out_channels", folder)
     for field in ("in_channels", "out_channels"):
         _want(config, field, config[field] == 3, "3 (pictures)", folder)
     _want(config, "scaling_factor", type(scale) in (int, float) and scale > 0, "a positive number", folder)
@@ -218,18 +219,19 @@ def _weight_files(folder: Path) -> list[Path]:
         if file.suffix == ".safetensors":
             check_safetensors(file)
         else:
-            log.warning("%s is a pickle: only its tensors are read (torch's weights_only loader)", file)
+            warnings.warn(
+                f"{file} is a pickle: only its tensors are read, with torch's weights_only loader", stacklevel=4
+            )
     return files
 
 
-def _from_pretrained(kind: Any, folder: Path) -> Any:
+def _from_pretrained(kind: Any, folder: Path, files: list[Path]) -> Any:
     """A module with all of its weights, in float32; diffusers knows its own older names of them."""
-    pickled = not list(folder.glob("*.safetensors"))
     try:
         module, report = kind.from_pretrained(
             folder,
             local_files_only=True,
-            use_safetensors=not pickled,
+            use_safetensors=files[0].suffix == ".safetensors",
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 DDIM: dict[str, Any] = {"beta_schedule": "linear", "clip_sample": False, "set_alpha_to_one": True}  # of facebook/DiT-*
 
 TINY_DIT: dict[str, Any] = {
-    "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6,
+    "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6,
     "sample_size": 8, "patch_size": 2,
 }  # fmt: skip
 TINY_VQ: dict[str, Any] = {
@@ -101,8 +101,8 @@ def fit(transformer: DiTTransformer2DModel, scheduler: Any, count: int) -> None:
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, 1000, (count,), generator=generator)
     x = scheduler.add_noise(x0, noise, t)
-    # An error in the noise is larger in x0 by sqrt((1 - a) / a).
-    target, weight = noise, (1 / scheduler.alphas_cumprod[t] - 1).clamp(max=1e4).sqrt()
+    # A squared error in the noise is (1 - a) / a times as large in x0.
+    target, weight = noise, (1 / scheduler.alphas_cumprod[t] - 1).clamp(max=1e4)
     if scheduler.config.prediction_type == "v_prediction":
         target, weight = scheduler.get_velocity(x0, noise, t), torch.ones(count)
     seen: list[Tensor] = []
@@ -119,7 +119,7 @@ def fit(transformer: DiTTransformer2DModel, scheduler: Any, count: int) -> None:
     wanted = wanted.reshape(-1, patch * patch, channels).double()
     features = torch.cat([features, torch.ones(len(features), 1)], 1)
     gram = features.T @ (weight * features)
-    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(gram))
+    gram += 1e-2 * gram.diagonal().mean() * torch.eye(len(gram))
     solution = torch.linalg.solve(gram, features.T @ (weight * wanted.flatten(1))).T.float()  # (p p C, D + 1)
     # The network's last axis is (p, p, C_out); with a learned sigma its second half of channels stays random.
     rows = torch.arange(patch * patch * transformer.out_channels).reshape(patch * patch, -1)[:, :channels].flatten()

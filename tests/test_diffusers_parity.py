@@ -12,9 +12,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.dit import pipeline_dit
 from diffusers_models import TINY_DIT, TINY_KL, TINY_VQ, TRUE_SIZES, build
+from diffusers_pipeline import Made, figures, run_pipeline
 from tolerances import LIMITS
 
 from mmgen.export.exporter import export
@@ -34,66 +33,22 @@ class Case:
     generator: Generator
 
 
-@dataclass(frozen=True)
-class Theirs:
-    """What the pipeline made."""
-
-    latents: np.ndarray  # (B, C, h, w), as the denoiser leaves them
-    pictures: np.ndarray  # float (B, H, W, 3) in [0, 1]
-
-
-def run_pipeline(pipeline: Any, classes: list[int], noise: np.ndarray, steps: int, guidance: float) -> Theirs:
-    """DiTPipeline on given noise.
-
-    It starts from unit noise, whatever the scheduler's ``init_noise_sigma``: only schedulers where that is 1 fit it.
-    """
-    assert pipeline.scheduler.init_noise_sigma == 1
-    seen: list[torch.Tensor] = []
-    decode, scale = pipeline.vae.decode, pipeline.vae.config.scaling_factor
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_dit, "randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise))
-        patch.setattr(pipeline.vae, "decode", lambda z: (seen.append(z), decode(z))[1])
-        pictures = pipeline(classes, guidance_scale=guidance, num_inference_steps=steps, output_type="np").images
-    return Theirs(seen[0].numpy() * scale, pictures)
-
-
-def psnr(media: np.ndarray, pictures: np.ndarray) -> float:
-    """Worst of a batch in dB; uint8 against float in [0, 1]."""
-    error = ((media / 255.0 - pictures) ** 2).mean((1, 2, 3))
-    return float(-10 * np.log10(error.max()))
-
-
-def codes_of(pipeline: Any, latents: np.ndarray) -> np.ndarray:
-    """VQModel's codes (B, h, w) of a denoiser's latents."""
-    z = 1 / pipeline.vae.config.scaling_factor * torch.from_numpy(latents)
-    with torch.no_grad():
-        indices = pipeline.vae.quantize(z)[2][2]
-    return indices.reshape(latents.shape[0], *latents.shape[2:]).numpy()
-
-
-def relative_rms(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
-
-
 def noise_for(case: Case, count: int, seed: int = 0) -> np.ndarray:
     shape = (count, *case.generator.bundle.latent_shape)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def compare(case: Case, precision: str, theirs: Theirs, result: Any) -> None:
+def compare(case: Case, precision: str, theirs: Made, result: Any) -> None:
     """Latents, codes, and the decoder on the pipeline's latents."""
     assert theirs.pictures.std((1, 2)).min() > 0.1, "pictures without contrast prove nothing"
-    assert np.abs(theirs.pictures - theirs.pictures[::-1]).mean() > 0.05 or len(theirs.pictures) == 1
-    media, codes = case.generator.decode(theirs.latents)
-    figures = {"latents": relative_rms(result.latents, theirs.latents), "decoder": psnr(media, theirs.pictures)}
-    if codes is not None:
-        wanted = codes_of(case.pipeline, theirs.latents)
-        assert (codes == wanted).all(), "the same latents have other codes"
-        figures["codes"] = float((result.codes == wanted).mean())
-    log.info("%s: %s, end to end %.1f dB", precision, figures, psnr(result.media, theirs.pictures))
-    assert figures["latents"] <= LIMITS[f"pipeline latents, {precision}"]
-    assert figures["decoder"] >= LIMITS[f"pipeline decoder PSNR, {precision}"]
-    assert figures.get("codes", 1.0) >= LIMITS[f"pipeline codes, {precision}"]
+    apart = np.abs(np.diff(theirs.pictures, axis=0)).mean((1, 2, 3))
+    assert (apart > 0.05).all(), "classes that look the same prove nothing"
+    found = figures(case.pipeline, theirs, case.generator, result)
+    log.info("%s: %s", precision, found)
+    assert found.get("search", 1.0) == 1.0
+    assert found["latents"] <= LIMITS[f"pipeline latents, {precision}"]
+    assert found["decoder"] >= LIMITS[f"pipeline decoder PSNR, {precision}"]
+    assert found.get("codes", 1.0) >= LIMITS[f"pipeline codes, {precision}"]
 
 
 MODELS: dict[str, dict[str, Any]] = {

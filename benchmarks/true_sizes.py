@@ -1,0 +1,110 @@
+"""Exports at published sizes, with random weights: time, memory, and parity with diffusers' DiTPipeline.
+
+    python benchmarks/true_sizes.py [DiT-S-2-vq-f8 ...] [--policy fp16] [--steps 4] [--work FOLDER] [--json FILE]
+
+For each model: a diffusers folder is written (and kept, in --work); ``mmgen
+export`` runs in a process of its own, whose wall-clock seconds and peak resident
+memory are taken; then the pipeline and the bundle make two pictures from the same
+noise.  DiT-XL/2 needs 3.3 GB of disk for its folder and as much again for a bundle.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    from diffusers_models import TRUE_SIZES
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(TRUE_SIZES))
+    parser.add_argument("--policy", choices=["fp16", "fp32"], default="fp16")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        records = [measure(name, work, args.policy, args.steps) for name in args.models or TRUE_SIZES]
+    if args.json:
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+def measure(name: str, work: Path, policy: str, steps: int) -> dict[str, Any]:
+    """Export one model and compare it; prints and returns the figures."""
+    folder, bundle = work / name, work / f"{name}-{policy}.mmgen"
+    if not (folder / "model_index.json").is_file():
+        child(f"from diffusers_models import TRUE_SIZES, build; from pathlib import Path\n"
+              f"t, v, *_ = TRUE_SIZES[{name!r}]; build(Path({str(folder)!r}), t, v, count=64)")  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "from mmgen.export.cli import main; main()",
+        str(folder),
+        "-o",
+        str(bundle),
+        f"--{policy}",
+    ]
+    seconds, peak = timed(command)
+    record: dict[str, Any] = {
+        "model": name,
+        "policy": policy,
+        "cores": os.cpu_count(),
+        "export_seconds": round(seconds, 1),
+        "export_peak_gb": round(peak / 1e9, 2),
+        "bundle_gb": round(sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e9, 3),
+    }
+    record |= parity(folder, bundle, steps)
+    print(json.dumps(record), flush=True)
+    return record
+
+
+def parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
+    """Two pictures of two classes by the pipeline and by the bundle."""
+    from diffusers import DiTPipeline
+    from diffusers_pipeline import figures, run_pipeline
+
+    from mmgen.runtime import load
+
+    pipeline = DiTPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    channels, size = pipeline.transformer.config.in_channels, pipeline.transformer.config.sample_size
+    noise = np.random.default_rng(0).standard_normal((2, channels, size, size)).astype(np.float32)
+    theirs = run_pipeline(pipeline, [3, 7], noise, steps, 4.0)
+    with load(bundle, "ort-cpu") as generator:
+        result = generator.generate(class_id=[3, 7], noise=noise, steps=steps, guidance=4.0)
+        return figures(pipeline, theirs, generator, result)
+
+
+def child(code: str) -> None:
+    """Run code in a process of its own, so that its memory is given back."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def timed(command: list[str]) -> tuple[float, int]:
+    """Wall-clock seconds and peak resident bytes of one process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
