@@ -35,6 +35,11 @@ Feeds = dict[str, np.ndarray]
 FLOAT, HALF = "FLOAT", "FLOAT16"
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def run(path: Path, feeds: Feeds) -> list[np.ndarray]:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
 
