@@ -69,7 +69,8 @@ class TextBlock(nn.Module):
         self.mlp = Mlp(width, 4)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D)
-        x = x + self.proj(attention(*self.qkv(self.norm1(x)).chunk(3, -1), self.heads))
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.proj(attention(q, k, v, self.heads))
         return x + self.mlp(self.norm2(x))
 
 
@@ -107,17 +108,17 @@ class Block(nn.Module):
         self.cross_proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.mlp = Mlp(width, config.mlp_ratio)
-        self.modulation = nn.Sequential(
-            nn.Linear(width, config.modulation_rank, bias=False), nn.Linear(config.modulation_rank, 6 * width)
-        )
-        nn.init.zeros_(self.cross_proj.weight)
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        down = nn.Linear(width, config.modulation_rank, bias=False)
+        up = nn.Linear(config.modulation_rank, 6 * width)
+        self.modulation = nn.Sequential(down, up)
+        for parameter in (self.cross_proj.weight, up.weight, up.bias):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c: Tensor, context: Tensor) -> Tensor:  # (B, N, D), (B, D), (B, T, C)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
         h = self.norm1(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.proj(attention(*self.qkv(h).chunk(3, -1), self.heads))
+        q, k, v = self.qkv(h).chunk(3, -1)
+        x = x + gate1 * self.proj(attention(q, k, v, self.heads))
         k, v = self.cross_kv(context).chunk(2, -1)
         x = x + self.cross_proj(attention(self.cross_q(self.cross_norm(x)), k, v, self.heads))
         h = self.norm2(x) * (1 + scale2) + shift2

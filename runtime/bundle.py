@@ -251,7 +251,7 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
             raise MmgenError(
                 f"{path}: sha256",
                 got=found[:16],
-                wanted=wanted[:16],
+                wanted=str(wanted)[:16],
                 remedy="the file changed; copy or export the bundle again",
             )
     return dataclasses.replace(bundle, folder=root)
@@ -358,7 +358,7 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenEr
                 wanted=" or ".join(map(repr, kinds)),
                 remedy="update mmgen, or export again",
             )
-        return from_json(kinds[kind], value, where)
+        return from_json(kinds[kind], value, where)  # type: ignore[arg-type]
     for choice in choices:
         try:
             return _convert(choice, value, where)

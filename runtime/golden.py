@@ -54,7 +54,7 @@ def write_golden(golden: Golden, path: Path) -> None:
             plain[name] = value
     request = {name: getattr(golden, name) for name in REQUEST} | {"conditions": plain}
     # Without allow_pickle, which numpy 1 would store as one more array.
-    np.savez(path, request=np.array(json.dumps(request)), **arrays)  # type: ignore[arg-type]
+    np.savez(path, request=np.array(json.dumps(request)), **arrays)
 
 
 def read_golden(path: Path) -> Golden:

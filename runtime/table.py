@@ -30,7 +30,8 @@ class Table:
     @property
     def stochastic(self) -> NDArray[np.bool_]:
         """(N,): whether a row uses its noise."""
-        return self.transition[:, :, K + 2].any(1)
+        used: NDArray[np.bool_] = np.any(self.transition[:, :, K + 2], axis=1)
+        return used
 
     def __len__(self) -> int:
         return len(self.timestep)
