@@ -66,11 +66,12 @@ def _compare_calls(level: int, role: Role, policy: Policy, got: list[Sample], wa
     return [
         dataclasses.replace(receipt, tensor=", ".join(filter(None, (receipt.tensor, truth.place))))
         for answer, truth in zip(got, wanted, strict=True)
-        for receipt in _compare(level, role, policy, answer.outputs, truth.outputs)
+        for receipt in _compare(level, role, policy, answer.outputs, truth)
     ]
 
 
-def _compare(level: int, role: Role, policy: Policy, got: Arrays, wanted: Arrays) -> list[Receipt]:
+def _compare(level: int, role: Role, policy: Policy, got: Arrays, sample: Sample) -> list[Receipt]:
+    wanted = sample.outputs
     if role == "decode":
         codes = (outputs.get(names.CODES) for outputs in (got, wanted))
         return compare_media(level, role, policy, got[names.MEDIA], wanted[names.MEDIA], *codes)
@@ -81,13 +82,36 @@ def _compare(level: int, role: Role, policy: Policy, got: Arrays, wanted: Arrays
             receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
         elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
             receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K)]
+        elif role == "step" and name == names.X0:
+            receipts.append(_rms(level, role, policy, got[name], truth, name, _noisy_term(sample.inputs)))
         else:
             receipts.append(_rms(level, role, policy, got[name], truth, name))
     return receipts
 
 
-def _rms(level: int, role: Role, policy: Policy, got: np.ndarray, truth: np.ndarray, name: str) -> Receipt:
-    return Receipt(level, role, "relative RMS", relative_rms(got, truth), limits.GRAPH_RMS[policy], name)
+def _noisy_term(inputs: Arrays) -> np.ndarray:
+    """The first term of x0 = p x + q out.
+
+    Where noise dominates, x0 is a small difference of two large terms, and no nearer to the truth than they are.
+    """
+    term: np.ndarray = inputs[names.PREDICTION][0] * inputs[names.STATE][0]
+    return term
+
+
+def _rms(
+    level: int,
+    role: Role,
+    policy: Policy,
+    got: np.ndarray,
+    truth: np.ndarray,
+    name: str,
+    term: np.ndarray | None = None,
+) -> Receipt:
+    """The error as a share of the truth, or of a term of it that is larger."""
+    measured, size = relative_rms(got, truth), np.linalg.norm(truth)
+    if term is not None and np.linalg.norm(term) > size > 0:
+        measured *= float(size / np.linalg.norm(term))
+    return Receipt(level, role, "relative RMS", measured, limits.GRAPH_RMS[policy], name)
 
 
 def _worst(receipts: list[Receipt]) -> list[Receipt]:
