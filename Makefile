@@ -6,6 +6,7 @@
 # Also: make test-runtime PYTHON=python3.10    the tests that need no torch, in a clean environment
 
 PYTHON ?= python3.11
+TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
 
@@ -42,7 +43,7 @@ $(TEST_BUNDLE)/bundle.json: .venv/dev/ready $(SOURCES)
 
 .venv/%/ready: pyproject.toml constraints.txt
 	rm -rf $(@D)
-	$(PYTHON) -m venv $(@D)
+	$(TORCH_PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA_$*)]'
 	touch $@
 
