@@ -141,6 +141,8 @@ def doctor(as_json: bool) -> None:
 def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[Any]]) -> dict[str, Any]:
     """The request as JSON can hold it, with the bundle's defaults where it was silent."""
     full = {key: getattr(bundle.defaults, key) if value is None else value for key, value in request.items()}
+    if request["sigmas"] is None and full["solver"] != bundle.defaults.solver:
+        full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
     plain = {n: [v.tolist() if isinstance(v, np.ndarray) else v for v in values] for n, values in conditions.items()}
     return {**full, "conditions": plain}
 
