@@ -56,6 +56,7 @@ VQ_F8: dict[str, Any] = {
 TRUE_SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], float, float]] = {
     "DiT-S-2-vq-f8": (dit(12, 6, 64, 4, 32), VQ_F8, 39.8, 67.7),
     "DiT-B-4-vq-f8": (dit(12, 12, 64, 4, 32, patch=4), VQ_F8, 147.4, 67.7),
+    "DiT-XL-2-vq-f8": (dit(28, 16, 72, 4, 32), VQ_F8, 749.8, 67.7),
     "DiT-XL-2-vq-f4": (dit(28, 16, 72, 3, 64), VQ_F4, 749.8, 55.3),
 }
 
