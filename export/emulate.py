@@ -72,6 +72,6 @@ class EmulatedHalf(OrtCpu):
 
     name = "ort-cpu, half emulated"
 
-    def runner(self, graph: Path) -> Runner:
+    def load(self, graph: Path) -> Runner:
         with emulated(graph) as rounded:
-            return super().runner(rounded)
+            return super().load(rounded)

@@ -1,64 +1,124 @@
-"""The seam between the loop and what executes graphs: buffers that stay where they are, and calls bound to them.
+"""The seam between the loop and what executes graphs: memory that stays where it is, and calls bound to it.
 
-A backend module has one function ``open_backend(threads) -> Backend``.  All
-buffers, outputs too, are made and owned by the loop; a bound call reads and
-writes them in place and returns nothing.
+A backend's module has one function, ``open_backend``.  The loop owns the memory of a request, one block; a bound call
+reads and writes it in place and returns nothing.  Calls run in the order in which they were made; on a GPU they only
+enqueue, and ``Block.read`` and ``Backend.wait`` are where the host waits.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.memory import Slot
 
-NAMES = ("ort-cpu",)
+NAMES = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu")  # in the order in which ``auto`` tries them
+
+log = logging.getLogger("mmgen")
+Call = Callable[[], None]
 
 
-class Buffer(Protocol):
-    """Contiguous memory of one dtype; views share it.  numpy arrays are buffers of the CPU backends."""
+class Block(Protocol):
+    """Memory of a request.  The host writes its first bytes and uploads them; graphs write the rest."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-    def reshape(self, shape: tuple[int, ...], /) -> Any: ...
+    def host(self) -> NDArray[np.uint8]:
+        """The bytes to write in; waits until an upload under way has left them."""
+        ...
+
+    def upload(self) -> None:
+        """Make what was written visible to the calls that follow."""
+        ...
+
+    def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
+        """Copies on the host, after everything enqueued before."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory, after everything enqueued before; closing twice does no harm."""
+        ...
 
 
 class Runner(Protocol):
-    """One graph."""
+    """One graph of a bundle, loaded."""
 
-    def bind(self, tensors: Mapping[str, Buffer]) -> Callable[[], None]:
-        """A call that runs the graph on these buffers, inputs and outputs by name."""
+    def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
+        """Calls that run the graph on slots of a block, inputs and outputs by name.
+
+        All calls have the same shapes and share what the graph needs for them; it lives as long as one of the calls.
+        A call must not be made after its block or the runner was closed.
+
+        Raises:
+            MmgenError: shapes that the graph can't run, naming the axis and its range.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class Backend(Protocol):
-    """Memory and graphs of one device."""
+    """Memory and graphs of one device.  Used by one thread at a time."""
 
     name: str
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer: ...
-    def upload(self, array: NDArray[np.generic]) -> Buffer: ...
-    def read(self, buffer: Buffer) -> NDArray[Any]:
-        """A copy on the host, after everything enqueued before it."""
+    def block(self, host_bytes: int, other_bytes: int) -> Block: ...
+    def runner(self, bundle: Bundle, role: Role) -> Runner: ...
+
+    def record(self, calls: Sequence[Call]) -> Call | None:
+        """One call that makes all of these without the host in between, or None where there is no such thing.
+
+        It is valid as long as the calls and their block are.  The first of the calls may be made once while recording.
+        """
         ...
 
-    def runner(self, graph: Path) -> Runner: ...
+    def wait(self) -> None:
+        """Return when everything enqueued is done."""
+        ...
+
     def close(self) -> None: ...
 
 
-def open_backend(name: str, threads: int | None) -> Backend:
-    """Open a backend by name; ``auto`` takes the first that works here.
+def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
+    """Open a backend for a bundle; ``auto`` takes the first that works here and logs why the others don't.
+
+    Args:
+        name: ``auto`` or one of ``NAMES``.
+        bundle: what it is to run; a TensorRT backend needs engines of it.
+        threads: of a CPU backend; None: one a core.
 
     Raises:
         MmgenError: unknown name, or it can't be had here; never another one in its place.
     """
+    if name != "auto":
+        return _open(name, bundle, threads)
+    for candidate in NAMES:
+        try:
+            backend = _open(candidate, bundle, threads)
+        except MmgenError as error:
+            if candidate == NAMES[-1]:
+                raise
+            log.info("backend %s: %s", candidate, error)
+        else:
+            log.info("backend %s", candidate)
+            return backend
+    raise AssertionError("NAMES is empty")
+
+
+def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
     match name:
-        case "auto" | "ort-cpu":
+        case "tensorrt" | "tensorrt-rtx":
+            from mmgen.runtime import tensorrt
+
+            return tensorrt.open_backend(name, bundle)
+        case "ort-cuda":
+            from mmgen.runtime import ort_cuda
+
+            return ort_cuda.open_backend()
+        case "ort-cpu":
             from mmgen.runtime import ort
 
             return ort.open_backend(threads)

@@ -1,8 +1,8 @@
 """A bundle, opened: requests in, media out.
 
-The loop here is the same for every model, solver and backend.  It binds row i
-of the solver's table to the step graph and calls it; the state moves between
-two buffers, and nothing returns to the host before somebody asks for it.
+The loop here is the same for every model, solver and backend: row i of the
+solver's table is bound to the step graph by the plan, and nothing returns to the
+host before somebody asks for it.
 """
 
 import os
@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Generator as Loop
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -18,15 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime import bundle as names
-from mmgen.runtime.backend import Backend, Buffer, Runner, open_backend
-from mmgen.runtime.bundle import Bundle, K, Role, TensorSpec, read_bundle
+from mmgen.runtime.backend import Backend, Runner, open_backend
+from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.plan import Plan, Size, decode
 from mmgen.runtime.request import Branches, branches
 from mmgen.runtime.results import Progress, Result, Timings
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.table import Table
 from mmgen.runtime.text import open_tokenizer
+
+PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again
 
 
 class Generator:
@@ -43,11 +48,12 @@ class Generator:
             for c in bundle.conditions
             if c.kind == "text"
         }
+        self._plans: dict[Size, Plan] = {}  # the least recently used first
         self._runners: dict[Role, Runner] = {}
         roles: tuple[Role, ...] = ("condition", "step", "decode")
         for role in roles:
             if role in bundle.graphs:
-                self._runners[role] = backend.runner(bundle.path(bundle.graphs[role].file))
+                self._runners[role] = backend.runner(bundle, role)
 
     @property
     def backend(self) -> str:
@@ -81,21 +87,17 @@ class Generator:
         Raises:
             MmgenError: a bad argument, or latents that are not finite.
         """
-        rows = self.stream(
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            solver=solver,
-            sigmas=sigmas,
-            count=count,
-            noise=noise,
-            **conditions,
-        )
-        with closing(rows):
-            progress = next(rows)
-            while not progress.last:
-                progress = next(rows)
-            return progress.result()
+        request = self._request(steps, guidance, seed, solver, sigmas, count, noise, conditions)
+        with self._exclusive(), self._started(request) as (plan, timings):
+            if (loop := plan.loop()) is None:
+                for _ in self._rows(plan, timings):
+                    pass
+            else:
+                clock = time.perf_counter()
+                loop()
+                self._backend.wait()
+                timings.loop = time.perf_counter() - clock
+            return _result(plan, len(plan.steps), timings)
 
     def stream(
         self,
@@ -113,31 +115,22 @@ class Generator:
 
         Arguments and errors as for ``generate``; arguments are checked before this returns.
         """
-        table = self._table(solver, steps, sigmas)
-        weight = self.bundle.defaults.guidance if guidance is None else guidance
-        asked = branches(self.bundle, self._encoders, conditions, weight, count)
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
-        shape = (asked.batch, *self.bundle.latent_shape)
-        start = (
-            seeded_noise(int(seed), asked.batch, self.bundle.latent_shape)
-            if noise is None
-            else _checked(noise, shape, "noise")
-        )
-        return self._loop(table, asked, start, int(seed))
+        return self._loop(self._request(steps, guidance, seed, solver, sigmas, count, noise, conditions))
 
     def decode(self, latents: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
         checked = _checked(latents, (batch, *self.bundle.latent_shape), "latents")
         with self._exclusive():
-            return self._decode(self._backend.upload(checked))
+            return decode(self.bundle, self._backend, self._runners["decode"], checked)
 
     def close(self) -> None:
         """Free graphs and memory.  A stream that this thread has left half-way ends with it."""
         left = self._owner == threading.get_ident()  # it holds the lock for as long as somebody refers to it
         with nullcontext() if left else self._busy:
             self._closed = True
+            while self._plans:
+                self._plans.popitem()[1].close()
             while self._runners:
                 self._runners.popitem()[1].close()
             self._backend.close()
@@ -168,6 +161,30 @@ class Generator:
             finally:
                 self._owner = None
 
+    def _request(
+        self,
+        steps: int | None,
+        guidance: float | None,
+        seed: int,
+        solver: str | None,
+        sigmas: str | None,
+        count: int | None,
+        noise: NDArray[np.float32] | None,
+        conditions: dict[str, object],
+    ) -> "_Request":
+        table = self._table(solver, steps, sigmas)
+        weight = self.bundle.defaults.guidance if guidance is None else guidance
+        asked = branches(self.bundle, self._encoders, conditions, weight, count)
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
+        shape = (asked.batch, *self.bundle.latent_shape)
+        start = (
+            seeded_noise(int(seed), asked.batch, self.bundle.latent_shape)
+            if noise is None
+            else _checked(noise, shape, "noise")
+        )
+        return _Request(table, asked, start, int(seed))
+
     def _table(self, solver: str | None, steps: int | None, sigmas: str | None) -> Table:
         defaults = self.bundle.defaults
         own = solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
@@ -181,84 +198,88 @@ class Generator:
             options=defaults.solver_options if own else {},
         )
 
-    def _loop(self, table: Table, asked: Branches, start: NDArray[np.float32], seed: int) -> Loop[Progress, None, None]:
-        with self._exclusive():
-            timings, clock = Timings(), time.perf_counter()
-            step, backend = self._runners["step"], self._backend
-            conditioning = self._conditioning(asked)
-            timings.condition = time.perf_counter() - clock
-            initial = np.zeros((K, *start.shape), np.float32)
-            np.multiply(start, table.initial_scale, out=initial[0], casting="same_kind")
-            states = [backend.upload(initial), backend.empty(initial.shape, "float32")]
-            x0 = backend.empty(start.shape, "float32")
-            noises = self._noises(table, start.shape, seed)
-            rows = {
-                names.TRANSITION: backend.upload(table.transition),
-                names.PREDICTION: backend.upload(table.prediction),
-                names.X0_LIMIT: backend.upload(table.x0_limit[:, None]),
-                names.INPUT_SCALE: backend.upload(table.input_scale[:, None]),
-                names.TIMESTEP: backend.upload(table.timestep[:, None]),
-            }
-            fixed = {**conditioning, names.GUIDANCE: backend.upload(asked.weights), names.X0: x0}
-            for i in range(len(table)):
-                clock = time.perf_counter()
-                state = states[(i + 1) % 2]
-                step.bind(
-                    {
-                        **fixed,
-                        **{name: values[i] for name, values in rows.items()},
-                        names.NOISE: noises[i],
-                        names.STATE: states[i % 2],
-                        names.NEXT_STATE: state,
-                    }
-                )()
-                timings.steps.append(time.perf_counter() - clock)
-                yield self._progress(i + 1, len(table), state, x0, timings)
+    def _loop(self, request: "_Request") -> Loop[Progress, None, None]:
+        with self._exclusive(), self._started(request) as (plan, timings):
+            for row in self._rows(plan, timings):
+                yield _progress(row, plan, timings)
                 if self._closed:
                     raise MmgenError("this generator was closed inside a stream", remedy="load the bundle again")
 
-    def _progress(self, row: int, rows: int, state: Buffer, x0: Buffer, timings: Timings) -> Progress:
-        def result() -> Result:
-            latents = self._backend.read(state[0])
-            if not np.isfinite(latents).all():
-                raise MmgenError(
-                    f"the latents are not finite after row {row} of {rows}",
-                    remedy="mmgen verify tells whether the bundle or the request is at fault",
-                )
+    def _rows(self, plan: Plan, timings: Timings) -> Iterator[int]:
+        """Run row by row; yields each row's number, from 1, when it is done."""
+        for row, step in enumerate(plan.steps, 1):
             clock = time.perf_counter()
-            media, codes = self._decode(state[0])
-            timings.decode = time.perf_counter() - clock
-            return Result(media, latents, codes, timings)
+            step()
+            self._backend.wait()
+            timings.steps.append(time.perf_counter() - clock)
+            timings.loop += timings.steps[-1]
+            yield row
 
-        return Progress(row, rows, timings, lambda: self._backend.read(state[0]), lambda: self._decode(x0)[0], result)
+    @contextmanager
+    def _started(self, request: "_Request") -> Iterator[tuple[Plan, Timings]]:
+        """The plan with the request written and its conditions made; an error drops the plan."""
+        timings, clock = Timings(), time.perf_counter()
+        plan = self._plan(request.size)
+        try:
+            plan.write(request.table, request.asked, request.start, request.noises)
+            for call in plan.conditions:
+                call()
+            self._backend.wait()
+            timings.condition = time.perf_counter() - clock
+            yield plan, timings
+        except Exception:
+            if self._plans.pop(request.size, None):  # what half-ran is not for the next request
+                plan.close()
+            raise
 
-    def _conditioning(self, asked: Branches) -> dict[str, Buffer]:
-        """What the denoiser is conditioned on, each (G, B, ...)."""
-        guides = len(asked.weights)
-        inputs = {name: self._backend.upload(array) for name, array in asked.inputs.items()}
-        made = self._run("condition", inputs, guides * asked.batch, "R") if "condition" in self._runners else inputs
-        return {name: buffer.reshape((guides, asked.batch, *buffer.shape[1:])) for name, buffer in made.items()}
+    def _plan(self, size: Size) -> Plan:
+        """The plan of a size: a kept one, or a new one in place of the least recently used."""
+        plan = self._plans.pop(size, None)
+        if plan is None:
+            while len(self._plans) >= PLANS:
+                self._plans.pop(next(iter(self._plans))).close()
+            plan = Plan(self.bundle, self._backend, self._runners, size)
+        self._plans[size] = plan
+        return plan
 
-    def _noises(self, table: Table, shape: tuple[int, ...], seed: int) -> list[Buffer]:
-        """A buffer a row; rows that use no noise share one of zeros."""
-        zeros = self._backend.upload(np.zeros(shape, np.float32))
-        return [
-            self._backend.upload(seeded_noise(seed, shape[0], shape[1:], stream=i + 1)) if used else zeros
-            for i, used in enumerate(table.stochastic)
-        ]
 
-    def _decode(self, latents: Buffer) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        made = self._run("decode", {names.LATENTS: latents}, latents.shape[0], "B")
-        codes = self._backend.read(made[names.CODES]) if names.CODES in made else None
-        return self._backend.read(made[names.MEDIA]), codes
+@dataclass(frozen=True)
+class _Request:
+    """A request, checked: what the host gives a plan."""
 
-    def _run(self, role: Role, inputs: dict[str, Buffer], size: int, axis: str) -> dict[str, Buffer]:
-        """Run a graph with one named axis into fresh buffers."""
-        outputs = {
-            s.name: self._backend.empty(_shape(s, {axis: size}), s.dtype) for s in self.bundle.graphs[role].outputs
-        }
-        self._runners[role].bind({**inputs, **outputs})()
-        return outputs
+    table: Table
+    asked: Branches
+    start: NDArray[np.float32]  # (B, *L) unit noise
+    seed: int
+
+    @property
+    def size(self) -> Size:
+        return Size(self.asked.batch, len(self.asked.weights), tuple(map(bool, self.table.stochastic)))
+
+    @property
+    def noises(self) -> dict[int, NDArray[np.float32]]:
+        """Unit noise (B, *L) of the rows that use it."""
+        batch, *latent = self.start.shape
+        rows = np.flatnonzero(self.table.stochastic)
+        return {int(row): seeded_noise(self.seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
+
+
+def _progress(row: int, plan: Plan, timings: Timings) -> Progress:
+    latents, result = partial(plan.latents, row), partial(_result, plan, row, timings)
+    return Progress(row, len(plan.steps), timings, latents, plan.preview, result)
+
+
+def _result(plan: Plan, row: int, timings: Timings) -> Result:
+    latents = plan.latents(row)
+    if not np.isfinite(latents).all():
+        raise MmgenError(
+            f"the latents are not finite after row {row} of {len(plan.steps)}",
+            remedy="mmgen verify tells whether the bundle or the request is at fault",
+        )
+    clock = time.perf_counter()
+    media, codes = plan.decode(row)
+    timings.decode = time.perf_counter() - clock
+    return Result(media, latents, codes, timings)
 
 
 def load(
@@ -275,11 +296,8 @@ def load(
     Raises:
         MmgenError: not a whole bundle, or a backend that can't be had.
     """
-    return Generator(read_bundle(folder, verify=verify), open_backend(backend, threads))
-
-
-def _shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
-    return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)
+    bundle = read_bundle(folder, verify=verify)
+    return Generator(bundle, open_backend(backend, bundle, threads))
 
 
 def _checked(array: NDArray[np.float32], shape: tuple[int, ...], name: str) -> NDArray[np.float32]:

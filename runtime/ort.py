@@ -1,14 +1,34 @@
-"""ONNX Runtime on the CPU: the embedded default.  Buffers are numpy arrays, bound by address."""
+"""ONNX Runtime on the CPU: the embedded default.  A block is a numpy array, and graphs are bound by address."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.backend import Backend, Buffer, Runner
+from mmgen.runtime.backend import Backend, Block, Call, Runner
+from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.memory import ALIGNMENT, Slot
+
+
+class HostBlock:
+    """Memory of the host, where writing and reading cost nothing but a copy."""
+
+    def __init__(self, size: int) -> None:
+        room = np.empty(size + ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        self.host: NDArray[np.uint8] = room[start : start + size]
+
+    def upload(self) -> None:
+        """It is there already."""
+
+    def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
+        return tuple(slot.of(self.host).copy() for slot in slots)
+
+    def close(self) -> None:
+        """It goes with the last call that is bound to it."""
 
 
 class OrtRunner:
@@ -19,16 +39,19 @@ class OrtRunner:
         self._inputs = [i.name for i in session.get_inputs()]
         self._outputs = [o.name for o in session.get_outputs()]
 
-    def bind(self, tensors: Mapping[str, Buffer]) -> Callable[[], None]:
-        binding = self._session.io_binding()
-        kept = [np.asarray(tensors[name]) for name in (*self._inputs, *self._outputs)]
-        for name, array in zip(self._inputs, kept, strict=False):
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in zip(self._outputs, kept[len(self._inputs) :], strict=True):
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
+        memory = cast(HostBlock, block).host
+        return [self._bind(memory, tensors) for tensors in calls]
+
+    def _bind(self, memory: NDArray[np.uint8], tensors: Mapping[str, Slot]) -> Call:
+        binding, start = self._session.io_binding(), memory.ctypes.data
+        for names, bind in ((self._inputs, binding.bind_input), (self._outputs, binding.bind_output)):
+            for name in names:
+                slot = tensors[name]
+                bind(name, "cpu", 0, np.dtype(slot.dtype).type, slot.shape, start + slot.offset)
         run = self._session.run_with_iobinding
 
-        def call(_alive: object = kept) -> None:  # the addresses are valid as long as the arrays live
+        def call(_alive: object = memory) -> None:  # the addresses are valid as long as the memory lives
             run(binding)
 
         return call
@@ -49,16 +72,18 @@ class OrtCpu:
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Buffer:
-        return np.empty(shape, dtype)
+    def block(self, host_bytes: int, other_bytes: int) -> Block:
+        return HostBlock(host_bytes + other_bytes)
 
-    def upload(self, array: NDArray[np.generic]) -> Buffer:
-        return np.ascontiguousarray(array)
+    def runner(self, bundle: Bundle, role: Role) -> Runner:
+        return self.load(bundle.path(bundle.graphs[role].file))
 
-    def read(self, buffer: Buffer) -> NDArray[Any]:
-        return np.array(buffer)
+    def load(self, graph: Path) -> Runner:
+        """A runner for an ONNX file.
 
-    def runner(self, graph: Path) -> Runner:
+        Raises:
+            MmgenError: ONNX Runtime can't load it.
+        """
         try:
             session = self._onnxruntime.InferenceSession(graph, self._options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -66,6 +91,13 @@ class OrtCpu:
                 f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
             ) from error
         return OrtRunner(session)
+
+    def record(self, calls: Sequence[Call]) -> Call | None:
+        """A call costs microseconds here; there is nothing to gain."""
+        return None
+
+    def wait(self) -> None:
+        """Calls return when they are done."""
 
     def close(self) -> None:
         """Nothing outlives the sessions."""

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 class Timings:
     """Wall-clock seconds of one call."""
 
-    condition: float = 0.0
-    steps: list[float] = field(default_factory=list)  # one a row of the solver's table
+    condition: float = 0.0  # with the request's way to the device
+    loop: float = 0.0  # all rows of the solver's table
+    steps: list[float] = field(default_factory=list)  # each row; empty where a GPU ran all of them as one graph
     decode: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.condition + sum(self.steps) + self.decode
+        return self.condition + self.loop + self.decode
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,205 @@
+"""The memory of a request and the graphs bound to it, kept so that the next request of that shape only writes and runs.
+
+All tensors of a request lie in one block.  What the host writes comes first and goes to the device in one piece: the
+start, the rows of the solver's table, the guidance weights, the conditions and the noise.  The state moves between two
+slots, row i reads its numbers at their offsets, and nothing returns before somebody reads it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime import bundle as names
+from mmgen.runtime.backend import Backend, Block, Call, Runner
+from mmgen.runtime.bundle import Bundle, K, Role, TensorSpec
+from mmgen.runtime.memory import Layout, Slot, stacked
+from mmgen.runtime.request import Branches
+from mmgen.runtime.table import Table
+
+ROWS = {  # shapes of a row's inputs to the step graph, float32
+    names.TRANSITION: (K, K + 3),
+    names.PREDICTION: (2,),
+    names.X0_LIMIT: (1,),
+    names.INPUT_SCALE: (1,),
+    names.TIMESTEP: (1,),
+}
+Runners = Mapping[Role, Runner]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What decides a plan."""
+
+    batch: int  # B
+    guides: int  # G
+    stochastic: tuple[bool, ...]  # for each row of the table, whether it uses noise
+
+
+class Decoding:
+    """Latents in a block, to media and codes."""
+
+    def __init__(self, bundle: Bundle, runner: Runner, layout: Layout, batch: int) -> None:
+        self._runner = runner
+        self._outputs = {
+            s.name: layout.slot(_shape(s, {"B": batch}), s.dtype) for s in bundle.graphs["decode"].outputs
+        }
+        self._calls: dict[Slot, Call] = {}
+
+    def bind(self, block: Block, *latents: Slot) -> None:
+        """Bind the graph to every slot that will be decoded."""
+        calls = self._runner.bind(block, [{names.LATENTS: slot, **self._outputs} for slot in latents])
+        self._calls = dict(zip(latents, calls, strict=True))
+
+    def __call__(self, block: Block, latents: Slot) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media (B, ...) and codes (B, ...), or None where there is no codebook."""
+        self._calls[latents]()
+        media, *codes = block.read(*(self._outputs[n] for n in (names.MEDIA, names.CODES) if n in self._outputs))
+        return media, codes[0] if codes else None
+
+    def forget(self) -> None:
+        """Let go of the graph."""
+        self._calls = {}
+
+
+class Plan:
+    """Made for one ``Size``; owns its block."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, runners: Runners, size: Size) -> None:
+        self._backend = backend
+        latents = (size.batch, *bundle.latent_shape)
+        layout = Layout()
+        self._states = [layout.slot((K, *latents))]
+        self._rows = {name: layout.slots(len(size.stochastic), shape) for name, shape in ROWS.items()}
+        self._guidance = layout.slot((size.guides,))
+        self._inputs = {
+            name: layout.slot((size.guides * size.batch, *shape), dtype)
+            for name, (shape, dtype) in _condition_inputs(bundle).items()
+        }
+        self._no_noise = layout.slot(latents)
+        self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
+        host_bytes = layout.bytes
+        self._states.append(layout.slot((K, *latents)))
+        self._x0 = layout.slot(latents)
+        made = self._inputs
+        if "condition" in runners:
+            axes = {"R": size.guides * size.batch}
+            outputs = bundle.graphs["condition"].outputs
+            made = {s.name: layout.slot(_shape(s, axes), s.dtype) for s in outputs}
+        self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
+
+        self._block = backend.block(host_bytes, layout.bytes - host_bytes)
+        try:
+            self.conditions = (
+                runners["condition"].bind(self._block, [{**self._inputs, **made}]) if "condition" in runners else []
+            )
+            fixed = {
+                **{name: slot.reshape(size.guides, size.batch, *slot.shape[1:]) for name, slot in made.items()},
+                names.GUIDANCE: self._guidance,
+                names.X0: self._x0,
+            }
+            self.steps = runners["step"].bind(
+                self._block,
+                [
+                    {
+                        **fixed,
+                        **{name: slots[i] for name, slots in self._rows.items()},
+                        names.NOISE: noise,
+                        names.STATE: self._states[i % 2],
+                        names.NEXT_STATE: self._states[(i + 1) % 2],
+                    }
+                    for i, noise in enumerate(self._noises)
+                ],
+            )
+            self._decode.bind(self._block, self._states[0][0], self._states[1][0], self._x0)
+        except BaseException:
+            self._block.close()
+            raise
+        self._loop: Call | None = None
+        self._recorded = False
+
+    def write(self, table: Table, asked: Branches, start: NDArray[np.float32], noises: Mapping[int, Any]) -> None:
+        """Give the device a request.
+
+        Args:
+            table: N rows.
+            asked: G branches for B samples.
+            start: unit noise float32 (B, *L).
+            noises: unit noise float32 (B, *L) of each row that uses it, by row from 0.
+        """
+        host = self._block.host
+        state = self._states[0].of(host)
+        state[1:] = 0
+        np.multiply(start, table.initial_scale, out=state[0], casting="same_kind")
+        for name, slots in self._rows.items():
+            stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
+        self._guidance.of(host)[:] = asked.weights
+        for name, slot in self._inputs.items():
+            slot.of(host)[:] = asked.inputs[name]
+        self._no_noise.of(host)[:] = 0
+        for row, noise in noises.items():
+            self._noises[row].of(host)[:] = noise
+        self._block.upload()
+
+    def loop(self) -> Call | None:
+        """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
+        if not self._recorded:
+            self._loop, self._recorded = self._backend.record(self.steps), True
+        return self._loop
+
+    def latents(self, row: int) -> NDArray[np.float32]:
+        """A copy of the latents (B, *L) after ``row`` rows."""
+        (latents,) = self._block.read(self._states[row % 2][0])
+        return latents
+
+    def decode(self, row: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media and codes of the latents after ``row`` rows."""
+        return self._decode(self._block, self._states[row % 2][0])
+
+    def preview(self) -> NDArray[Any]:
+        """Media of what the denoiser believed in the last row."""
+        return self._decode(self._block, self._x0)[0]
+
+    def close(self) -> None:
+        """Free the memory; nothing of this plan may be called any more."""
+        self._loop, self.steps, self.conditions = None, [], []
+        self._decode.forget()
+        self._block.close()
+
+
+def decode(
+    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Media (B, ...) and codes (B, ...) or None, of latents (B, *L) from the host."""
+    layout = Layout()
+    slot = layout.slot(latents.shape)
+    host_bytes = layout.bytes
+    decoding = Decoding(bundle, runner, layout, len(latents))
+    block = backend.block(host_bytes, layout.bytes - host_bytes)
+    try:
+        decoding.bind(block, slot)
+        slot.of(block.host)[:] = latents
+        block.upload()
+        return decoding(block, slot)
+    finally:
+        block.close()
+
+
+def _condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape without the rows' axis and dtype of each condition, as ``request.branches`` makes them."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for condition in bundle.conditions:
+        match condition.kind:
+            case "text":
+                shapes[condition.name] = ((condition.length or 0,), "int64")
+            case "class":
+                shapes[condition.name] = ((), "int64")
+            case "array":
+                shapes[condition.name] = (condition.shape, condition.dtype)
+    return shapes
+
+
+def _shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)
