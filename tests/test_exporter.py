@@ -280,7 +280,7 @@ def test_a_failure_leaves_the_older_bundle(tmp_path: Path) -> None:
 
 def test_success_replaces_it_whole(tmp_path: Path) -> None:
     out = old_bundle(tmp_path / "a.mmgen")
-    (out / "engines").mkdir()
+    (out / "graphs").mkdir()
     with placed(out, 0) as folder:
         (folder / "bundle.json").write_text("new")
         assert (out / "bundle.json").read_text() == "an older bundle"
@@ -291,11 +291,37 @@ def test_success_replaces_it_whole(tmp_path: Path) -> None:
     )
 
 
+def with_engines(bundle: Path) -> Path:
+    (bundle / "engines" / "key").mkdir(parents=True)
+    (bundle / "engines" / "key" / "step.engine").write_text("compiled")
+    return bundle
+
+
+def test_engines_go_over_to_the_new_bundle(tmp_path: Path) -> None:
+    out = with_engines(old_bundle(tmp_path / "a.mmgen"))
+    with placed(out, 0) as folder:
+        (folder / "bundle.json").write_text("new")
+        assert (out / "engines/key/step.engine").is_file()
+    assert left_in(tmp_path) == ["a.mmgen"] and left_in(out) == ["bundle.json", "engines"]
+    assert (out / "engines/key/step.engine").read_text() == "compiled"
+
+
+def test_engines_go_over_even_if_the_process_was_killed_before_they_could(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with_engines(old_bundle(tmp_path / f".a.mmgen.{dead.pid}.old"))
+    out = old_bundle(tmp_path / "a.mmgen")
+    with pytest.raises(ZeroDivisionError), placed(out, 0):
+        1 / 0  # noqa: B018
+    assert left_in(tmp_path) == ["a.mmgen"] and left_in(out) == ["bundle.json", "engines"]
+
+
 def test_what_killed_processes_left_is_cleared_or_put_back(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".a.mmgen.{dead.pid}.partial").mkdir()
     (tmp_path / f".a.mmgen.{os.getppid()}.partial").mkdir()  # alive
+    (tmp_path / f".a.mmgen.{os.getpid()}.partial").mkdir()  # of a container's process with our number
     old_bundle(tmp_path / f".a.mmgen.{dead.pid}.old")  # killed between the two renames
     with pytest.raises(KeyboardInterrupt), placed(tmp_path / "a.mmgen", 0):
         raise KeyboardInterrupt
