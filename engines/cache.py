@@ -1,0 +1,222 @@
+"""Builds in a bundle: found, made by one process at a time, put in place whole, and cleared away.
+
+``engines/KEY/`` appears by one rename when everything in it is written, so a process that dies, at whatever moment,
+leaves nothing that is ever used; the next one that builds the same clears what it left.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmgen.runtime import engine_store as store
+from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place, differences
+from mmgen.runtime.bundle import Bundle, read_bundle, to_json
+from mmgen.runtime.engine_store import build_command, graph_hashes
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import whole_file
+from mmgen.runtime.folders import leftovers, locked, recover, whole_folder
+
+__all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
+
+Report = Callable[[str, float], None]
+
+ROOM = 1.5  # bytes to have free for each byte of graphs: engines are about as large
+TIMING = "timing"  # folder in engines/
+ELSEWHERE = "make room, or copy the bundle to a place that can be written"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Something that ``prune`` cleared away."""
+
+    path: Path
+    bytes: int
+    reason: str
+
+
+def folder_of(bundle: Bundle, identity: Identity) -> Path:
+    """Where a build lies, or will."""
+    return bundle.path(ENGINES) / identity.key
+
+
+def find(bundle: Bundle, identity: Identity) -> tuple[Path, Build] | None:
+    """The build of this identity, every engine compared with its hash; None where there is none.
+
+    A damaged one counts as none, with a warning that names the file; ``building`` replaces it.
+    """
+    folder = folder_of(bundle, identity)
+    if not folder.exists():
+        return None
+    try:
+        build = store.read_build(folder)
+        store.check_engines(folder, build)
+    except MmgenError as error:
+        warnings.warn(str(store.without_remedy(error, "it is built again")), stacklevel=2)
+        return None
+    return folder, build
+
+
+@contextmanager
+def building(bundle: Bundle, identity: Identity, progress: Report | None = None) -> Iterator[Path]:
+    """An empty folder to put a build in; ``publish`` it there, and when the block ends well it takes its place.
+
+    One process at a time is inside for one identity: look with ``find`` again before any work, since whoever was
+    there first may have built it.  A block that leaves the folder empty changes nothing.
+
+    Args:
+        bundle: as read.
+        identity: of the build to make.
+        progress: told that another builder is being waited for.
+
+    Yields:
+        A folder beside the one that it becomes, ``folder_of(bundle, identity)``.
+
+    Raises:
+        MmgenError: the bundle can't be written, is too full, or has changed since it was read.
+    """
+    folder = folder_of(bundle, identity)
+
+    def waiting() -> None:
+        if progress:
+            progress("waiting for another builder of the same", 0.0)
+
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with locked(_lock(folder), waiting) as lock:
+            room = round(ROOM * _graph_bytes(bundle))
+            with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=lock == "mine") as partial:
+                yield partial
+                if any(partial.iterdir()):
+                    _unchanged(bundle, identity)
+    except OSError as error:
+        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
+
+
+def publish(folder: Path, build: Build) -> None:
+    """Write the sidecar into the folder that ``building`` gave; the engines are there already."""
+    with whole_file(folder / SIDECAR) as write:
+        write((json.dumps(to_json(build), indent=1) + "\n").encode())
+
+
+def timing_cache(bundle: Bundle, place: Place) -> Path:
+    """The file for TensorRT's timings in a place, which need not be there; its folder is made."""
+    digest = hashlib.sha256(json.dumps(to_json(place), sort_keys=True).encode()).hexdigest()[:8]
+    path = bundle.path(ENGINES) / TIMING / f"{place.flavour}.{place.version}.{digest}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MmgenError(f"{path.parent} can't be made ({error.strerror})", remedy=ELSEWHERE) from error
+    return path
+
+
+def prune(bundle: Bundle, places: Sequence[Place] = ()) -> list[Removed]:
+    """Clear away what nobody can use any more, and nothing that is being built.
+
+    That is: leftovers of builders that were killed, damaged builds, builds of graphs that are no longer the bundle's,
+    and builds and timings of other software (TensorRT, driver, system) for the same device.
+
+    Args:
+        bundle: as read.
+        places: what this machine builds for now; without them, no build is too old.
+
+    Raises:
+        MmgenError: something can't be deleted.
+    """
+    folder = bundle.path(ENGINES)
+    removed: list[Removed] = []
+    try:
+        for key in _keys(folder):
+            with locked(_lock(folder / key), None) as lock:
+                if lock != "theirs":
+                    removed += _clear_leftovers(folder / key, alone=lock == "mine")
+                    removed += _clear_stale(folder / key, bundle, places)
+        removed += _clear_timings(folder / TIMING, places)
+    except OSError as error:
+        raise MmgenError(f"{error.filename or folder} can't be deleted ({error.strerror})") from error
+    return removed
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _graph_bytes(bundle: Bundle) -> int:
+    files = [file for graph in bundle.graphs.values() for file in (graph.file, graph.data) if file]
+    return sum(bundle.path(file).stat().st_size for file in files)
+
+
+def _unchanged(bundle: Bundle, identity: Identity) -> None:
+    """What was compiled is what the identity names: the files are read again, since somebody may have exported anew."""
+    if graph_hashes(read_bundle(bundle.folder)) != identity.graphs:
+        raise MmgenError(f"{bundle.folder} changed while it was being built", remedy=build_command(bundle))
+
+
+def _keys(folder: Path) -> list[str]:
+    """Of everything in a bundle's engines that is ours: builds, unfinished ones, locks."""
+    name = re.compile(rf"({store.KEY})|\.({store.KEY})\.(?:lock|\d+\.(?:partial|old))")
+    names = [match for path in folder.iterdir() if (match := name.fullmatch(path.name))] if folder.is_dir() else []
+    return sorted({match[1] or match[2] for match in names})
+
+
+def _clear_leftovers(folder: Path, alone: bool) -> list[Removed]:
+    found = [Removed(path, _bytes(path), "left by a builder that was ended") for path, _, _ in leftovers(folder)]
+    recover(folder, alone=alone)
+    return [item for item in found if not item.path.exists()]
+
+
+def _clear_stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> list[Removed]:
+    if not folder.is_dir() or not (reason := _stale(folder, bundle, places)):
+        return []
+    removed = Removed(folder, _bytes(folder), reason)
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.partial")  # half deleted, it would be a damaged build
+    folder.rename(gone)
+    shutil.rmtree(gone)
+    return [removed]
+
+
+def _stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> str | None:
+    """Why a build can be used no more."""
+    try:
+        build = store.read_build(folder)
+        if changed := store.changed_graphs(bundle, build):
+            return f"made from other graphs: {changed[0]}"
+        store.check_engines(folder, build)
+    except MmgenError as error:
+        return str(store.without_remedy(error))
+    for place in places:
+        if reason := _other_software(place, build.identity.place):
+            return f"made by other software: {reason}"
+    return None
+
+
+def _other_software(wanted: Place, found: Place) -> str | None:
+    """The field that keeps a build from the device it was made for; None where it fits, or is for another device."""
+    if wanted.flavour == "tensorrt-rtx":  # these are for many devices
+        wanted = replace(wanted, compute_capabilities=found.compute_capabilities)
+    if replace(wanted, version=found.version, system=found.system, cuda=found.cuda) != found:
+        return None
+    return next(iter(differences(wanted, found, "place")), None)
+
+
+def _clear_timings(folder: Path, places: Sequence[Place]) -> list[Removed]:
+    removed = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for place in places:
+            ours, current = f"{place.flavour}.", f"{place.flavour}.{place.version}."
+            if path.name.startswith(ours) and not path.name.startswith(current):
+                removed.append(Removed(path, _bytes(path), f"timings of another TensorRT than {place.version}"))
+                path.unlink()
+                break
+    return removed
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
