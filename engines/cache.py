@@ -166,9 +166,10 @@ def _keys(folder: Path) -> list[str]:
 
 
 def _clear_leftovers(folder: Path, alone: bool) -> list[Removed]:
-    found = [Removed(path, _bytes(path), "left by a builder that was ended") for path, _, _ in leftovers(folder)]
+    put_back = not folder.exists()  # a build that was set aside to be replaced
+    found = [(Removed(p, _bytes(p), "left by a builder that was ended"), kind) for p, _, kind in leftovers(folder)]
     recover(folder, alone=alone)
-    return [item for item in found if not item.path.exists()]
+    return [item for item, kind in found if not item.path.exists() and not (kind == "old" and put_back)]
 
 
 def _clear_stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> list[Removed]:
