@@ -1,0 +1,95 @@
+"""TensorRT and TensorRT for RTX: a bundle's engines, played on a GPU.
+
+Simulated, not run on a device: the calls are those of the real bindings, and a stand-in executes them on the host.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmgen.runtime import engine_store
+from mmgen.runtime.backend import Backend, Block, Call, Runner
+from mmgen.runtime.build import Build, Flavour
+from mmgen.runtime.bundle import Bundle, Role
+from mmgen.runtime.cuda import CudaBlock, Device, open_device
+from mmgen.runtime.engine import EngineCall, EngineRunner, Scratch, Shared
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.library import TITLES, find_library, make_logger, place
+
+log = logging.getLogger("mmgen")
+
+
+class TensorRT:
+    """Engines of one build on one stream."""
+
+    def __init__(self, flavour: Flavour, device: Device, shared: Shared, folder: Path, build: Build) -> None:
+        self.name: str = flavour
+        self._device, self._shared, self._folder, self._build = device, shared, folder, build
+        self._runners: list[EngineRunner] = []
+        self._complained = False
+
+    def block(self, host_bytes: int, other_bytes: int) -> Block:
+        return CudaBlock(self._device, host_bytes, other_bytes)
+
+    def runner(self, bundle: Bundle, role: Role) -> Runner:
+        engine = self._build.engines[role]
+        content = engine_store.engine_bytes(self._folder, engine)
+        runner = EngineRunner(self._shared, bundle, role, self._folder / engine.file, content)
+        self._runners.append(runner)
+        return runner
+
+    def record(self, calls: Sequence[Call]) -> Call | None:
+        try:
+            return self._record(calls)
+        except Exception as error:  # whatever it is, generating goes on without
+            log.log(
+                logging.DEBUG if self._complained else logging.WARNING,
+                "the loop can't be recorded as a CUDA graph, so it is enqueued row by row: %s",
+                error,
+            )
+            self._complained = True
+            return None
+
+    def wait(self) -> None:
+        self._device.wait()
+
+    def close(self) -> None:
+        while self._runners:
+            self._runners.pop().close()
+        self._device.close()
+
+    def _record(self, calls: Sequence[Call]) -> Call:
+        contexts = {call.context for call in calls if isinstance(call, EngineCall)}
+        calls[0]()  # what a context puts off to its first run can't be recorded
+        self._device.wait()
+        scratch = []
+        for bound in contexts:
+            context, memory = bound.ready()
+            scratch.append(memory)  # the recording replays its address
+            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):
+                raise MmgenError(f"{TITLES['tensorrt-rtx']} says that the stream can't be captured")
+        return self._device.record(calls, *scratch)
+
+
+def open_backend(flavour: Flavour, bundle: Bundle) -> Backend:
+    """Open TensorRT or TensorRT for RTX on the engines of a bundle that fit this device.
+
+    Raises:
+        MmgenError: no device, no library, or no engines for both, with the command that makes them.
+    """
+    device = open_device()  # before any call of TensorRT, which crashes where there is none
+    try:
+        library = find_library(flavour)
+        folder, build = engine_store.find(bundle, place(flavour, library, device))
+        logger = make_logger(library)
+        logger.errors.clear()
+        try:
+            runtime = library.Runtime(logger)
+        except Exception as error:  # TypeError, of all things, where TensorRT gives none
+            said = "; ".join(logger.errors) or error
+            raise MmgenError(f"{TITLES[flavour]} doesn't start ({said})", remedy="mmgen doctor tells more") from error
+        shared = Shared(library, logger, runtime, device, Scratch(device))
+    except BaseException:
+        device.close()
+        raise
+    return TensorRT(flavour, device, shared, folder, build)
