@@ -1,0 +1,117 @@
+"""A bundle's graphs to engines, found or made: ``mmgen build``."""
+
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mmgen.engines import cache, memory
+from mmgen.engines.compile import Job
+from mmgen.engines.profiles import profiles
+from mmgen.engines.targets import Target
+from mmgen.engines.worker import compile_apart
+from mmgen.runtime.build import Build, EngineFile, Identity, Options
+from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.folders import size_text
+
+log = logging.getLogger("mmgen")
+Report = Callable[[str, float], None]
+
+LEVELS = range(6)  # of TensorRT's optimization
+LEAST = 4 << 20  # bytes that even a graph without weights counts for in progress
+
+
+def build(
+    bundle: Bundle,
+    target: Target,
+    *,
+    axes: Mapping[str, Axis] | None = None,
+    workspace_mib: int | None = None,
+    optimization_level: int = 3,
+    progress: Report | None = None,
+) -> tuple[Path, Build, bool]:
+    """Compile all graphs of a bundle for a target, unless that has been done.
+
+    Args:
+        bundle: as read; the engines go into its folder.
+        target: of ``targets.parse``.
+        axes: ranges of named axes in place of the bundle's.
+        workspace_mib: device memory that a layer may use; None: all of it.
+        optimization_level: 0 (fast to build) to 5 (searches longest), TensorRT's own.
+        progress: called with what is being done and the share of everything that is done.
+
+    Returns:
+        The build's folder, its sidecar, and whether it was there already.
+
+    Raises:
+        MmgenError: a bad option; the compiler fails, crashes or is killed; the bundle can't be written.  No half-made
+            build is left behind, and other builds stay.
+    """
+    if workspace_mib is not None and workspace_mib < 1:
+        raise MmgenError("workspace", got=f"{workspace_mib} MiB", wanted="at least 1 MiB")
+    if optimization_level not in LEVELS:
+        raise MmgenError("optimization level", got=optimization_level, wanted=f"{LEVELS[0]} to {LEVELS[-1]}")
+    options = Options(profiles(bundle, target.place.flavour, axes), workspace_mib, optimization_level)
+    identity = Identity(cache.graph_hashes(bundle), target.place, options)
+    if found := cache.find(bundle, identity):
+        return *found, True
+    report = progress or (lambda stage, fraction: None)
+    with cache.building(bundle, identity, report) as folder:
+        if found := cache.find(bundle, identity):  # by whoever was waited for
+            return *found, True
+        made = _make(bundle, identity, folder, report)
+        cache.publish(folder, made)
+    report("done", 1.0)
+    return cache.folder_of(bundle, identity), made, False
+
+
+def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> Build:
+    """Every graph's engine, one after the other: two compilers at once would need twice the memory."""
+    sizes = {role: LEAST + memory.graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
+    total, before = sum(sizes.values()), 0
+    engines: dict[str, EngineFile] = {}
+    for role, graph in bundle.graphs.items():
+
+        def part(fraction: float, role: str = role, before: int = before) -> None:
+            report(f"compiling {role}", (before + fraction * sizes[role]) / total)
+
+        part(0.0)
+        engines[role] = _engine(bundle, role, graph, identity, folder, part)
+        before += sizes[role]
+    versions = {"mmgen": importlib.metadata.version("mmgen"), "python": platform.python_version()}
+    return Build(identity, engines, datetime.now(timezone.utc).isoformat(timespec="seconds"), versions)
+
+
+def _engine(
+    bundle: Bundle, role: str, graph: Graph, identity: Identity, folder: Path, report: Callable[[float], None]
+) -> EngineFile:
+    place, options = identity.place, identity.options
+    path = (folder / f"{role}.engine").absolute()
+    half = bundle.precision.half_share.get(role, HalfShare(0.0, 0.0))
+    job = Job(
+        role=role,  # type: ignore[arg-type]  # the bundle's reader checked it
+        flavour=place.flavour,
+        compute_capabilities=place.compute_capabilities,
+        graph=str(bundle.path(graph.file).absolute()),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        profiles=options.profiles,
+        engine=str(path),
+        half_operations=half.operations,
+        islands=tuple(island.tensor for island in bundle.precision.islands if island.graph == role),
+        workspace_mib=options.workspace_mib,
+        optimization_level=options.optimization_level,
+        # TensorRT for RTX times nothing when it builds; there, the calls do nothing and are to go.
+        timing_cache=str(cache.timing_cache(bundle, place).absolute()) if place.flavour == "tensorrt" else None,
+    )
+    shared = memory.is_shared()
+    weights = memory.graph_bytes(bundle, graph)
+    expected, free = memory.expected_bytes(weights, place.flavour, options.workspace_mib, shared), memory.free_bytes()
+    free_text = size_text(free) if free is not None else "unknown"
+    log.info("compiling %s: about %s of memory, %s free", role, size_text(expected), free_text)
+    memory.warn_if_short(f"compiling {role}", expected, free, shared)
+    made = compile_apart(job, report, expected=expected)
+    return EngineFile(path.name, sha256(path), path.stat().st_size, made)

@@ -1,0 +1,53 @@
+"""The shapes that engines are made for: ranges of the named axes B, G and R = G B."""
+
+from collections.abc import Mapping
+
+from mmgen.runtime.build import Flavour
+from mmgen.runtime.bundle import Axis, Bundle, TensorSpec
+from mmgen.runtime.errors import MmgenError
+
+Profile = dict[str, Axis]  # by axis
+Shape = tuple[int, ...]
+
+
+def profiles(bundle: Bundle, flavour: Flavour, axes: Mapping[str, Axis] | None = None) -> tuple[Profile, ...]:
+    """Optimization profiles, the one to capture first.
+
+    TensorRT picks its kernels for a profile, so it gets the usual request as static shapes and then the whole range.
+    TensorRT for RTX specialises kernels for the shapes that it meets at run time, so one range is all it needs.
+
+    Args:
+        bundle: its ``axes`` are the ranges.
+        flavour: of TensorRT.
+        axes: ranges in place of the bundle's; one of a single number makes the axis static.  R follows from G and B.
+
+    Raises:
+        MmgenError: an axis that the bundle doesn't have, R, or a range that isn't 1 <= min <= opt <= max.
+    """
+    full = {**bundle.axes, **{name: _checked(name, axis, bundle) for name, axis in (axes or {}).items()}}
+    if {"B", "G", "R"} <= set(full):
+        b, g = full["B"], full["G"]
+        full["R"] = Axis(g.min * b.min, g.opt * b.opt, g.max * b.max)
+    usual = {name: Axis(axis.opt, axis.opt, axis.opt) for name, axis in full.items()}
+    return (full,) if flavour == "tensorrt-rtx" or usual == full else (usual, full)
+
+
+def shapes(spec: TensorSpec, profile: Profile) -> tuple[Shape, Shape, Shape]:
+    """The least, the usual and the largest shape of an input."""
+
+    def at(which: str) -> Shape:
+        return tuple(getattr(profile[n], which) if isinstance(n, str) else n for n in spec.shape)
+
+    return at("min"), at("opt"), at("max")
+
+
+def _checked(name: str, axis: Axis, bundle: Bundle) -> Axis:
+    names = " or ".join(sorted(set(bundle.axes) - {"R"}))
+    if name == "R" and name in bundle.axes:
+        raise MmgenError("axis R is G times B", wanted=f"ranges of {names}")
+    if name not in bundle.axes:
+        raise MmgenError("axis", got=repr(name), wanted=names)
+    if not 1 <= axis.min <= axis.opt <= axis.max:
+        got = f"min {axis.min}, opt {axis.opt}, max {axis.max}"
+        raise MmgenError(f"axis {name}", got=got, wanted="1 <= min <= opt <= max")
+    return axis
