@@ -23,6 +23,7 @@ BINDINGS = "MMGEN_TEST_BINDINGS"
 TENSORRT = ("10.3.0", "10.7.0", "10.9.0.34", "10.13.3.9", "11.4.0.106")  # of tensorrt-cu12-bindings
 RTX = "rtx"  # TensorRT for RTX, whichever is installed
 VERSIONS = (*TENSORRT, RTX)
+CUDA = ("cuda-12.8.0", "cuda-13.0.3", "cuda-13.5.0")  # of cuda-bindings, beside the one that is installed
 
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 # Symbols whose addresses the bindings take when they are imported; the others are looked up when they are called.
@@ -55,6 +56,11 @@ def surface(version: str) -> dict[str, frozenset[str]]:
     Skips the test where no bindings are named, or TensorRT for RTX isn't installed.
     """
     return {owner: frozenset(names) for owner, names in _dump(version)["names"].items()}
+
+
+def own_version(version: str) -> str:
+    """What the module of a release says of itself, ``__version__``."""
+    return str(_dump(version)["version"])
 
 
 def members(version: str) -> dict[str, dict[str, int]]:

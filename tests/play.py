@@ -1,0 +1,51 @@
+"""A bundle with engines, built and played on the stand-in GPU by the package's own builder and backend."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import api
+import pytest
+import standin_tensorrt
+from standin_cuda import Cuda
+from standin_device import Gpu
+from standin_objects import Library
+
+from mmgen.engines import builder, targets, worker
+from mmgen.runtime.build import Build
+from mmgen.runtime.bundle import read_bundle
+
+FLAVOURS = {release: "tensorrt-rtx" if release == api.RTX else "tensorrt" for release in api.VERSIONS}
+DESKTOP = Gpu("RTX 4090", (8, 9), 128, 24 << 30, 12080, integrated=False)
+
+
+class Machine:
+    """A GPU with one release of TensorRT, in the place of the real modules."""
+
+    def __init__(self, release: str, patch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> None:
+        self.release, self.flavour = release, FLAVOURS[release]
+        self.cuda = Cuda(gpu or (DESKTOP if self.flavour == "tensorrt-rtx" else Gpu()))
+        self.cuda.install(patch)
+        self.library: Library = standin_tensorrt.tensorrt(release, self.cuda)
+        standin_tensorrt.install(self.library, patch)
+        patch.setattr(builder, "compile_apart", _compile_here)
+
+    def build(self, bundle: Path, **options: Any) -> tuple[Path, Build]:
+        """Engines for this machine, made by this process and not by one apart."""
+        folder, build, _ = builder.build(read_bundle(bundle), targets.parse(["host"]), **options)
+        return folder, build
+
+    def live(self) -> dict[str, int]:
+        """Everything that isn't freed."""
+        return self.cuda.live() | self.library.live()
+
+
+def _compile_here(job: Any, report: Callable[[float], None], **_: Any) -> Any:
+    return worker._compile(job, lambda message: report(message["fraction"]) if "fraction" in message else None)  # type: ignore[index,operator]
+
+
+def copied(bundle: Path, to: Path) -> Path:
+    """A bundle to write engines into."""
+    shutil.copytree(bundle, to)
+    return to
