@@ -215,7 +215,7 @@ class Device:
         """
         if self._closed:
             return
-        self._free(list(self._held))
+        self._free(list(self._held), regardless=True)
         if self._stream is not None:
             self._quietly(lambda: self._call("cudaStreamDestroy", self._stream))
         self._closed = True
@@ -224,11 +224,14 @@ class Device:
         with suppress(Exception):  # half made, or the interpreter is leaving
             self.close()
 
-    def _free(self, refs: list[weakref.ref[object]]) -> None:
+    def _free(self, refs: list[weakref.ref[object]], regardless: bool = False) -> None:
+        """Wait for the device and free; where waiting fails, leave it to ``close``."""
         if not refs:
             return
+        self._quietly(self.use)
+        if not self._quietly(lambda: self._call("cudaStreamSynchronize", self._stream)) and not regardless:
+            return
         frees = [self._held.pop(ref) for ref in refs]
-        self._quietly(self.wait)
         for free in reversed(frees):  # what was made last may need what was made before
             self._quietly(free)
 
@@ -239,12 +242,15 @@ class Device:
             self._runtime.cudaGraphDestroy(graph)
         self._runtime.cudaGetLastError()
 
-    def _quietly(self, free: Callable[[], object]) -> None:
+    def _quietly(self, call: Callable[[], object]) -> bool:
+        """Make a call that frees; whether it went well."""
         try:
-            free()
+            call()
         except MmgenError as error:  # after a failure of the device, each call repeats it
             log.log(logging.DEBUG if self._complained else logging.WARNING, "while freeing: %s", error)
             self._complained = True
+            return False
+        return True
 
     def _call(self, name: str, *arguments: Any, asked: int | None = None) -> Any:
         """A function of CUDA's runtime API: its value or values, the status checked."""
