@@ -131,10 +131,11 @@ def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> No
 
 
 @main.command()
+@click.argument("folder", metavar="[BUNDLE]", required=False, type=click.Path(path_type=Path))
 @json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine is and which backends work on it."""
-    found = machine.record()
+def doctor(folder: Path | None, as_json: bool) -> None:
+    """Say what this machine is and which backends work on it; for a BUNDLE, which one auto takes."""
+    found = machine.record(None if folder is None else read_bundle(folder))
     show(found, as_json, lambda: machine.text(found))
 
 
