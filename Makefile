@@ -1,34 +1,50 @@
 # Two commands for a newcomer, on a machine with nothing but Python 3.11 and make:
 #
-#   make demo    export the embedded model, then generate pictures where torch is not installed
+#   make demo    export the embedded model to half-precision ONNX and compile it to FP16 engines, then generate
+#                pictures where torch is not installed
 #   make test    everything that needs no GPU: ruff, mypy, pytest
 #
 # Also: make test-runtime PYTHON=python3.10    the tests that need no torch, in a clean environment
+#       make test-gpu PYTHON=python3             the tests that need a GPU, on the machine that has it
+#       make test-engines    models of published sizes, compiled; DiT-XL/2 takes minutes, 9 GB of memory and 8 of disk
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
 
-EXTRA_export = export
+ifeq ($(shell uname -sm),Linux x86_64)# elsewhere there are no wheels of these, and what needs them is skipped
+RTX = ,rtx
+BINDINGS = .venv/bindings/ready
+endif
+EXTRA_export = export$(RTX)
 EXTRA_runtime = ort
-EXTRA_dev = dev
+EXTRA_dev = dev$(RTX)
+EXTRA_gpu = $(if $(RTX),ort-cuda$(RTX),ort,tensorrt)
+BUNDLE = build/emoji.mmgen
 TEST_BUNDLE = build/test.mmgen
 SOURCES = $(wildcard export/*.py runtime/*.py tests/tiny*.py)
 
-.PHONY: demo test test-runtime clean
+# Of every generation that the runtime and the builder are for; tests read what they have, a folder each.
+TENSORRT = 10.3.0 10.7.0 10.9.0.34 10.13.3.9 11.4.0.106
+CUDA = 12.8.0 13.0.3 13.5.0
+LEAN = 11.4.0.106
+INSTALL = .venv/dev/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all:
+
+.PHONY: demo test test-runtime test-gpu test-engines clean
 .SECONDARY:
 
 demo: .venv/export/ready .venv/runtime/ready
 	mkdir -p build
-	.venv/export/bin/mmgen-export --fp16 -o build/emoji.mmgen
+	.venv/export/bin/mmgen-export --fp16 -o $(BUNDLE)
 	.venv/runtime/bin/python -c "import importlib.util as u; assert not u.find_spec('torch'); print('torch is not installed here')"
-	.venv/runtime/bin/mmgen generate build/emoji.mmgen $(PROMPTS) -o build/sheet.png
+	.venv/runtime/bin/mmgen generate $(BUNDLE) $(PROMPTS) -o build/sheet.png
+	.venv/export/bin/mmgen build $(BUNDLE)
 
-test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json
+test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	.venv/dev/bin/ruff check .
 	.venv/dev/bin/mypy
-	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/dev/bin/pytest
+	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(if $(BINDINGS),MMGEN_TEST_BINDINGS=$(dir $(BINDINGS))) .venv/dev/bin/pytest
 
 # Not editable and without constraints: the wheel, with what pip finds for this Python.
 test-runtime: $(TEST_BUNDLE)/bundle.json
@@ -37,9 +53,30 @@ test-runtime: $(TEST_BUNDLE)/bundle.json
 	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[ort]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
 
+# TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
+test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
+	$(PYTHON) -m venv --system-site-packages .venv/gpu
+	.venv/gpu/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_gpu)]' pytest pytest-timeout
+	MMGEN_TEST_BUNDLE=$(BUNDLE) .venv/gpu/bin/python -m pytest -m gpu -s
+
+test-engines: .venv/dev/ready
+	mkdir -p build/true_sizes
+	.venv/dev/bin/python benchmarks/engines.py --work build/true_sizes
+
+$(BUNDLE)/bundle.json: .venv/export/ready
+	mkdir -p build
+	.venv/export/bin/mmgen-export --fp16 --no-engines -o $(BUNDLE)
+
 $(TEST_BUNDLE)/bundle.json: .venv/dev/ready $(SOURCES)
 	mkdir -p build
-	.venv/dev/bin/mmgen-export tests/tiny_text.py:tiny_text_model --fp16 -o $(TEST_BUNDLE)
+	.venv/dev/bin/mmgen-export tests/tiny_text.py:tiny_text_model --fp16 --no-engines -o $(TEST_BUNDLE)
+
+.venv/bindings/ready: .venv/dev/ready
+	rm -rf $(@D)
+	for v in $(TENSORRT); do $(INSTALL) --target $(@D)/$$v tensorrt-cu12-bindings==$$v || exit; done
+	for v in $(CUDA); do $(INSTALL) --target $(@D)/cuda-$$v cuda-bindings==$$v || exit; done
+	$(INSTALL) --target $(@D)/lean tensorrt-lean-cu12-bindings==$(LEAN) tensorrt-lean-cu12-libs==$(LEAN)
+	touch $@
 
 .venv/%/ready: pyproject.toml constraints.txt
 	rm -rf $(@D)
