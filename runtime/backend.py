@@ -83,7 +83,7 @@ class Backend(Protocol):
 
 
 def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backend:
-    """Open a backend for a bundle; ``auto`` takes the first that works here and logs why the others don't.
+    """Open a backend for a bundle; ``auto`` takes the first that works here and logs why those before it don't.
 
     Args:
         name: ``auto`` or one of ``NAMES``.
@@ -95,17 +95,29 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     """
     if name != "auto":
         return _open(name, bundle, threads)
-    for candidate in NAMES:
+    reasons = []
+    for candidate in NAMES[:-1]:
         try:
             backend = _open(candidate, bundle, threads)
         except MmgenError as error:
-            if candidate == NAMES[-1]:
-                raise
-            log.info("backend %s: %s", candidate, error)
+            reasons.append(f"{candidate}: {error}")
         else:
             log.info("backend %s", candidate)
             return backend
-    raise AssertionError("NAMES is empty")
+    backend = _open(NAMES[-1], bundle, threads)
+    # Nobody who has a GPU should find out from the clock that it isn't used.
+    log.log(logging.WARNING if _has_gpu() else logging.INFO, "backend %s; not %s", backend.name, "; not ".join(reasons))
+    return backend
+
+
+def _has_gpu() -> bool:
+    from mmgen.runtime.cuda import open_device
+
+    try:
+        open_device().close()
+    except MmgenError:
+        return False
+    return True
 
 
 def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:

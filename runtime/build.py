@@ -17,6 +17,7 @@ SIDECAR = "build.json"
 SCHEMA = 1  # of this file and of what the runtime binds; another one means building again
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True)

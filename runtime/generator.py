@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
+from mmgen.runtime.building import ensure_engines
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.noise import noise as seeded_noise
@@ -283,7 +284,12 @@ def _result(plan: Plan, row: int, timings: Timings) -> Result:
 
 
 def load(
-    folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None, verify: bool = True
+    folder: str | os.PathLike[str],
+    backend: str = "auto",
+    *,
+    threads: int | None = None,
+    verify: bool = True,
+    build: bool = False,
 ) -> Generator:
     """Open a bundle.
 
@@ -292,11 +298,15 @@ def load(
         backend: ``auto`` or a name of ``mmgen.runtime.backend.NAMES``.
         threads: for CPU backends; None: one a core.
         verify: compare every file with its hash first.
+        build: make TensorRT engines for this device first if there are none that fit, as ``mmgen build`` does; it
+            takes minutes, and is never done without being asked for.
 
     Raises:
         MmgenError: not a whole bundle, or a backend that can't be had.
     """
     bundle = read_bundle(folder, verify=verify)
+    if build:
+        ensure_engines(bundle, backend)
     return Generator(bundle, open_backend(backend, bundle, threads))
 
 

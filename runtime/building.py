@@ -1,0 +1,70 @@
+"""Engines made because a caller asked for them: ``load(..., build=True)``."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from mmgen.runtime.backend import log, open_backend
+from mmgen.runtime.build import FLAVOURS
+from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.cuda import open_device
+from mmgen.runtime.errors import MmgenError
+
+MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]  # this environment's, wherever it is
+
+
+def ensure_engines(bundle: Bundle, backend: str) -> None:
+    """Build engines for this device unless there are some that fit.
+
+    Args:
+        bundle: what they are for; they are written into its folder.
+        backend: ``auto``, which on a machine without a GPU does nothing, or a TensorRT backend; the others need none.
+
+    Raises:
+        MmgenError: a TensorRT backend can't be had here, or the build failed.
+    """
+    wanted = [flavour for flavour in FLAVOURS if backend in ("auto", flavour)]
+    if not wanted or any(_opens(flavour, bundle) for flavour in wanted):
+        return
+    try:
+        device = open_device()
+    except MmgenError as error:
+        if backend != "auto":
+            raise
+        log.info("no engines were built: %s", error)
+        return
+    try:
+        target = device.compute_capability if backend == "tensorrt-rtx" else "host"
+    finally:
+        device.close()
+    run_build([str(bundle.folder), "--target", target], log.info)
+
+
+def run_build(arguments: list[str], say: Callable[[str], None]) -> None:
+    """Run ``mmgen build`` in a process of its own, so that this one has no compiler in its memory.
+
+    Args:
+        arguments: of the command.
+        say: called with each line of its progress.
+
+    Raises:
+        MmgenError: it failed; the line is the command's own.
+    """
+    line = "it said nothing"
+    command = [*MMGEN, "build", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for text in process.stderr:
+            line = text.strip() or line
+            say(line)
+    if process.returncode != 0:
+        raise MmgenError(f"building engines failed: {line.removeprefix('Error: ')}")
+
+
+def _opens(flavour: str, bundle: Bundle) -> bool:
+    try:
+        open_backend(flavour, bundle).close()
+    except MmgenError as error:
+        log.info("backend %s: %s", flavour, error)
+        return False
+    return True
