@@ -167,7 +167,7 @@ class Defaults:
     solver: str
     steps: int
     guidance: float = 1.0  # 1: no guidance
-    sigmas: Literal["schedule", "karras", "exponential"] = "schedule"
+    sigmas: Literal["schedule", "karras", "exponential", "beta"] = "schedule"
     solver_options: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 

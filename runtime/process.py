@@ -26,7 +26,7 @@ class Diffusion:
     spacing: Spacing = "leading"  # which training timesteps a solver visits
     steps_offset: int = 0  # added to timesteps with leading spacing
     final_alpha_one: bool = True  # the last DDIM step goes to a = 1; False: to a of the first training timestep
-    clip: float | None = None  # predicted x0 is clamped to [-clip, clip] in DDIM and DDPM; None: never
+    clip: float | None = None  # predicted x0 is clamped to [-clip, clip] by ddim, ddpm and heun; None: never
     kind: Literal["diffusion"] = "diffusion"
 
 
@@ -38,10 +38,13 @@ class Flow:
     velocity: Literal["noise-data", "data-noise"] = "noise-data"  # what the denoiser predicts
     timestep_scale: float = 1000.0  # the denoiser is told timestep_scale * t
     integer_timesteps: bool = False  # truncated to whole numbers first (GR00T)
-    shift: float = 1.0  # s' = shift s / (1 + (shift - 1) s) (Esser et al. 2024, eq. 23)
-    schedule: Literal["uniform", "diffusers"] = "uniform"
-    # uniform: s = 1 - i / N, shifted.  diffusers: FlowMatchEulerDiscreteScheduler's table, whose smallest sigma is
-    # 1 / train_timesteps, shifted in its constructor and again with all the others.
+    shift: float = 1.0  # s' = shift s / (1 + (shift - 1) s); schedules.resolution_shift knows FLUX's and its kin's
+    terminal: float | None = None  # the last s, to which the shifted ones are stretched; None: they are left alone
+    schedule: Literal["uniform", "diffusers", "dpm", "unipc"] = "uniform"
+    # Before the shift, with T = train_timesteps.  uniform: s = 1 - i / N, as FLUX's and its kin's pipelines ask for.
+    # diffusers: FlowMatchEulerDiscreteScheduler's own table, from 1 to 1 / T in N, the latter shifted in its
+    # constructor and again with all the others.  dpm: DPMSolverMultistepScheduler's, s = (1 - 1 / T) (1 - i / N).
+    # unipc: UniPCMultistepScheduler's, s = 1 - (1 - 1 / T) i / N.
     train_timesteps: int = 1000
     kind: Literal["flow"] = "flow"
 

@@ -1,12 +1,13 @@
 """What the solver functions share: columns of a transition, and how x0 follows from a model's output."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from mmgen.runtime.bundle import K
-from mmgen.runtime.process import Flow, Prediction
-from mmgen.runtime.schedules import Array
+from mmgen.runtime.process import Diffusion, Flow, Prediction
+from mmgen.runtime.schedules import Array, flow_timesteps
 from mmgen.runtime.table import Table
 
 X, X0, OUT, NOISE = 0, K, K + 1, K + 2  # columns of a transition; slots 1 to K - 1 are the solver's own
@@ -33,6 +34,43 @@ def rows(
 
     exact: dict[str, Any] = {"prediction": prediction, "transition": transition}
     return Table(each(timestep), each(input_scale), x0_limit=each(x0_limit), initial_scale=initial_scale, **exact)
+
+
+def rows_in_sigma(
+    process: Diffusion, now: Array, sigma: Array, transition: Array, *, x0_limit: float = np.inf
+) -> Table:
+    """A table whose state is x / alpha = x0 + sigma noise, which the denoiser sees scaled back by alpha.
+
+    Karras et al. 2022, table 1, column VE; the state is of variance 1 + sigma^2 over unit data.
+    """
+    alpha = 1 / np.sqrt(1 + sigma**2)
+    prediction = x0_from(process.prediction, alpha, sigma * alpha)
+    prediction[:, 0] *= alpha  # of the state, not of what the denoiser sees
+    highest = float(sigma.max())
+    initial = (1 + highest**2) ** 0.5 if process.spacing == "leading" else highest
+    return rows(now, prediction, transition, input_scale=alpha, x0_limit=x0_limit, initial_scale=initial)
+
+
+def rows_along(process: Flow, s: Array, transition: Array) -> Table:
+    """A table along a flow, at noise shares s (N,)."""
+    return rows(flow_timesteps(process, s), data_from(process, s), transition)
+
+
+def twice(values: Array) -> Array:
+    """(2 N - 1,): each value twice but the first, as two-stage solvers visit them."""
+    return np.repeat(values, 2)[1:]
+
+
+def limit_of(process: Diffusion) -> float:
+    """Where x0 is clamped; infinity: nowhere."""
+    return np.inf if process.clip is None else process.clip
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = (phi_(k-1)(z) - 1 / (k - 1)!) / z, phi_0 = exp (Hochbruck and Ostermann 2010)."""
+    if abs(z) < 1:  # where the recursion would cancel
+        return math.fsum(z**j / math.factorial(j + k) for j in range(20))
+    return math.exp(z) if k == 0 else (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
 
 
 def x0_from(prediction: Prediction, alpha: Array, sigma: Array) -> Array:

@@ -6,6 +6,7 @@ subtly worse.  Left out are accidents of its float32: a timestep may come out
 one lower there, and trailing spacing one step too long (61 of 1000).
 """
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Diffusion, Flow
 
 Array = NDArray[np.floating[Any]]
-Sigmas = Literal["schedule", "karras", "exponential"]
+Sigmas = Literal["schedule", "karras", "exponential", "beta"]
 FinalSigma = Literal["zero", "sigma_min"]
 
 SMALLEST_ALPHA = 2.0**-24  # stands for a zero at the end of alphas_cumprod where a finite sigma is needed
@@ -146,21 +147,41 @@ def _too_many(steps: int, most: int) -> MmgenError:
 def respaced(kind: Sigmas, highest: float, lowest: float, steps: int) -> Array:
     """Sigmas (N,) from highest to lowest.
 
-    karras: Karras et al. 2022, eq. 5, with rho = 7.  exponential: even in log sigma.
+    karras: Karras et al. 2022, eq. 5, with rho = 7.  exponential: even in log sigma.  beta: quantiles of Beta(0.6, 0.6)
+    between the ends, at even probabilities (Lee et al. 2024, Beta sampling is all you need).
     """
     match kind:
         case "karras":
             return np.power(np.linspace(highest ** (1 / 7), lowest ** (1 / 7), steps), 7)
         case "exponential":
             return np.exp(np.linspace(np.log(highest), np.log(lowest), steps))
+        case "beta":
+            return lowest + beta_quantiles(1 - np.linspace(0, 1, steps)) * (highest - lowest)
         case _:
-            raise MmgenError("sigmas", got=repr(kind), wanted="'karras' or 'exponential'")
+            raise MmgenError("sigmas", got=repr(kind), wanted="'karras' or 'exponential' or 'beta'")
+
+
+def beta_quantiles(probability: Array) -> Array:
+    """Quantiles (N,) of Beta(a, a), a = 0.6, to 1e-15: bisection on the power series of its distribution.
+
+    The density is even about 1/2; below it, I(x) = x^a / B(a, a) sum_n (1 - a)_n / n! x^n / (a + n)
+    (DLMF 8.17.7), whose terms at least halve.
+    """
+    a, n = 0.6, np.arange(60)
+    terms = np.append(1, np.cumprod((n[:-1] + 1 - a) / n[1:])) / (a + n) * math.gamma(2 * a) / math.gamma(a) ** 2
+    tail = np.minimum(probability, 1 - probability)
+    low, high = np.zeros_like(tail), np.full_like(tail, 0.5)
+    for _ in n:
+        middle = (low + high) / 2
+        below = middle**a * (middle[:, None] ** n @ terms) < tail
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(probability < 0.5, low, 1 - low)
 
 
 def timestep_of(sigmas: Array, training: Array) -> Array:
     """Fractional training timesteps (N,) at which ``training`` (T,) reaches ``sigmas`` (N,), linear in log sigma."""
     if len(training) < 2:
-        raise MmgenError("train_timesteps", got=1, wanted="at least 2 for sigmas 'karras' or 'exponential'")
+        raise MmgenError("train_timesteps", got=1, wanted="at least 2 unless sigmas is 'schedule'")
     wanted, known = np.log(sigmas)[:, None], np.log(training)
     # The last training sigma not above the wanted one.  With zero terminal SNR the very last training sigma may be
     # below the one before it, so this is not a search in a sorted table.
@@ -173,7 +194,7 @@ def timestep_of(sigmas: Array, training: Array) -> Array:
 def euler_levels(process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma) -> tuple[Array, Array]:
     """Sigmas (N + 1,) and timesteps (N,) of the Euler family (EulerDiscreteScheduler).
 
-    Karras and exponential sigmas run between the first and the last of the spaced sigmas.
+    Respaced sigmas run between the first and the last of the process's own.
     """
     training = training_sigmas(process)
     visited = timesteps(process, steps)
@@ -185,11 +206,18 @@ def euler_levels(process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma
 
 
 def multistep_levels(
-    process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma, lambda_min_clipped: float
+    process: Diffusion,
+    steps: int,
+    kind: Sigmas,
+    final: FinalSigma,
+    *,
+    lambda_min_clipped: float = -np.inf,
+    rounds_cosine: bool = False,
 ) -> tuple[Array, Array]:
-    """Sigmas (N + 1,) and whole timesteps (N,) of the DPM-Solver family (DPMSolverMultistepScheduler).
+    """Sigmas (N + 1,) and whole timesteps (N,) of DPMSolverMultistepScheduler and UniPCMultistepScheduler.
 
-    Karras and exponential sigmas run over all of training.
+    Respaced sigmas run over all of training.  Their timesteps are truncated; those of Karras sigmas are rounded, on
+    the cosine schedule only by UniPC, for which ``rounds_cosine`` is.
     """
     training = training_sigmas(process)
     visited = multistep_timesteps(process, steps, lambda_min_clipped)
@@ -197,7 +225,7 @@ def multistep_levels(
     if kind != "schedule":
         sigmas = respaced(kind, training[-1], training[0], steps)
         visited = timestep_of(sigmas, training)
-        rounds = kind == "karras" and process.beta_schedule != "squaredcos_cap_v2"
+        rounds = kind == "karras" and (rounds_cosine or process.beta_schedule != "squaredcos_cap_v2")
         visited = visited.round() if rounds else truncated(visited)
     return np.append(sigmas, _final(final, training)), visited
 
@@ -213,23 +241,50 @@ def truncated(times: Array) -> Array:
 
 
 def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
-    """Noise shares s (N + 1,) from 1 to 0 that flow solvers go through."""
+    """Noise shares s (N + 1,), falling to 0, that flow solvers go through: spaced, shifted, stretched, respaced."""
     check_steps(steps)
     if process.train_timesteps < 1:
         raise MmgenError("train_timesteps", got=process.train_timesteps, wanted="at least 1")
     if not 0 < process.shift < np.inf:
         raise MmgenError("shift of the flow", got=process.shift, wanted="more than 0")
-    levels: Array
+    if process.terminal is not None and not 0 < process.terminal < 1:
+        raise MmgenError("terminal of the flow", got=process.terminal, wanted="more than 0 and less than 1")
+    lowest = np.array(1 / process.train_timesteps)
+    levels: Array = 1 - np.arange(steps) / steps
     match process.schedule:
-        case "uniform":
-            levels = 1 - np.arange(steps) / steps
         case "diffusers":
-            lowest = _shifted(np.array(1 / process.train_timesteps), process.shift)
-            levels = np.linspace(1.0, lowest, steps)
+            levels = np.linspace(1.0, _shifted(lowest, process.shift), steps)
+        case "dpm":
+            levels = (1 - lowest) * levels
+        case "unipc":
+            levels = lowest + (1 - lowest) * levels
     levels = _shifted(levels, process.shift)
+    if process.terminal is not None and steps > 1:  # a single step starts at the noise
+        levels = 1 - (1 - levels) * ((1 - process.terminal) / (1 - levels[-1]))
+    if not levels[-1] > 0:
+        raise MmgenError("train_timesteps of the flow", got=process.train_timesteps, wanted="at least 2")
     if kind != "schedule":
         levels = respaced(kind, levels[0], levels[-1], steps)
     return np.append(levels, 0.0)
+
+
+def resolution_shift(
+    tokens: int,
+    *,
+    base_tokens: int = 256,
+    max_tokens: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+    kind: Literal["exponential", "linear"] = "exponential",
+) -> float:
+    """Shift of a flow that samples pictures of ``tokens`` tokens: more noise for larger ones, as FLUX and its kin do.
+
+    mu is linear in the number of tokens (pixels per side / 16, squared, for FLUX), base_shift at base_tokens and
+    max_shift at max_tokens; the shift is exp(mu), or mu itself where kind is linear (Esser et al. 2024, section 5.3.2,
+    which derives sqrt(m / n); the line in mu is what the FLUX models were trained with).
+    """
+    mu = base_shift + (tokens - base_tokens) * (max_shift - base_shift) / (max_tokens - base_tokens)
+    return math.exp(mu) if kind == "exponential" else mu
 
 
 def _shifted(levels: Array, shift: float) -> Array:

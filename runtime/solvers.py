@@ -1,34 +1,77 @@
 """Solvers by name: a whole run as a table of numbers.
 
-Each solver is a function (process, steps, sigmas, options) -> Table in float64,
-in ``onestep`` or ``multistep``; a new one is one more function and one more
-line here.
+Each solver is a function (process, steps, sigmas, options) -> Table in float64; a
+new one is one more function and one more line here.
 """
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
+from mmgen.runtime.adams import LMS, PLMS, flow_lms, lms, plms
+from mmgen.runtime.dpm import (
+    DPM,
+    DPM2,
+    FlowDPM,
+    FlowDPM2,
+    dpmpp_2m,
+    dpmpp_3m,
+    dpmpp_sde_2m,
+    flow_dpmpp_2m,
+    flow_dpmpp_3m,
+    flow_dpmpp_sde_2m,
+)
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.multistep import DPM, FlowDPM, dpmpp_2m, flow_dpmpp_2m
-from mmgen.runtime.onestep import DDIM, Euler, FlowEuler, ddim, euler, flow_euler
+from mmgen.runtime.euler import Euler, EulerAncestral, Heun, euler, euler_ancestral, heun
+from mmgen.runtime.flow import FlowEuler, FlowHeun, flow_euler, flow_heun
+from mmgen.runtime.onestep import DDIM, DDPM, ddim, ddpm
 from mmgen.runtime.process import Diffusion, Flow, Process
 from mmgen.runtime.schedules import Sigmas
 from mmgen.runtime.table import Table
+from mmgen.runtime.unipc import FlowUniPC, UniPC, flow_unipc, unipc
 
-SOLVERS: tuple[str, ...] = ("ddim", "euler", "dpmpp-2m", "flow-euler")
+Option = str | int | float | bool
+_Solver = tuple[Callable[[Any, int, Sigmas, Any], Table], type]  # with the dataclass of its options
+
+ON_DIFFUSION: Mapping[str, _Solver] = {
+    "ddpm": (ddpm, DDPM),
+    "ddim": (ddim, DDIM),
+    "euler": (euler, Euler),
+    "euler-ancestral": (euler_ancestral, EulerAncestral),
+    "heun": (heun, Heun),
+    "dpmpp-2m": (dpmpp_2m, DPM2),
+    "dpmpp-3m": (dpmpp_3m, DPM),
+    "dpmpp-sde-2m": (dpmpp_sde_2m, DPM2),
+    "unipc": (unipc, UniPC),
+    "lms": (lms, LMS),
+    "plms": (plms, PLMS),
+}
+ALONG_FLOW: Mapping[str, _Solver] = {
+    "flow-euler": (flow_euler, FlowEuler),
+    "flow-heun": (flow_heun, FlowHeun),
+    "dpmpp-2m": (flow_dpmpp_2m, FlowDPM2),
+    "dpmpp-3m": (flow_dpmpp_3m, FlowDPM),
+    "dpmpp-sde-2m": (flow_dpmpp_sde_2m, FlowDPM2),
+    "unipc": (flow_unipc, FlowUniPC),
+    "lms": (flow_lms, LMS),
+}
+SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW)))
 
 
 def solvers_for(process: Process) -> tuple[str, ...]:
     """Names of the solvers that fit a process."""
+    return tuple(_fitting(process))
+
+
+def _fitting(process: Process) -> Mapping[str, _Solver]:
     match process:
         case Diffusion():
-            return ("ddim", "euler", "dpmpp-2m")
+            return ON_DIFFUSION
         case Flow():
-            return ("flow-euler", "dpmpp-2m")
+            return ALONG_FLOW
 
 
 def table(
@@ -37,16 +80,18 @@ def table(
     steps: int,
     *,
     sigmas: Sigmas = "schedule",
-    options: Mapping[str, str | int | float | bool] = {},
+    options: Mapping[str, Option] = {},
 ) -> Table:
     """The rows of a solver's run, float32.
 
     Args:
         solver: one of ``SOLVERS`` that fits the process.
         process: what the denoiser was trained to undo.
-        steps: number of steps, at least 1; a diffusion can't have more than its training timesteps.
-        sigmas: spacing of the noise levels: the process's own, or respaced; ``ddim`` only takes its own.
-        options: fields of the solver's options: ``DDIM``, ``Euler``, ``DPM`` or ``FlowDPM``.
+        steps: number of steps, at least 1; a diffusion can't have more than its training timesteps.  ``heun`` and
+            ``flow-heun`` ask the denoiser 2 N - 1 times, ``plms`` N + 1 times, all others N times.
+        sigmas: spacing of the noise levels: the process's own, or respaced; ``ddpm``, ``ddim`` and ``plms`` only take
+            its own.
+        options: fields of the solver's options, the dataclass beside it in ``ON_DIFFUSION`` or ``ALONG_FLOW``.
 
     Raises:
         MmgenError: unknown solver, one that doesn't fit the process, an unknown option or a bad value of one, a
@@ -67,31 +112,20 @@ def exact(
     steps: int,
     *,
     sigmas: Sigmas = "schedule",
-    options: Mapping[str, str | int | float | bool] = {},
+    options: Mapping[str, Option] = {},
 ) -> Table:
     """As ``table``, before rounding: the arrays are float64."""
     if sigmas not in typing.get_args(Sigmas):
         raise MmgenError("sigmas", got=repr(sigmas), wanted=_either(typing.get_args(Sigmas)))
-    match solver, process:
-        case "ddim", Diffusion():
-            return ddim(process, steps, sigmas, _options(solver, DDIM, options))
-        case "euler", Diffusion():
-            return euler(process, steps, sigmas, _options(solver, Euler, options))
-        case "dpmpp-2m", Diffusion():
-            return dpmpp_2m(process, steps, sigmas, _options(solver, DPM, options))
-        case "dpmpp-2m", Flow():
-            return flow_dpmpp_2m(process, steps, sigmas, _options(solver, FlowDPM, options))
-        case "flow-euler", Flow():
-            return flow_euler(process, steps, sigmas, _options(solver, FlowEuler, options))
-        case _:
-            what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
-            raise MmgenError(what, got=repr(solver), wanted=_either(solvers_for(process)))
+    fitting = _fitting(process)
+    if solver not in fitting:
+        what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
+        raise MmgenError(what, got=repr(solver), wanted=_either(fitting))
+    function, kind = fitting[solver]
+    return function(process, steps, sigmas, _options(solver, kind, options))
 
 
-_O = TypeVar("_O")
-
-
-def _options(solver: str, kind: type[_O], given: Mapping[str, str | int | float | bool]) -> _O:
+def _options(solver: str, kind: type, given: Mapping[str, Option]) -> Any:
     """A solver's options from names and values, each checked against its field's type."""
     hints = typing.get_type_hints(kind)
     for name, value in given.items():
@@ -104,7 +138,7 @@ def _options(solver: str, kind: type[_O], given: Mapping[str, str | int | float 
             fits, wanted = value in choices and type(value) is type(choices[0]), _either(choices)
         else:
             fits = type(value) is hint or (hint is float and type(value) is int)
-            wanted = {bool: "True or False", float: "a number"}[hint]
+            wanted = {bool: "True or False", float: "a number", str: "text"}[hint]
         if not fits:
             raise MmgenError(what, got=repr(value), wanted=wanted)
     return kind(**given)
