@@ -1,6 +1,8 @@
 """``mmgen-export``, also ``mmgen export``.  Torch is imported when an export starts, so that help needs none."""
 
+import importlib.metadata
 import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,7 @@ from mmgen.runtime import describe
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
+ENGINES = "mmgen.engines"  # entry point of the function that builds engines; exporting imports no compiler
 NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")  # of the extra "export"
 
 
@@ -18,26 +21,61 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
 @click.option("--fp16", "policy", flag_value="fp16", help="Half precision, float32 only where measured ranges need it.")
 @click.option("--fp32", "policy", flag_value="fp32", default="fp32", help="Single precision (the default).")
+@click.option("--target", "targets", multiple=True, metavar="host|smXX",
+              help="What to build engines for, as in mmgen build; may be repeated. "
+              "With --fp16, what this machine can build unless given.")  # fmt: skip
+@click.option("--no-engines", is_flag=True, help="Build no engines.")
 @click.option("--no-islands", is_flag=True, hidden=True, help="Half precision whatever the ranges, for diagnosis.")
 @json_option
 def main(
-    source: str | None, output: Path | None, policy: Literal["fp16", "fp32"], no_islands: bool, as_json: bool
+    source: str | None,
+    output: Path | None,
+    policy: Literal["fp16", "fp32"],
+    targets: tuple[str, ...],
+    no_engines: bool,
+    no_islands: bool,
+    as_json: bool,
 ) -> None:
     """Turn a trained model into a bundle, proven against torch.
 
     SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
     mmgen.export.model.Model.  Without it, the embedded default is exported.
+
+    An fp16 bundle gets TensorRT engines where there is a compiler: TensorRT for RTX needs no GPU.
     """
+    if targets and no_engines:
+        raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise MmgenError(f"exporting needs {', '.join(missing)}", remedy="pip install 'mmgen[export]'")
     from mmgen.export.exporter import export
     from mmgen.export.sources import resolve
 
+    finish = _engines(targets) if targets or (policy == "fp16" and not no_engines) else None
+    failed: MmgenError | None = None
+    engines = ""
     with Progress() as progress:
         progress("reading the model", 0.0)
         model = resolve(source)
         bundle = export(
             model, output or Path(f"{model.name}.mmgen"), policy=policy, islands=not no_islands, progress=progress
         )
+        del model
+        if finish:
+            try:
+                engines = finish(bundle.folder, progress)
+            except MmgenError as error:
+                failed = error
     record = {"bundle": str(bundle.folder), **describe.record(bundle)}
-    show(record, as_json, lambda: f"{bundle.folder}\n{describe.summary(bundle)}")
+    text = f"{bundle.folder}\n{describe.summary(bundle)}"
+    show(record, as_json, lambda: f"{text}\n\n{engines}" if engines else text)
+    if failed:
+        what = f"{bundle.folder} is complete, but building its engines failed: {failed.what}"
+        raise MmgenError(what, got=failed.got, wanted=failed.wanted, remedy=failed.remedy) from failed
+
+
+def _engines(targets: Sequence[str]) -> Callable[[Path, Progress], str]:
+    """What builds engines for targets, or for what this machine can build; it takes the bundle and returns a report."""
+    for entry in importlib.metadata.entry_points(group=ENGINES, name="build"):
+        prepare: Callable[[Sequence[str]], Callable[[Path, Progress], str]] = entry.load()
+        return prepare(targets)
+    raise MmgenError("nothing here builds engines", remedy="install mmgen again, or export with --no-engines")

@@ -1,19 +1,32 @@
 """What ``mmgen inspect`` says of a bundle."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt
+from mmgen.runtime import engine_store
+from mmgen.runtime.build import Build, GraphReport, Place
+from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, to_json
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Process
 from mmgen.runtime.terminal import table
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
-    """The manifest itself, and ``bytes``: the size of each graph with its weights, by role."""
+    """The manifest itself; ``bytes``: the size of each graph with its weights, by role; ``engines``: every build.
+
+    A build has its ``folder``, its ``build`` as ``build.json`` has it or None, and its ``problem``: None if every
+    engine has its hash and was made from the graphs that are here.
+    """
     manifest: dict[str, Any] = json.loads(bundle.path(MANIFEST).read_text(encoding="utf-8"))
-    return {**manifest, "bytes": {role: size(bundle, graph) for role, graph in bundle.graphs.items()}}
+    sizes = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
+    engines = [
+        {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}
+        for folder, build, problem in _builds(bundle)
+    ]
+    return {**manifest, "bytes": sizes, "engines": engines}
 
 
 def size(bundle: Bundle, graph: Graph) -> int:
@@ -45,12 +58,60 @@ def text(bundle: Bundle) -> str:
     ]
     known = [(key, value) for key, value in facts if value]
     parts = [table(known), _graphs(bundle), _tensors(bundle), _precision(bundle), receipts(bundle.receipts)]
+    if built := _builds(bundle):
+        parts.append(_engines(built))
     return "\n\n".join(parts)
 
 
 def receipts(found: Sequence[Receipt]) -> str:
     """A line for each comparison: what was measured, and the limit it is within."""
     return table([("level", "graph", "figure", "measured", "limit", "where"), *map(_receipt, found)])
+
+
+def place_text(place: Place) -> str:
+    """A library and what its engines run on, in a few words."""
+    match place.flavour:
+        case "tensorrt-rtx":
+            ascending = sorted(place.compute_capabilities, key=lambda name: int(name[2:]))
+            return f"TensorRT for RTX {place.version}, {' '.join(ascending)}"
+        case "tensorrt":
+            return f"TensorRT {place.version}, {place.device} ({place.compute_capabilities[0]}), CUDA {place.cuda}"
+
+
+def half_text(reports: Iterable[GraphReport]) -> str:
+    """Which share of the bytes of floating-point weights in engines is half."""
+    weights = [(report.half_weight_bytes, report.float_weight_bytes) for report in reports]
+    half, both = sum(h for h, _ in weights), sum(map(sum, weights))
+    return f"{half / both:.1%}" if both else "-"
+
+
+def _builds(bundle: Bundle) -> list[tuple[Path, Build | MmgenError, str | None]]:
+    """Every build in a bundle, and what is wrong with it."""
+    return [(folder, build, _problem(bundle, folder, build)) for folder, build in engine_store.scan(bundle)]
+
+
+def _problem(bundle: Bundle, folder: Path, build: Build | MmgenError) -> str | None:
+    if isinstance(build, MmgenError):
+        return str(engine_store.without_remedy(build))
+    if changed := engine_store.changed_graphs(bundle, build):
+        return f"made from other graphs: {changed[0]}"
+    try:
+        engine_store.check_engines(folder, build)
+    except MmgenError as error:
+        return str(engine_store.without_remedy(error))
+    return None
+
+
+def _engines(found: list[tuple[Path, Build | MmgenError, str | None]]) -> str:
+    rows = [("engines", "for", "made", "MiB", "half of weights", "state")]
+    for folder, build, problem in found:
+        facts = ("-", "-", "-", "-")
+        if isinstance(build, Build):
+            engines = build.engines.values()
+            mebibytes = f"{sum(engine.bytes for engine in engines) / 2**20:.2f}"
+            facts = (place_text(build.identity.place), build.created, mebibytes, half_text(e.report for e in engines))
+        rows.append((folder.name, *facts, problem or "whole"))
+    return table(rows)
 
 
 def _process(process: Process) -> str:

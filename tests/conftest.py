@@ -24,7 +24,7 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "test.mmgen"
     source = f"{TESTS / 'tiny_text.py'}:tiny_text_model"
     command = "from mmgen.export.cli import main; main()"
-    subprocess.run([sys.executable, "-c", command, source, "--fp16", "-o", str(folder)], check=True)
+    subprocess.run([sys.executable, "-c", command, source, "--fp16", "--no-engines", "-o", str(folder)], check=True)
     return folder
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from click.testing import CliRunner, Result
 from tiny_text import LENGTH
 from tree import TESTS
 
+from mmgen.engines.targets import Possible
 from mmgen.export.cli import main
 from mmgen.runtime import load
 from mmgen.runtime.bundle import MANIFEST, sha256
+from mmgen.runtime.errors import MmgenError
 
 TINY = f"{TESTS / 'tiny_text.py'}:tiny_text_model"
 EXPORT = [sys.executable, "-c", "from mmgen.export.cli import main; main()"]
@@ -42,6 +45,104 @@ def test_a_bundle_is_named_after_its_model_and_described_on_stdout(here: Path) -
     assert os.listdir(here) == ["tiny-text.mmgen"]
     with load("tiny-text.mmgen") as generator:
         assert generator.generate(prompt="red apple").media.shape == (1, 16, 16, 3)
+
+
+# Engines: what the export ends with, where there is a compiler
+
+
+class Engines:
+    """In place of what builds engines, as the entry point gives it."""
+
+    def __init__(self) -> None:
+        self.targets: list[tuple[str, ...]] = []
+        self.said: str | MmgenError = "all about the engines"
+        self.bad_target: MmgenError | None = None
+
+    def prepare(self, targets: Sequence[str]) -> Callable[[Path, Callable[[str, float], None]], str]:
+        self.targets.append(tuple(targets))
+        if self.bad_target:
+            raise self.bad_target
+        return self.finish
+
+    def finish(self, folder: Path, progress: Callable[[str, float], None]) -> str:
+        assert (folder / MANIFEST).is_file(), "the bundle is there first"
+        progress("compiling step", 0.5)
+        if isinstance(self.said, MmgenError):
+            raise self.said
+        return self.said
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    engines = Engines()
+    monkeypatch.setattr("mmgen.engines.cli.after_export", engines.prepare)
+    return engines
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (["--fp16"], [()]),
+        (["--fp16", "--target", "sm86", "--target", "sm89"], [("sm86", "sm89")]),
+        (["--fp32", "--target", "host"], [("host",)]),
+        (["--fp16", "--no-engines"], []),
+        (["--fp32"], []),
+        ([], []),
+    ],
+    ids=["fp16", "fp16 for two", "fp32 for one", "fp16 without", "fp32", "nothing said"],
+)
+def test_engines_are_built_for_what_was_asked_or_for_half_precision(
+    engines: Engines, options: list[str], asked: list[tuple[str, ...]], here: Path
+) -> None:
+    result = export(TINY, *options)
+    assert result.exit_code == 0, result.output
+    assert engines.targets == asked
+    assert ("all about the engines" in result.stdout) == ("compiling step" in result.stderr) == bool(asked)
+    assert result.stdout.startswith("tiny-text.mmgen\n")
+
+
+def test_engines_that_fail_leave_the_bundle_and_say_so(engines: Engines, here: Path) -> None:
+    engines.said = MmgenError("graph step: the compiler crashed", remedy="use another version")
+    result = export(TINY, "--fp16", "--json")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: tiny-text.mmgen is complete, but building its engines failed: graph step: the compiler crashed; "
+        "use another version"
+    )
+    assert json.loads(result.stdout)["engines"] == []
+    with load("tiny-text.mmgen") as generator:
+        generator.generate(prompt="red apple")
+
+
+def test_a_target_that_cannot_be_built_is_said_before_the_work(engines: Engines, here: Path) -> None:
+    engines.bad_target = MmgenError("target", got="'mars'")
+    result = export(TINY, "--fp16", "--target", "mars")
+    assert (result.exit_code, result.stderr) == (1, "Error: target, got 'mars'\n")
+    assert os.listdir(here) == []
+
+
+def test_a_machine_that_builds_no_engines_says_on_stderr_how_to_get_there(
+    monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    monkeypatch.setattr("mmgen.engines.targets.possible", lambda: Possible((), "no engines here; install a compiler"))
+    result = export(TINY, "--fp16", "--json")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "no engines here; install a compiler"
+    assert json.loads(result.stdout)["engines"] == []
+
+
+@pytest.mark.slow
+def test_a_half_precision_export_ends_with_real_engines_on_a_machine_without_a_gpu(here: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    result = export(TINY, "--fp16", "--target", "sm86", "--json")
+    assert result.exit_code == 0, result.output
+    (built,) = json.loads(result.stdout)["engines"]
+    assert built["problem"] is None
+    assert built["build"]["identity"]["place"]["compute_capabilities"] == ["sm86"]
+    assert built["build"]["engines"]["step"]["report"]["half_layers"] > 100
+
+    again = export(TINY, "--fp16", "--target", "sm86")
+    assert "reused, built " in again.stdout, "the same model gives the same graphs, and engines outlive their bundle"
 
 
 BROKEN = """
@@ -95,7 +196,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(
     assert [name for name in sorted(os.listdir(here)) if name != "__pycache__"] == before
 
 
-@pytest.mark.parametrize("arguments", [["--fp8"], [TINY, "another"]])
+@pytest.mark.parametrize("arguments", [["--fp8"], [TINY, "another"], [TINY, "--target=host", "--no-engines"]])
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     result = export(*arguments)
     assert result.exit_code == 2

@@ -1,0 +1,127 @@
+"""``mmgen build``, and the engines that an export ends with."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmgen.engines import builder, cache, report, targets
+from mmgen.runtime.build import Place
+from mmgen.runtime.bundle import Axis, read_bundle, to_json
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.terminal import Command, Progress, json_option, show
+
+Report = Callable[[str, float], None]
+
+RTX = "sm86"  # any capability will do: pruning asks for the release alone
+
+
+def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Axis]:
+    """``NAME=N`` or ``NAME=MIN:OPT:MAX``, to ranges by name."""
+    axes = {}
+    for value in values:
+        match = re.fullmatch(r"(\w+)=(\d+)(?::(\d+):(\d+))?", value)
+        if not match:
+            raise click.BadParameter(f"{value!r} is not NAME=N or NAME=MIN:OPT:MAX")
+        least, usual, most = (int(number or match[2]) for number in match.groups()[1:])
+        axes[match[1]] = Axis(least, usual, most)
+    return axes
+
+
+@click.command("build", cls=Command)
+@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option("--target", "names", multiple=True, metavar="host|smXX",
+              help="What to build for. host: this device, with TensorRT, or else TensorRT for RTX. "
+              "sm75, sm80, sm86, sm89, sm120 or sm121: a desktop GPU of that compute capability, with TensorRT for RTX "
+              "and no need of a GPU; may be repeated for one engine that runs on all of them. "
+              "Without it, host; on a machine without a GPU, all desktop GPUs from sm80.")  # fmt: skip
+@click.option("--axis", "axes", multiple=True, callback=_axes, metavar="NAME=N|MIN:OPT:MAX",
+              help="Range of an axis in place of the bundle's: B samples, G guidance branches; may be repeated. "
+              "One number makes it static.")  # fmt: skip
+@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB",
+              help="Device memory that the compiler may use for a layer; all of it unless given.")  # fmt: skip
+@click.option("--optimization-level", "level", type=click.IntRange(0, 5),
+              help="TensorRT's: 0 builds fastest, 5 searches longest; 3 unless given.")  # fmt: skip
+@click.option("--prune", is_flag=True,
+              help="First remove engines that can't be used any more: of graphs that changed, of other releases of "
+              "TensorRT for this device, damaged or unfinished ones. Alone, it builds nothing.")  # fmt: skip
+@json_option
+def main(
+    folder: Path,
+    names: tuple[str, ...],
+    axes: dict[str, Axis],
+    workspace: int | None,
+    level: int | None,
+    prune: bool,
+    as_json: bool,
+) -> None:
+    """Compile a bundle's graphs to TensorRT engines, into the bundle.
+
+    What has been built is found again and not built twice. mmgen inspect shows the engines of a bundle.
+    """
+    asked = {"axes": axes or None, "workspace_mib": workspace, "optimization_level": level}
+    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    wanted = targets.parse(names or _possible()) if names or options or not prune else None
+    record: dict[str, Any] = {"bundle": str(folder)}
+    said = []
+    with Progress() as progress:
+        progress(f"reading {folder}", 0.0)
+        bundle = read_bundle(folder)
+        if prune:
+            removed = cache.prune(bundle, _places())
+            record["removed"] = [{"path": str(r.path), "bytes": r.bytes, "reason": r.reason} for r in removed]
+            said.append(report.removed_text(removed))
+        if wanted:
+            place, build, reused = builder.build(bundle, wanted, progress=progress, **options)
+            record |= {"folder": str(place), "reused": reused, "build": to_json(build)}
+            said.append(report.text(bundle, place, build, reused))
+    show(record, as_json, lambda: "\n\n".join(said))
+
+
+def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
+    """What an export does for engines, once it has a bundle.
+
+    Args:
+        names: targets, as ``mmgen build`` takes them; none: what this machine can build, which may be nothing.
+
+    Returns:
+        A function of the bundle's folder and of a report of progress: it builds the engines and returns what to tell
+        people of them.  Where nothing can be built, that is nothing, and how to get there stands on stderr.
+
+    Raises:
+        MmgenError: a target that can't be built here.  The function raises what ``builder.build`` does.
+    """
+    found = targets.Possible(tuple(names), "") if names else targets.possible()
+    wanted = targets.parse(found.names) if found.names else None
+
+    def finish(folder: Path, progress: Report) -> str:
+        if not wanted:
+            click.echo(found.reason, err=True)
+            return ""
+        bundle = read_bundle(folder, verify=False)  # it has just been written
+        return report.text(bundle, *builder.build(bundle, wanted, progress=progress))
+
+    return finish
+
+
+def _possible() -> tuple[str, ...]:
+    """What to build for when nobody said; if it isn't the device here, stderr says why."""
+    found = targets.possible()
+    if not found.names:
+        raise MmgenError(found.reason)
+    if found.names != (targets.HOST,):
+        click.echo(f"building for {' '.join(found.names)}: {found.reason}", err=True)
+    return found.names
+
+
+def _places() -> list[Place]:
+    """Where this machine's engines run: its device, and every device with its release of TensorRT for RTX."""
+    places = []
+    for name in (targets.HOST, RTX):
+        try:
+            places.append(targets.parse([name]).place)
+        except MmgenError:  # no device or no such library: engines for it may be somebody else's
+            continue
+    return places
