@@ -11,7 +11,13 @@ RUNTIME = sorted((ROOT / "runtime").glob("*.py"))
 MODULES = [f"mmgen.runtime.{file.stem}" for file in RUNTIME if file.stem != "__init__"]
 COMMAND_LINE = {f"mmgen.runtime.{name}" for name in ("cli", "terminal", "describe", "doctor")}
 NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "PIL", "scipy"}
-VENDORS = {"onnxruntime": "ort.py", "tokenizers": "text.py"}  # by the file that may import them, when asked to
+VENDORS = {  # by the files that may import them, when asked to; library.py finds TensorRT by its name
+    "onnxruntime": {"ort.py", "ort_cuda.py"},
+    "tokenizers": {"text.py"},
+    "cuda": {"cuda.py"},
+    "tensorrt": set(),
+    "tensorrt_rtx": set(),
+}
 FOLDERS = {"runtime": ("export", "engines"), "export": ("engines",), "engines": ("export",)}
 
 
@@ -36,8 +42,13 @@ print(*{{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sy
 @pytest.mark.parametrize("file", RUNTIME, ids=lambda file: file.name)
 def test_no_runtime_file_imports_torch_or_its_company_not_even_later(file: Path) -> None:
     assert not top_level(file) & NEVER
-    for vendor, home in VENDORS.items():
-        assert vendor not in top_level(file) or file.name == home
+    for vendor, homes in VENDORS.items():
+        assert vendor not in top_level(file) or file.name in homes
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "engines").glob("*.py")), ids=lambda file: file.name)
+def test_engines_are_built_with_what_the_runtime_hands_over(file: Path) -> None:
+    assert not top_level(file) & (NEVER | set(VENDORS))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
