@@ -38,16 +38,6 @@ class IProgressMonitor:
         self._ready = True
 
 
-def check_logger(library: Any, logger: Any) -> Any:
-    """A logger whose base class was initialised."""
-    kind = library.module.ILogger
-    if not isinstance(logger, kind):
-        raise TypeError(f"incompatible constructor arguments, invoked with {logger!r}")
-    if not getattr(logger, "_ready", False):
-        raise TypeError("ILogger.__init__() must be called when overriding __init__")
-    return logger
-
-
 class IHostMemory(bytes):
     """Bytes that the library owns; a buffer, and hardly more."""
 
@@ -76,14 +66,13 @@ class IHostMemory(bytes):
 class IOptimizationProfile(Object):
     extra_memory_target = Plain("extra_memory_target", 1.0)
 
-    def _begin(self, logger: Any) -> None:
-        self._logger = logger
+    def _begin(self) -> None:
         self._shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
         shapes = [tuple(int(d) for d in shape) for shape in (min, opt, max)]
         if any(d < 0 for shape in shapes for d in shape):
-            self._library.log(self._logger, "ERROR", "IOptimizationProfile::setDimensions: Error Code 3: x >= 0")
+            self._library.log("ERROR", "IOptimizationProfile::setDimensions: Error Code 3: x >= 0")
             raise RuntimeError("Shape provided for min is inconsistent with other shapes.")
         self._shapes[input] = shapes
 
@@ -91,7 +80,12 @@ class IOptimizationProfile(Object):
         return list(self._shapes.get(input, []))
 
     def __bool__(self) -> bool:
-        return True
+        """Whether each least shape is at most the usual one, and that at most the largest."""
+        return all(
+            len(least) == len(usual) == len(largest)
+            and all(a <= b <= c for a, b, c in zip(least, usual, largest, strict=True))
+            for least, usual, largest in self._shapes.values()
+        )
 
 
 class ITimingCache(Object):
@@ -120,8 +114,8 @@ class IBuilderConfig(Object):
     profile_stream = Plain("profile_stream", 0)
     engine_capability = Plain("engine_capability")
 
-    def _begin(self, logger: Any) -> None:
-        self._logger, self._level, self._pools = logger, 3, {}
+    def _begin(self) -> None:
+        self._level, self._pools = 3, {}
         self._profiles: list[Any] = []
         self._capabilities: list[Any] = []
         self._cache: Any = None
@@ -137,7 +131,7 @@ class IBuilderConfig(Object):
     @builder_optimization_level.setter
     def builder_optimization_level(self, level: int) -> None:
         if level < 0:
-            self._library.log(self._logger, "ERROR", "IBuilderConfig::setBuilderOptimizationLevel: level >= 0")
+            self._library.log("ERROR", "IBuilderConfig::setBuilderOptimizationLevel: level >= 0")
         else:
             self._level = min(level, 5)
 
@@ -159,6 +153,9 @@ class IBuilderConfig(Object):
         return int(self._pools.get(pool, 64 << 30))
 
     def add_optimization_profile(self, profile: Any) -> int:
+        if not profile:
+            self._library.log("ERROR", "IBuilderConfig::addOptimizationProfile: Error Code 3: profile->isValid()")
+            return -1
         self._profiles.append(profile)
         return len(self._profiles) - 1
 
@@ -186,7 +183,7 @@ class IBuilderConfig(Object):
         current = compute_capability == choices.CURRENT
         valid = 0 <= index < len(self._capabilities) and not (current and (index or len(self._capabilities) != 1))
         if compute_capability == choices.NONE or not valid:
-            self._library.log(self._logger, "ERROR", "IBuilderConfig::setComputeCapability: Error Code 3")
+            self._library.log("ERROR", "IBuilderConfig::setComputeCapability: Error Code 3")
             return False
         self._capabilities[index] = compute_capability
         return True
@@ -199,7 +196,7 @@ class Builder(Object):
     max_threads = Plain("max_threads", 2)
 
     def __init__(self, logger: Any) -> None:
-        check_logger(self._library, logger)
+        self._library.take_logger(logger)
         self._library.needs_device("the Builder")
         self._logger = logger
 
@@ -212,13 +209,13 @@ class Builder(Object):
             typed = bool(flags >> int(self._library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED) & 1)
         else:
             typed, flags = True, flags | 1
-        return self._library.make("INetworkDefinition", self._logger, flags, typed)
+        return self._library.make("INetworkDefinition", flags, typed)
 
     def create_builder_config(self) -> Any:
-        return self._library.make("IBuilderConfig", self._logger)
+        return self._library.make("IBuilderConfig")
 
     def create_optimization_profile(self) -> Any:
-        return self._library.make("IOptimizationProfile", self._logger)
+        return self._library.make("IOptimizationProfile")
 
     def build_serialized_network(self, network: Any, config: Any) -> Any:
         if self._library.fails("build_serialized_network"):
@@ -260,7 +257,7 @@ class Builder(Object):
         }
 
     def _refuse(self, message: str) -> None:
-        self._library.log(self._logger, "ERROR", f"IBuilder::buildSerializedNetwork: {message}")
+        self._library.log("ERROR", f"IBuilder::buildSerializedNetwork: {message}")
 
 
 def _profile_problem(network: Any, config: Any) -> str | None:
@@ -279,8 +276,6 @@ def _profile_problem(network: Any, config: Any) -> str | None:
                 )
                 if not fits:
                     return f"Input tensor {name} has static dimensions that don't match in profile index {index}."
-            if shapes and any(not low <= best <= high for low, best, high in zip(*shapes, strict=True)):
-                return f"Input tensor {name}: kMIN <= kOPT <= kMAX doesn't hold in profile {index}."
     return None
 
 

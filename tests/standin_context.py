@@ -78,7 +78,7 @@ class IExecutionContext(Object):
         return tuple(self._engine._header["types"][name])  # type: ignore[return-value]
 
     def _error(self, message: str) -> bool:
-        self._library.log(self._engine._runtime._logger, "ERROR", f"IExecutionContext::{message}")
+        self._library.log("ERROR", f"IExecutionContext::{message}")
         return False
 
     def set_input_shape(self, name: str, shape: Any) -> bool:

@@ -128,15 +128,7 @@ class Cuda(Device):
         self._copy(dst, src, count, kind, self.stream(stream))
         return ()
 
-    @gives(0, unsafe=True)
-    def cudaMemcpy(self, dst: Any, src: Any, count: int, kind: Any) -> Any:
-        blocking = [s for s in self.handles.values() if isinstance(s, Stream) and s.blocking]
-        for other in blocking:
-            self.run(other, other.pushed)
-        self._copy(dst, src, count, kind, None)
-        return ()
-
-    def _copy(self, dst: Any, src: Any, count: int, kind: Any, on: Stream | None) -> None:
+    def _copy(self, dst: Any, src: Any, count: int, kind: Any, on: Stream) -> None:
         """Page-locked memory is read and written when the work runs; other memory of the host as CUDA documents."""
         to, source = _address(dst), _address(src)
         found = [self.memory.find(address) for address in (to, source)]
@@ -146,7 +138,7 @@ class Cuda(Device):
             to_side, source_side = _SIDES[kind]
         to_pageable = found[0] is None and to_side == "host"
         source_pageable = found[1] is None and source_side == "host"
-        if (to_pageable or source_pageable) and on is not None and on.capture is not None:
+        if (to_pageable or source_pageable) and on.capture is not None:
             raise self.memory.misuse("a copy of pageable memory is captured")
 
         def target(when: str) -> Any:
@@ -163,9 +155,6 @@ class Cuda(Device):
         def run(_alive: Any = (dst, src)) -> None:
             target(", as it runs")[:] = given(", as it runs") if staged is None else staged
 
-        if on is None:
-            run()
-            return
         on.push(Work(f"copy {count} bytes", run))
         if to_pageable:
             self.run(on, on.pushed)
@@ -182,11 +171,11 @@ class Cuda(Device):
 
     @gives(1)
     def cudaStreamCreate(self) -> Any:
-        return (real.cudaStream_t(self.add(Stream(blocking=True))),)
+        return (real.cudaStream_t(self.add(Stream())),)
 
     @gives(1)
     def cudaStreamCreateWithFlags(self, flags: int) -> Any:
-        return (real.cudaStream_t(self.add(Stream(blocking=flags != real.cudaStreamNonBlocking))),)
+        return (real.cudaStream_t(self.add(Stream())),)
 
     @gives(0, releases=True)
     def cudaStreamDestroy(self, stream: Any) -> Any:

@@ -10,7 +10,6 @@ import weakref
 from typing import Any
 
 import numpy as np
-from standin_builder import check_logger
 from standin_network import Dims, unpack
 from standin_objects import Object, Plain
 
@@ -34,7 +33,7 @@ class Runtime(Object):
     engine_host_code_allowed = Plain("engine_host_code_allowed", False)
 
     def __init__(self, logger: Any) -> None:
-        check_logger(self._library, logger)
+        self._library.take_logger(logger)
         self._library.needs_device("the Runtime")
         self._logger = logger
         _count(self, "Runtime")
@@ -79,7 +78,7 @@ class Runtime(Object):
         return (validity.VALID if fits and header["version"] == self._library.version else validity.INVALID), 0
 
     def _refuse(self, message: str) -> None:
-        self._library.log(self._logger, "ERROR", f"IRuntime::deserializeCudaEngine: {message}")
+        self._library.log("ERROR", f"IRuntime::deserializeCudaEngine: {message}")
 
 
 class ICudaEngine(Object):
@@ -132,7 +131,7 @@ class ICudaEngine(Object):
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> Any:
         profiles = self._header["profiles"]
         if name not in self._header["inputs"] or not 0 <= profile_index < max(1, len(profiles)):
-            self._library.log(self._runtime._logger, "ERROR", f"ICudaEngine::getProfileShape: {name} {profile_index}")
+            self._library.log("ERROR", f"ICudaEngine::getProfileShape: {name} {profile_index}")
             return []
         shapes = profiles[profile_index].get(name) if profiles else None
         return [Dims(shape) for shape in shapes or [self._header["types"][name][1]] * 3]
@@ -158,7 +157,7 @@ class ICudaEngine(Object):
             raise library.misuse("the engine requires memory of the user's and the context would take its own")
         own = 0 if strategy == kinds.USER_MANAGED else self.device_memory_size_v2
         if library.fails("create_execution_context") or not library.cuda.reserve(CONTEXT_BYTES + own):
-            library.log(self._runtime._logger, "ERROR", "IExecutionContext: Error Code 2: OutOfMemory")
+            library.log("ERROR", "IExecutionContext: Error Code 2: OutOfMemory")
             return None
         return library.make("IExecutionContext", self, strategy, own, runtime_config)
 

@@ -140,8 +140,8 @@ class Weights(Object):
 class INetworkDefinition(Object):
     name = Plain("name", "Unnamed Network 0")
 
-    def _begin(self, logger: Any, flags: int, typed: bool) -> None:
-        self._logger, self._flags, self._typed, self._model = logger, flags, typed, None
+    def _begin(self, flags: int, typed: bool) -> None:
+        self._flags, self._typed, self._model = flags, typed, None
         self._types: dict[str, tuple[str, tuple[int | str, ...]]] = {}
         self._inputs: list[str] = []
         self._outputs: list[str] = []
@@ -167,7 +167,7 @@ class INetworkDefinition(Object):
     def _at(self, kind: str, things: list[Any], index: int) -> Any:
         if 0 <= index < len(things):
             return self._library.make(kind, self, things[index])
-        self._library.log(self._logger, "ERROR", f"INetworkDefinition: Error Code 3: no {kind} {index}")
+        self._library.log("ERROR", f"INetworkDefinition: Error Code 3: no {kind} {index}")
         return None
 
     def _read(self, model: onnx.ModelProto) -> None:
@@ -217,7 +217,8 @@ class INetworkDefinition(Object):
 
 class OnnxParser(Object):
     def __init__(self, network: Any, logger: Any) -> None:
-        self._network, self._logger, self._errors = network, logger, []
+        self._library.take_logger(logger)
+        self._network, self._errors = network, []
 
     num_errors = property(lambda self: len(self._errors))
     flags = property(lambda self: 1)
@@ -263,7 +264,7 @@ class OnnxParser(Object):
 
     def _fail(self, code: str, message: str) -> bool:
         self._errors.append(self._library.make("ParserError", code, message))
-        self._library.log(self._logger, "ERROR", message)
+        self._library.log("ERROR", message)
         return False
 
 

@@ -7,6 +7,7 @@ raises ``Misuse`` and says its name.
 import collections
 import inspect
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ class Library:
     def __init__(self, cuda: Cuda, *, rtx: bool, version: str) -> None:
         self.cuda, self.rtx, self.version = cuda, rtx, version
         self.module: Any = None
+        self.logger: weakref.ref[Any] | None = None
         self.counts: collections.Counter[str] = collections.Counter()
         self._faults: dict[str, int] = {}
         self.lock = threading.RLock()
@@ -57,8 +59,25 @@ class Library:
         made._begin(*args, **named)
         return made
 
-    def log(self, logger: Any, severity: str, message: str) -> None:
-        """Give a logger a message."""
+    def take_logger(self, logger: Any) -> None:
+        """The first that any object is given serves all of them, as long as the process lives.
+
+        Raises:
+            TypeError: it is none, or its base class wasn't initialised.
+        """
+        if not isinstance(logger, self.module.ILogger):
+            raise TypeError(f"incompatible constructor arguments, invoked with {logger!r}")
+        if not getattr(logger, "_ready", False):
+            raise TypeError("ILogger.__init__() must be called when overriding __init__")
+        if self.logger is None:
+            self.logger = weakref.ref(logger)
+
+    def log(self, severity: str, message: str) -> None:
+        """Give the logger a message."""
+        assert self.logger is not None
+        logger = self.logger()
+        if logger is None:
+            raise self.misuse("the first logger was collected; TensorRT keeps its address and crashes")
         logger.log(getattr(self.module.ILogger.Severity, severity), message)
 
     def needs_device(self, what: str) -> None:

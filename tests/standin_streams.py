@@ -29,7 +29,6 @@ class Capture:
 class Stream:
     """Work in the order in which it was pushed."""
 
-    blocking: bool
     queue: collections.deque[Work] = field(default_factory=collections.deque)
     done: int = 0
     capture: Capture | None = None
