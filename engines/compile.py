@@ -24,6 +24,10 @@ from mmgen.runtime.files import whole_file
 
 PARSED = 0.05  # share of the time that parsing takes
 ERRORS = 3  # how many of the compiler's last errors are told
+REMEDIES: dict[Flavour, str] = {
+    "tensorrt": "if memory ran out, cap the workspace (--workspace 1024), else use a newer TensorRT",
+    "tensorrt-rtx": "leave out the target that it names, or use a newer TensorRT for RTX",
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
         raise MmgenError(
             f"graph {job.role}: {title(job.flavour, library)} can't compile it for {devices}",
             got="; ".join(reasons) or "no reason",
-            remedy="use a newer TensorRT, or leave out the device that it names",
+            remedy=REMEDIES[job.flavour],
         )
     with whole_file(Path(job.engine)) as write:
         write(engine)
@@ -105,12 +109,12 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
 
 def timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -> Any:
     """Attach the timings of earlier builds; those of another device or a damaged file are replaced, with a warning."""
-    known = b""
     try:
         known = path.read_bytes()
     except FileNotFoundError:
-        pass  # the first build
+        known = b""  # the first build
     except OSError as error:
+        known = b""
         warning(f"{path} can't be read ({error.strerror}); timing again")
     for content in (known, b"") if known else (b"",):
         cache = config.create_timing_cache(content)
@@ -133,8 +137,7 @@ def save_timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -
 def peak_bytes() -> int:
     """The most memory that this process has had resident.
 
-    The kernel's figure for a process that ``getrusage`` knows includes what its parent had before it, so that one is
-    asked only where there is no /proc.
+    On Linux ``getrusage`` counts what the parent had when it started this process, so /proc is asked first.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

@@ -43,8 +43,11 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def is_shared(root: Path = Path("/")) -> bool:
-    """Whether CPU and GPU share one memory: a Jetson.  ``root`` holds etc/."""
-    return (root / "etc/nv_tegra_release").exists()
+    """Whether CPU and GPU share one memory: a Jetson, in a container too.  ``root`` holds proc/."""
+    try:
+        return b"tegra" in (root / "proc/device-tree/compatible").read_bytes()
+    except OSError:  # machines with a BIOS have no such file
+        return False
 
 
 def advice(shared: bool) -> str:

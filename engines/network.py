@@ -164,7 +164,8 @@ def _differs(what: str, got: str, wanted: str) -> MmgenError:
 
 
 def _numpy_name(dtype: Any) -> str:
-    return DTYPES.get(dtype.name, dtype.name.lower())
+    name = str(dtype.name)
+    return DTYPES.get(name, name.lower())
 
 
 def _weight_bytes(library: ModuleType, layer: Any) -> int:

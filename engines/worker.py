@@ -30,6 +30,7 @@ from mmgen.runtime.folders import size_text
 from mmgen.runtime.library import find_library, make_logger
 
 log = logging.getLogger("mmgen.tensorrt")
+log.addHandler(logging.NullHandler())  # for who asks for logs; what a user needs of them is in the errors
 LAST = 3  # log lines that an error quotes
 COMMAND = (sys.executable, "-m", "mmgen.engines.worker")
 
@@ -124,12 +125,11 @@ def _death(job: Job, status: int, lines: list[str], expected: int, free: int | N
             f"graph {job.role}: the compiler crashed with {name}{last}",
             remedy="use another version of TensorRT, or another optimization level",
         )
-    shared = memory.is_shared()
     return MmgenError(
-        f"graph {job.role}: the compiler was killed (SIGKILL), most likely because memory ran out",
+        f"graph {job.role}: the compiler was killed (SIGKILL), most likely because memory ran out{last}",
         got=f"{size_text(free)} free at the start" if free is not None else None,
-        wanted=f"about {size_text(expected)}{last}",
-        remedy=memory.advice(shared),
+        wanted=f"about {size_text(expected)}",
+        remedy=memory.advice(memory.is_shared()),
     )
 
 

@@ -101,7 +101,7 @@ def test_its_log_and_warnings_are_ours(job: Job, caplog: pytest.LogCaptureFixtur
     [
         ("SIGSEGV", "graph step: the compiler crashed with SIGSEGV"),
         ("SIGABRT", "graph step: the compiler crashed with SIGABRT"),
-        ("SIGKILL", "graph step: the compiler was killed (SIGKILL), most likely because memory ran out, got "),
+        ("SIGKILL", "graph step: the compiler was killed (SIGKILL), most likely because memory ran out"),
     ],
 )
 def test_a_death_is_told_with_its_signal_and_last_words(job: Job, name: str, words: str) -> None:
@@ -113,7 +113,7 @@ os.kill(os.getpid(), signal.{name})"""
     assert line.startswith(words)
     assert "line 8" in line and "tactic 7" in line and "line 0" not in line
     if name == "SIGKILL":
-        assert "free at the start, wanted about 3.0 GiB" in line and line.endswith("or add swap")
+        assert "GiB free at the start, wanted about 3.0 GiB; close other programs" in line
     else:
         assert line.endswith("use another version of TensorRT, or another optimization level")
 

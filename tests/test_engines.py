@@ -217,7 +217,8 @@ for work in (parse, lambda: compile_apart(job, print, expected=0)):
         print(error)
 print(possible().reason)
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert len(ran.stdout.splitlines()) == 3, "each says why not"
     assert "touched" not in ran.stdout + ran.stderr
@@ -255,8 +256,8 @@ def test_the_workspace_counts_where_cpu_and_gpu_share_memory(tmp_path: Path) -> 
     apart, shared = (memory.expected_bytes(1 << 20, "tensorrt", 512, shared=shared) for shared in (False, True))
     assert shared - apart == 512 << 20
     assert not memory.is_shared(tmp_path)
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3")
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0")
     assert memory.is_shared(tmp_path)
 
 
@@ -375,7 +376,7 @@ def test_the_report_is_of_the_network_that_was_compiled(rtx: ModuleType, bundle:
 
 
 def test_the_reported_memory_is_the_workers_own(rtx: ModuleType, bundle: Bundle, tmp_path: Path) -> None:
-    """What a process was before it became another one is in the kernel's usual figure."""
+    """The kernel's usual figure begins with what the parent had."""
     ballast = bytearray(os.urandom(1 << 20) * 600)
     report = compiled(job(bundle, "encode", tmp_path / "encode.engine"))
     assert len(ballast) == 600 << 20 > report.peak_bytes
@@ -408,7 +409,7 @@ def test_a_second_build_has_the_same_bytes_where_addresses_are_the_same(
     setarch = shutil.which("setarch")
     if setarch is None or subprocess.run([setarch, "-R", "true"]).returncode:
         pytest.skip("addresses can't be fixed here: no setarch, or not allowed")
-    engines = [tmp_path / name / "step.engine" for name in ("a", "another")]
+    engines = [tmp_path / name / "step.engine" for name in ("a", "b")]
     for engine in engines:
         engine.parent.mkdir()
         compiled(job(bundle, "step", engine), (setarch, "-R", "env", "PYTHONHASHSEED=0", *COMMAND))
