@@ -45,31 +45,32 @@ def main() -> None:
 
 def measure(name: str, work: Path, policy: str, steps: int) -> dict[str, Any]:
     """Export one model and compare it; prints and returns the figures."""
-    folder, bundle = work / name, work / f"{name}-{policy}.mmgen"
+    record = export(name, work, policy) | parity(work / name, bundle(name, work, policy), steps)
+    print(json.dumps(record), flush=True)
+    return record
+
+
+def bundle(name: str, work: Path, policy: str) -> Path:
+    """Where ``export`` puts a model's bundle."""
+    return work / f"{name}-{policy}.mmgen"
+
+
+def export(name: str, work: Path, policy: str) -> dict[str, Any]:
+    """Write a model's diffusers folder, unless it is there, and export it; what that takes."""
+    folder, made = work / name, bundle(name, work, policy)
     if not (folder / "model_index.json").is_file():
         child(f"from diffusers_models import TRUE_SIZES, build; from pathlib import Path\n"
               f"t, v, *_ = TRUE_SIZES[{name!r}]; build(Path({str(folder)!r}), t, v, count=64)")  # fmt: skip
-    command = [
-        sys.executable,
-        "-c",
-        "from mmgen.export.cli import main; main()",
-        str(folder),
-        "-o",
-        str(bundle),
-        f"--{policy}",
-    ]
-    seconds, peak = timed(command)
-    record: dict[str, Any] = {
+    command = ["from mmgen.export.cli import main; main()", str(folder), "-o", str(made), f"--{policy}", "--no-engines"]
+    seconds, peak = timed([sys.executable, "-c", *command])
+    return {
         "model": name,
         "policy": policy,
         "cores": os.cpu_count(),
         "export_seconds": round(seconds, 1),
         "export_peak_gb": round(peak / 1e9, 2),
-        "bundle_gb": round(sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / 1e9, 3),
+        "bundle_gb": round(sum(f.stat().st_size for f in made.rglob("*") if f.is_file()) / 1e9, 3),
     }
-    record |= parity(folder, bundle, steps)
-    print(json.dumps(record), flush=True)
-    return record
 
 
 def parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
