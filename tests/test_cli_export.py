@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from tree import TESTS
 
 from mmgen.engines.targets import Possible
 from mmgen.export.cli import main
+from mmgen.export.model import Model
 from mmgen.runtime import load
-from mmgen.runtime.bundle import MANIFEST, sha256
+from mmgen.runtime.bundle import MANIFEST, Bundle, read_bundle, sha256
 from mmgen.runtime.errors import MmgenError
 
 TINY = f"{TESTS / 'tiny_text.py'}:tiny_text_model"
@@ -73,7 +75,17 @@ class Engines:
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+def at_once(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are copies of the bundle that is here."""
+
+    def copy(model: Model, out: Path, **options: object) -> Bundle:
+        return read_bundle(shutil.copytree(bundle_folder, out))
+
+    monkeypatch.setattr("mmgen.export.exporter.export", copy)
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch, at_once: None) -> Engines:
     engines = Engines()
     monkeypatch.setattr("mmgen.engines.cli.after_export", engines.prepare)
     return engines
@@ -92,7 +104,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     ids=["fp16", "fp16 for two", "fp32 for one", "fp16 without", "fp32", "nothing said"],
 )
 def test_engines_are_built_for_what_was_asked_or_for_half_precision(
-    engines: Engines, options: list[str], asked: list[tuple[str, ...]], here: Path
+    engines: Engines, options: list[str], asked: list[tuple[str, ...]]
 ) -> None:
     result = export(TINY, *options)
     assert result.exit_code == 0, result.output
@@ -101,7 +113,7 @@ def test_engines_are_built_for_what_was_asked_or_for_half_precision(
     assert result.stdout.startswith("tiny-text.mmgen\n")
 
 
-def test_engines_that_fail_leave_the_bundle_and_say_so(engines: Engines, here: Path) -> None:
+def test_engines_that_fail_leave_the_bundle_and_say_so(engines: Engines) -> None:
     engines.said = MmgenError("graph step: the compiler crashed", remedy="use another version")
     result = export(TINY, "--fp16", "--json")
     assert result.exit_code == 1
@@ -122,7 +134,7 @@ def test_a_target_that_cannot_be_built_is_said_before_the_work(engines: Engines,
 
 
 def test_a_machine_that_builds_no_engines_says_on_stderr_how_to_get_there(
-    monkeypatch: pytest.MonkeyPatch, here: Path
+    monkeypatch: pytest.MonkeyPatch, at_once: None
 ) -> None:
     monkeypatch.setattr("mmgen.engines.targets.possible", lambda: Possible((), "no engines here; install a compiler"))
     result = export(TINY, "--fp16", "--json")
