@@ -11,7 +11,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, place
 
 HOST = "host"
-TURING = "sm75"  # has no float32 matrix products in TensorRT for RTX, and the code search of a VQ decoder is one
+TURING = "sm75"  # has no float32 matrix products in TensorRT for RTX, and a graph may need one
 ON_DEVICE = "engines for a Jetson or a server GPU are built on that machine: mmgen build BUNDLE"
 
 

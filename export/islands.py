@@ -13,6 +13,7 @@ import onnx_ir as ir
 from mmgen.export.dtypes import half_slots, is_single
 from mmgen.export.operators import (
     BLENDS,
+    CONVOLUTIONS,
     COPIES,
     PRODUCTS,
     SATURATING,
@@ -127,10 +128,10 @@ class _Flow:
             if node.op_type not in COPIES and any(self.raw[v] and self.depends[v] & wanted for v in node.outputs)
         ]
 
-    def above(self, start: Iterable[ir.Node], products: int) -> list[ir.Node]:
-        """Nodes with what they are computed from, through so many products at most, up to the next layer."""
-        found: dict[ir.Node, int] = {}  # products still to be passed
-        pending = [(node, products) for node in start]
+    def above(self, start: Iterable[ir.Node], layers: int) -> list[ir.Node]:
+        """Nodes with what they are computed from, through so many layers with weights at most, up to the next."""
+        found: dict[ir.Node, int] = {}  # layers still to be passed
+        pending = [(node, layers) for node in start]
         while pending:
             node, left = pending.pop()
             if found.get(node, -1) >= left:
@@ -142,7 +143,7 @@ class _Flow:
                     continue
                 if not is_layer(producer):
                     pending.append((producer, left))
-                elif producer.op_type in PRODUCTS and left:
+                elif producer.op_type in PRODUCTS | CONVOLUTIONS and left:
                     pending.append((producer, left - 1))
         return [node for node in self.nodes if node in found]
 
@@ -167,15 +168,15 @@ def _structure(flow: _Flow) -> None:
         flow.island(flow.before_layers([bundle.TIMESTEP]), "arithmetic on the timestep before its first layer")
     if flow.role in ("decode", "encode"):
         searches = (node for node in flow.nodes if node.op_type in ("ArgMax", "ArgMin"))
-        flow.island(flow.above(searches, products=1), "nearest-code search")
+        flow.island(flow.above(searches, layers=1), "nearest-code search")
         inputs = (v.name or "" for v in flow.inputs)
         flow.island(flow.before_layers(inputs), "arithmetic on the input before its first layer")
     if flow.role == "decode":
         casts = [node for node in flow.nodes if node.op_type == "Cast" and is_single(node.inputs[0])]
         to_whole = (node for node in casts if not is_single(node.outputs[0]))
-        flow.island(flow.above(to_whole, products=0), "rounding to whole numbers")
+        flow.island(flow.above(to_whole, layers=0), "rounding to whole numbers")
     waves = (node for node in flow.nodes if node.op_type in ("Cos", "Sin") and flow.raw[node.outputs[0]])
-    flow.island(flow.above(waves, products=0), "angles of a sine or cosine")
+    flow.island(flow.above(waves, layers=0), "angles of a sine or cosine")
     constant = [node for node in flow.nodes if any(is_single(v) and not flow.depends[v] for v in node.outputs)]
     flow.island((node for node in constant if node.op_type not in COPIES), "computed from constants")
     for node in flow.nodes:
