@@ -247,7 +247,7 @@ class Device:
         try:
             call()
         except MmgenError as error:  # after a failure of the device, each call repeats it
-            log.log(logging.DEBUG if self._complained else logging.WARNING, "while freeing: %s", error)
+            log.log(logging.DEBUG if self._complained else logging.WARNING, "while freeing: %s", str(error))
             self._complained = True
             return False
         return True

@@ -6,6 +6,7 @@ A graph is bound to one execution context for all rows of the solver's table; a 
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -54,7 +55,6 @@ class Shared:
 
     library: Any
     logger: Any
-    runtime: Any
     device: Device
     scratch: Scratch
 
@@ -94,13 +94,13 @@ class EngineCall:
 class EngineRunner:
     """One graph as an engine."""
 
-    def __init__(self, shared: Shared, bundle: Bundle, role: Role, file: Path, content: bytes) -> None:
+    def __init__(self, shared: Shared, runtime: Any, bundle: Bundle, role: Role, file: Path, content: bytes) -> None:
         self._shared, self._bundle, self._graph, self._file = shared, bundle, bundle.graphs[role], file
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         shared.device.use()
         shared.logger.errors.clear()
-        self._check_validity(content)
-        self._engine = shared.runtime.deserialize_cuda_engine(content)
+        self._check_validity(runtime, content)
+        self._engine = runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise self._error("can't be read here")
         self._check_tensors()
@@ -132,11 +132,13 @@ class EngineRunner:
             if not context.set_tensor_address(name, address):
                 raise self._error(f"takes no address for {name}")
         if not context.execute_async_v3(shared.device.stream):
-            raise self._error("can't run")
+            raise self._error("can't run", "start the program again; mmgen doctor describes this machine")
 
     def close(self) -> None:
         if self._engine is None:
             return
+        with suppress(MmgenError):  # a device that broke, which was raised where it showed
+            self._shared.device.use()
         if self._cache is not None:
             self._cache.save()
         self._shared.device.release(*self._contexts)
@@ -196,9 +198,9 @@ class EngineRunner:
             cache = RuntimeCache(config, self._file.with_suffix(f".{gpu}.cuda-{device.driver_cuda}.cache"))
         return config, cache
 
-    def _check_validity(self, content: bytes) -> None:
+    def _check_validity(self, runtime: Any, content: bytes) -> None:
         """Ask TensorRT for RTX before it reads an engine; TensorRT can't be asked."""
-        library, runtime = self._shared.library, self._shared.runtime
+        library = self._shared.library
         if not hasattr(runtime, "get_engine_validity"):
             return
         validity, bits = runtime.get_engine_validity(content)
@@ -243,10 +245,12 @@ class EngineRunner:
             raise ValueError(f"{self._file}: {spec.name}: address {address} is not a multiple of {ALIGNMENT}")
         return address
 
-    def _error(self, what: str) -> MmgenError:
-        """A failure of TensorRT, with what it logged."""
+    def _error(self, what: str, remedy: str | None = None) -> MmgenError:
+        """A failure of TensorRT, with what it logged; the remedy is to build again unless another one is given."""
         said = "; ".join(self._shared.logger.errors[-QUOTED:])
-        return MmgenError(f"{self._file} {what}" + (f" ({said})" if said else ""), remedy=self._rebuild())
+        if "outofmemory" in said.lower().replace(" ", ""):
+            remedy = "ask for fewer samples at once, or close other programs"
+        return MmgenError(f"{self._file} {what}" + (f" ({said})" if said else ""), remedy=remedy or self._rebuild())
 
     def _rebuild(self) -> str:
         return build_command(self._bundle)

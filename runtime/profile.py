@@ -48,10 +48,10 @@ def refusal(
                 ranges[axis] = [(p[spec.name][0][i], p[spec.name][2][i]) for p in profiles]
     for axis, size in asked.items():
         if not any(least <= size <= largest for least, largest in ranges[axis]):
-            wanted = " or ".join(f"{least} to {largest}" for least, largest in sorted(set(ranges[axis])))
+            wanted = " or ".join(map(_said, _widest(ranges[axis])))
             return MmgenError(f"{what}: axis {axis}", got=size, wanted=wanted, remedy=_remedy(bundle, axis, size))
     got = ", ".join(f"{axis}={size}" for axis, size in asked.items())
-    each = (", ".join("{} {} to {}".format(axis, *ranges[axis][i]) for axis in asked) for i in range(len(profiles)))
+    each = (", ".join(f"{axis}={_said(ranges[axis][i])}" for axis in asked) for i in range(len(profiles)))
     return MmgenError(f"{what}: axes", got=got, wanted=" or ".join(each), remedy=build_command(bundle))
 
 
@@ -60,6 +60,16 @@ def _holds(ranges: Ranges, shapes: Mapping[str, Dims]) -> bool:
         all(a <= size <= b for a, size, b in zip(least, shapes[name], largest, strict=True))
         for name, (least, _, largest) in ranges.items()
     )
+
+
+def _widest(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Without those that lie in another one."""
+    return sorted({(a, b) for a, b in ranges if not any(c <= a and b <= d for c, d in ranges if (a, b) != (c, d))})
+
+
+def _said(ends: tuple[int, int]) -> str:
+    least, largest = ends
+    return str(least) if least == largest else f"{least} to {largest}"
 
 
 def _remedy(bundle: Bundle, axis: str, size: int) -> str:

@@ -41,5 +41,5 @@ class RuntimeCache:
             with whole_file(self._path) as write:
                 write(content)
         except MmgenError as error:
-            log.warning("kernels will be compiled again: %s", error)
+            log.warning("kernels will be compiled again: %s", str(error))
         self._read = content

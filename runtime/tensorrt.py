@@ -6,12 +6,13 @@ Simulated, not run on a device: the calls are those of the real bindings, and a 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmgen.runtime import engine_store
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.build import Build, Flavour
 from mmgen.runtime.bundle import Bundle, Role
-from mmgen.runtime.cuda import CudaBlock, Device, open_device
+from mmgen.runtime.cuda import CudaBlock, open_device
 from mmgen.runtime.engine import EngineCall, EngineRunner, Scratch, Shared
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import TITLES, find_library, make_logger, place
@@ -22,9 +23,10 @@ log = logging.getLogger("mmgen")
 class TensorRT:
     """Engines of one build on one stream."""
 
-    def __init__(self, flavour: Flavour, device: Device, shared: Shared, folder: Path, build: Build) -> None:
+    def __init__(self, flavour: Flavour, shared: Shared, runtime: Any, folder: Path, build: Build) -> None:
         self.name: str = flavour
-        self._device, self._shared, self._folder, self._build = device, shared, folder, build
+        self._device, self._shared, self._runtime = shared.device, shared, runtime
+        self._folder, self._build = folder, build
         self._runners: list[EngineRunner] = []
         self._complained = False
 
@@ -34,7 +36,7 @@ class TensorRT:
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         engine = self._build.engines[role]
         content = engine_store.engine_bytes(self._folder, engine)
-        runner = EngineRunner(self._shared, bundle, role, self._folder / engine.file, content)
+        runner = EngineRunner(self._shared, self._runtime, bundle, role, self._folder / engine.file, content)
         self._runners.append(runner)
         return runner
 
@@ -45,7 +47,7 @@ class TensorRT:
             log.log(
                 logging.DEBUG if self._complained else logging.WARNING,
                 "the loop can't be recorded as a CUDA graph, so it is enqueued row by row: %s",
-                error,
+                str(error),  # not the error: whoever keeps the record would keep what its traceback refers to
             )
             self._complained = True
             return None
@@ -56,6 +58,7 @@ class TensorRT:
     def close(self) -> None:
         while self._runners:
             self._runners.pop().close()
+        self._runtime = None
         self._device.close()
 
     def _record(self, calls: Sequence[Call]) -> Call:
@@ -88,8 +91,8 @@ def open_backend(flavour: Flavour, bundle: Bundle) -> Backend:
         except Exception as error:  # TypeError, of all things, where TensorRT gives none
             said = "; ".join(logger.errors) or error
             raise MmgenError(f"{TITLES[flavour]} doesn't start ({said})", remedy="mmgen doctor tells more") from error
-        shared = Shared(library, logger, runtime, device, Scratch(device))
+        shared = Shared(library, logger, device, Scratch(device))
     except BaseException:
         device.close()
         raise
-    return TensorRT(flavour, device, shared, folder, build)
+    return TensorRT(flavour, shared, runtime, folder, build)
