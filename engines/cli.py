@@ -1,5 +1,6 @@
 """``mmgen build``, and the engines that an export ends with."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
 Report = Callable[[str, float], None]
+
+# What the compiler says besides its errors, which are in ours, is for programs that listen.
+logging.getLogger("mmgen.tensorrt").addHandler(logging.NullHandler())
 
 RTX = "sm86"  # any capability will do: pruning asks for the release alone
 
