@@ -512,6 +512,15 @@ def test_what_cannot_be_used_goes_with_its_reason_and_size(bundle: Bundle) -> No
     assert left_in(kept.parent) == sorted([kept.name, elsewhere.name, "timing"])
 
 
+def test_a_build_that_was_set_aside_is_put_back(bundle: Bundle) -> None:
+    folder = make(bundle, identity(bundle))
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    folder.rename(folder.with_name(f".{folder.name}.{dead.pid}.old"))
+    assert cache.prune(bundle) == []
+    assert cache.find(bundle, identity(bundle)) and left_in(folder.parent) == [folder.name]
+
+
 def test_what_is_being_built_is_left_alone(bundle: Bundle) -> None:
     with child(bundle, "in the build") as process:
         assert said(process) == "in the build"

@@ -73,7 +73,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert {f"{folder}licenses/LICENSE", f"{folder}licenses/NOTICE"} <= set(wheel.namelist())
     entry_points = wheel.read(f"{folder}entry_points.txt").decode()
-    for line in ("mmgen = mmgen.runtime.cli:main", "mmgen-export = mmgen.export.cli:main", "[mmgen.commands]"):
+    for line in ("mmgen = mmgen.runtime.cli:main", "mmgen-export = mmgen.export.cli:main", "[mmgen.commands]",
+                 "build = mmgen.engines.cli:main", "export = mmgen.export.cli:main"):  # fmt: skip
         assert line in entry_points
 
 
