@@ -58,7 +58,7 @@ def rows_along(process: Flow, s: Array, transition: Array) -> Table:
 
 def twice(values: Array) -> Array:
     """(2 N - 1,): each value twice but the first, as two-stage solvers visit them."""
-    return np.repeat(values, 2)[1:]
+    return np.repeat(values, 2, axis=0)[1:]
 
 
 def limit_of(process: Diffusion) -> float:

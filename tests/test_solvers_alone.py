@@ -8,7 +8,8 @@ from tolerances import LIMITS
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Diffusion, Flow
 from mmgen.runtime.reference import run
-from mmgen.runtime.schedules import flow_timesteps, multistep_levels
+from mmgen.runtime.rows import twice
+from mmgen.runtime.schedules import alphas_cumprod, euler_levels, flow_levels, flow_timesteps, multistep_levels
 from mmgen.runtime.solvers import SOLVERS, exact, solvers_for, table
 
 SHAPE = (2, 3, 5)
@@ -32,7 +33,7 @@ def test_a_single_datum_is_hit_in_any_number_of_steps(solver, steps):
     assert np.abs(found - datum).max() < LIMITS["solver, float32"]
 
 
-MEAN, SPREAD = 0.5, 0.2  # data ~ N(MEAN, SPREAD^2)
+MEAN, SPREAD = 0.5, 0.5  # data ~ N(MEAN, SPREAD^2)
 
 
 def expected_datum(x, alpha, sigma):
@@ -46,49 +47,129 @@ def carried(x, alpha, sigma, alpha_end, sigma_end):
     return alpha_end * MEAN + width_end / width * (x - alpha * MEAN)
 
 
-def order_of(error, steps=(40, 80, 160, 320)):
+def order_of(error, steps=(100, 200, 400, 800)):
     return -np.polyfit(np.log(steps), np.log([error(n) for n in steps]), 1)[0]
 
 
 X = np.linspace(-2.0, 2.0, 9)[None]
 
 
-@pytest.mark.parametrize(("solver", "options"), [("flow-euler", {}), ("dpmpp-2m", {"solver_order": 1})])
-def test_first_order_along_a_flow(solver, options):
+def error_in_the_middle(rows, denoiser, truth, stages=1):
+    """Error at nine tenths of the steps; on the first tenth, where orders are still low, the solver is kept to truth.
+
+    ``truth`` is what the state is after each step, N + 1 of them, a step being ``stages`` rows.
+    """
+    steps = len(truth) - 1
+    for row, state in enumerate(run(rows, denoiser, truth[0] / rows.initial_scale), 1):
+        step, left = divmod(row, stages)
+        if left == 0 and step <= steps // 10:
+            state[0] = truth[step]
+        if left == 0 and step == steps * 9 // 10:
+            return np.abs(state[0] - truth[step]).max()
+    raise AssertionError("too few rows")
+
+
+ALONG_FLOW = [
+    ("flow-euler", {}, 1),
+    ("flow-heun", {}, 2),
+    ("dpmpp-2m", {"solver_order": 1}, 1),
+    ("dpmpp-2m", {}, 2),
+    ("dpmpp-2m", {"solver_type": "heun"}, 2),
+    ("dpmpp-3m", {}, 2),  # see data_prediction
+    ("unipc", {"solver_order": 1}, 2),  # the corrector adds one
+    ("unipc", {"solver_order": 2}, 3),
+    ("unipc", {"solver_order": 2, "solver_type": "bh1"}, 3),
+    ("unipc", {"solver_order": 3}, 4),
+    ("unipc", {"solver_order": 3, "disable_corrector": ",".join(map(str, range(800)))}, 3),
+    ("lms", {"order": 1}, 1),
+    ("lms", {"order": 2}, 2),
+    ("lms", {"order": 3}, 3),
+    ("lms", {"order": 4}, 4),
+]
+
+
+@pytest.mark.parametrize(("solver", "options", "order"), ALONG_FLOW)
+def test_order_along_a_flow(solver, options, order):
     process = Flow(timestep_scale=1.0)
 
-    def velocity(x, s):
-        return (x - expected_datum(x, 1 - s, s)) / s
-
     def error(steps):
-        end = ends_at(exact(solver, process, steps, options=options), velocity, X)
-        return np.abs(end - carried(X, 0.0, 1.0, 1.0, 0.0)).max()
-
-    assert order_of(error) == pytest.approx(1, abs=LIMITS["order of convergence"])
-
-
-@pytest.mark.parametrize(
-    ("solver_type", "solver_order", "order"), [("midpoint", 1, 1), ("midpoint", 2, 2), ("heun", 2, 2)]
-)
-def test_order_on_a_diffusion(solver_type, solver_order, order):
-    process = Diffusion(prediction="sample")
-    options = {
-        "solver_type": solver_type,
-        "solver_order": solver_order,
-        "final_sigmas_type": "sigma_min",
-        "lower_order_final": False,
-    }
-
-    def error(steps):
-        levels, _ = multistep_levels(process, steps, "karras", "sigma_min", -np.inf)
-        alpha = 1 / np.sqrt(1 + levels**2)
-        sigma = alpha * levels
-        row = iter(zip(alpha, sigma, strict=True))
-        rows = exact("dpmpp-2m", process, steps, sigmas="karras", options=options)
-        end = ends_at(rows, lambda x, t: expected_datum(x, *next(row)), X)  # not told t, which is rounded
-        return np.abs(end - carried(X, alpha[0], sigma[0], alpha[-1], sigma[-1])).max()
+        rows = exact(solver, process, steps, options=options)
+        truth = [carried(X, 0.0, 1.0, 1 - s, s) for s in flow_levels(process, steps, "schedule")]
+        stages = 2 if solver == "flow-heun" else 1
+        return error_in_the_middle(rows, lambda x, s: (x - expected_datum(x, 1 - s, s)) / s, truth, stages)
 
     assert order_of(error) == pytest.approx(order, abs=LIMITS["order of convergence"])
+
+
+ON_DIFFUSION = [
+    ("euler", {}, 1),
+    ("heun", {}, 2),
+    ("lms", {"order": 2}, 2),
+    ("lms", {}, 4),
+    ("dpmpp-2m", {"solver_order": 1}, 1),
+    ("dpmpp-2m", {}, 2),
+    ("dpmpp-2m", {"solver_type": "heun"}, 2),
+    ("dpmpp-3m", {}, 2),  # see data_prediction
+    ("unipc", {"solver_order": 1}, 2),
+    ("unipc", {"solver_order": 2}, 3),
+    ("unipc", {"solver_order": 3}, 4),
+    ("unipc", {"solver_order": 3, "solver_type": "bh1"}, 4),
+    ("unipc", {"solver_order": 2, "predict_x0": False}, 3),
+]
+IN_SIGMA = ("euler", "heun", "lms")
+
+
+@pytest.mark.parametrize(("solver", "options", "order"), ON_DIFFUSION)
+def test_order_on_a_diffusion(solver, options, order):
+    process = Diffusion(prediction="sample", spacing="linspace")
+
+    def error(steps):
+        levels_of = euler_levels if solver in IN_SIGMA else multistep_levels
+        levels, _ = levels_of(process, steps, "karras", "zero")
+        alpha = 1 / np.sqrt(1 + levels**2)
+        sigma = alpha * levels
+        truth = [carried(X, alpha[0], sigma[0], a, s) for a, s in zip(alpha, sigma, strict=True)]
+        told = list(zip(alpha, sigma, strict=True))
+        stages = 2 if solver == "heun" else 1
+        row = iter(twice(np.array(told)) if stages == 2 else told)
+        if solver in IN_SIGMA:
+            truth = [x / a for x, a in zip(truth, alpha, strict=True)]
+        rows = exact(solver, process, steps, sigmas="karras", options=options)
+        return error_in_the_middle(rows, lambda x, t: expected_datum(x, *next(row)), truth, stages)
+
+    assert order_of(error) == pytest.approx(order, abs=LIMITS["order of convergence"])
+
+
+STOCHASTIC = [
+    ("ddpm", {}, 0.85),
+    ("ddpm", {"variance_type": "fixed_large"}, 0.85),
+    ("ddim", {"eta": 1.0}, 0.85),
+    ("ddim", {"eta": 0.4}, 0.75),  # the start's own error stays
+    ("euler-ancestral", {}, 0.85),
+    ("dpmpp-sde-2m", {"solver_order": 1}, 0.85),
+    ("dpmpp-sde-2m", {}, 1.5),
+]
+
+
+@pytest.mark.parametrize(("solver", "options", "at_least"), STOCHASTIC)
+def test_noise_becomes_the_distribution_of_the_data(solver, options, at_least):
+    """With a linear denoiser each noise adds to the sample by itself, so that mean and spread follow without chance."""
+    process = Diffusion(train_timesteps=4000, beta_start=2.5e-5, beta_end=0.005, prediction="sample", spacing="trailing")
+    shares = alphas_cumprod(process)
+
+    def denoiser(x, t):
+        a = shares[int(t)]
+        return expected_datum(x, np.sqrt(a), np.sqrt(1 - a))
+
+    def error(steps):
+        rows = exact(solver, process, steps, options=options)
+        ones = np.eye(len(rows) + 2)  # nothing, the start, each row's noise
+        *_, state = run(rows, denoiser, ones[1], noises=ones[2:])
+        mean, parts = state[0][0], state[0][1:] - state[0][0]
+        return abs(mean - MEAN) + abs(np.linalg.norm(parts) - SPREAD)
+
+    assert error(800) < LIMITS["spread of the data"]
+    assert order_of(error, (100, 200, 400, 800)) > at_least
 
 
 def test_first_order_solvers_are_one():
