@@ -17,6 +17,7 @@ from typing import Any
 from mmgen.engines.network import check_tensors, count, parse, require_half, title
 from mmgen.engines.phases import monitor
 from mmgen.engines.profiles import shapes
+from mmgen.engines.turing import TURING, products_to_convolutions
 from mmgen.runtime.build import Flavour, GraphReport
 from mmgen.runtime.bundle import Axis, Role, TensorSpec
 from mmgen.runtime.errors import MmgenError
@@ -76,6 +77,8 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
     counts = count(library, parsed.network, job.islands)
     require_half(counts, job.role, job.half_operations)
     say.fraction(PARSED)
+    turing = job.flavour == "tensorrt-rtx" and TURING in job.compute_capabilities
+    kernels = products_to_convolutions(library, parsed.network) if turing else []
 
     config = _config(library, parsed.builder, job)
     progress = monitor(library, lambda fraction: say.fraction(PARSED + (1 - PARSED) * fraction))
@@ -83,6 +86,7 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
     cache = timing_cache(config, Path(job.timing_cache), say.warning) if job.timing_cache else None
     del logger.errors[:]
     engine = parsed.builder.build_serialized_network(parsed.network, config)
+    del kernels  # until here TensorRT read them where they are
     if engine is None:
         devices = ", ".join(job.compute_capabilities)
         reasons = [textwrap.shorten(line, 300, placeholder=" ...") for line in logger.errors[-ERRORS:]]

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from mmgen.engines.turing import TURING
 from mmgen.runtime import cuda
 from mmgen.runtime.build import Flavour, Place
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, place
 
 HOST = "host"
-TURING = "sm75"  # has no float32 matrix products in TensorRT for RTX, and a graph may need one
 ON_DEVICE = "engines for a Jetson or a server GPU are built on that machine: mmgen build BUNDLE"
 
 

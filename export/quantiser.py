@@ -1,16 +1,14 @@
 """The nearest entry of a codebook (van den Oord et al. 2017, eq. 1), the same arithmetic for every VQ-VAE."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Quantiser(nn.Module):
     """A denoiser's latents (B, D, h, w) to codebook entries (B, D, h, w) and their int64 (B, h, w) indices.
 
     Denoisers work on normalised latents: z = std latents + mean is what the codebook is compared with.  As
-    |z - e|^2 = |z|^2 - 2 z.e + |e|^2 and |z|^2 is the same for every entry, |e|^2 - 2 z.e is enough.  It is written as
-    a convolution of one pixel, since TensorRT for RTX has no float32 matrix product for Turing.  The first index wins
-    a tie.
+    |z - e|^2 = |z|^2 - 2 z.e + |e|^2 and |z|^2 is the same for every entry, |e|^2 - 2 z.e is enough.  The first index
+    wins a tie.
     """
 
     codebook: Tensor  # (K, D)
@@ -24,8 +22,7 @@ class Quantiser(nn.Module):
         self.register_buffer("std", std.float().reshape(-1, 1, 1))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.std * latents + self.mean
-        codebook = self.codebook
-        distance = F.conv2d(z, -2 * codebook[:, :, None, None], codebook.square().sum(1))  # (B, K, h, w)
-        codes = distance.argmin(1)
-        return F.embedding(codes, codebook).permute(0, 3, 1, 2), codes
+        z = (self.std * latents + self.mean).permute(0, 2, 3, 1)  # (B, h, w, D)
+        distance = self.codebook.square().sum(1) - 2 * (z @ self.codebook.t())  # (B, h, w, K)
+        codes = distance.argmin(-1)
+        return nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2), codes

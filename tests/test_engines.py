@@ -17,7 +17,7 @@ from mmgen.engines.builder import build
 from mmgen.engines.compile import Job, save_timing_cache, timing_cache
 from mmgen.engines.phases import Phases
 from mmgen.engines.profiles import profiles, shapes
-from mmgen.engines.targets import Target, parse, possible
+from mmgen.engines.targets import Target, capabilities, parse, possible
 from mmgen.engines.worker import COMMAND, compile_apart
 from mmgen.runtime import engine_store
 from mmgen.runtime.build import SIDECAR, GraphReport, Place
@@ -391,8 +391,8 @@ def test_static_axes_compile(rtx: ModuleType, bundle: Bundle, axes: dict[str, Ax
 
 def test_one_engine_holds_several_targets(rtx: ModuleType, bundle: Bundle, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
-    for engine, capabilities in ((one, ("sm86",)), (many, ("sm80", "sm86", "sm89", "sm120", "sm121"))):
-        compiled(job(bundle, "decode", engine, compute_capabilities=capabilities))
+    for engine, names in ((one, ("sm86",)), (many, ("sm80", "sm86", "sm89", "sm120", "sm121"))):
+        compiled(job(bundle, "decode", engine, compute_capabilities=names))
     assert many.stat().st_size < 1.1 * one.stat().st_size
 
 
@@ -416,11 +416,21 @@ def test_a_second_build_has_the_same_bytes_where_addresses_are_the_same(
     assert engines[0].read_bytes() == engines[1].read_bytes()
 
 
-def test_what_turing_lacks_is_told_in_one_line(rtx: ModuleType, bundle: Bundle, tmp_path: Path) -> None:
-    """The nearest-code search is a float32 product."""
+@pytest.mark.parametrize("role", ["condition", "step", "decode"])
+def test_every_graph_compiles_for_all_capabilities_at_once(
+    rtx: ModuleType, bundle: Bundle, role: Role, tmp_path: Path
+) -> None:
+    """Turing too, which has no float32 product for the search of a codebook."""
+    compiled(job(bundle, role, tmp_path / "e", compute_capabilities=capabilities(rtx)))
+    assert (tmp_path / "e").stat().st_size > 0
+
+
+def test_what_turing_lacks_is_told_in_one_line(rtx: ModuleType, onnx: ModuleType, tmp_path: Path) -> None:
+    """A float32 product that isn't over the channels of a picture."""
+    made = dataclasses.replace(odd_graph(onnx, tmp_path, "MatMul", ["x", "square"]), compute_capabilities=("sm75",))
     with pytest.raises(MmgenError, match=r"can't compile it for sm75, got .*FP32 GEMM is not supported"):
-        compiled(job(bundle, "decode", tmp_path / "e", compute_capabilities=("sm75",)))
-    assert os.listdir(tmp_path) == []
+        compiled(made)
+    assert os.listdir(tmp_path) == ["odd.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -480,7 +490,10 @@ def odd_graph(onnx: ModuleType, folder: Path, operator: str, inputs: list[str], 
         "graph",
         [make.make_tensor_value_info("x", types.FLOAT, ["B", 4])],
         [make.make_tensor_value_info("y", getattr(types, dtype), None)],
-        [make.make_tensor("half", types.FLOAT16, [4], [1.0] * 4)],
+        [
+            make.make_tensor("half", types.FLOAT16, [4], [1.0] * 4),
+            make.make_tensor("square", types.FLOAT, [4, 4], [1.0] * 16),
+        ],
     )
     file = folder / "odd.onnx"
     onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=10), file)
