@@ -6,7 +6,7 @@
 #
 # Also: make test-runtime PYTHON=python3.10    the tests that need no torch, in a clean environment
 #       make test-gpu PYTHON=python3             the tests that need a GPU, on the machine that has it
-#       make test-engines    models of published sizes, compiled; DiT-XL/2 takes minutes, 9 GB of memory and 8 of disk
+#       make test-engines    models of published sizes, compiled; DiT-XL/2 takes minutes, 9 GB of memory and 14 of disk
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
