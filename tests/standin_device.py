@@ -179,7 +179,7 @@ class Device:
         return thing
 
     def _break(self, status: Status) -> None:
-        """After a sticky error, queued work never runs."""
+        """After a sticky error, queued work never runs and captures are over."""
         if status not in STICKY:
             return
         self.sticky = status
@@ -187,6 +187,7 @@ class Device:
             if isinstance(handle, Stream):
                 handle.done = handle.pushed
                 handle.queue.clear()
+                handle.capture = None
 
     # How a call is made.
 

@@ -65,7 +65,7 @@ def tensorrt(release: str, cuda: Cuda) -> Library:
     vars(module).update({key: thing for key, thing in space.items() if key in allowed})
 
     def attribute(missing: str) -> Any:
-        if missing in allowed:
+        if missing in allowed and not missing.startswith("__"):
             raise library.misuse(f"the stand-in has no {name}.{missing}")
         raise AttributeError(f"module {name!r} has no attribute {missing!r}")
 

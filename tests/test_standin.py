@@ -62,13 +62,17 @@ def test_a_call_has_the_parameters_and_the_results_that_the_real_one_documents(n
     function = getattr(Cuda, name)
     code = function.__code__
     assert list(code.co_varnames[1 : code.co_argcount]) == list(signature(name))
-    returns = re.search(r"Returns\n-+\n(.*?)(\n\n|$)", getattr(real, name).__doc__, re.S)
+    returns = re.search(r"Returns\n *-+\n(.*?)(\n *\w[\w ]*\n *--|$)", getattr(real, name).__doc__, re.S)
     assert returns
-    assert len(re.findall(r"^\S", returns[1], re.M)) == 1 + function.outputs
+    assert len(re.findall(r"^ *(?:cudaError_t\n|\w+ : )", returns[1], re.M)) == 1 + function.outputs
 
 
 def test_without_a_device_the_stand_in_answers_as_the_real_module() -> None:
-    if real.cudaGetDeviceCount()[0] != Status.cudaErrorInsufficientDriver:
+    try:
+        status, _ = real.cudaGetDeviceCount()
+    except RuntimeError as error:
+        pytest.skip(f"these bindings of CUDA raise an error of their own where there is no driver: {error}")
+    if status != Status.cudaErrorInsufficientDriver:
         pytest.skip("there is a CUDA driver here; this compares machines without one")
     module = Cuda(None).module
     calls: list[tuple[str, tuple[Any, ...]]] = [
