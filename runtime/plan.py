@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import Bundle, K, Role, TensorSpec
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Layout, Slot, stacked
 from mmgen.runtime.request import Branches
 from mmgen.runtime.table import Table
@@ -55,6 +56,8 @@ class Decoding:
 
     def __call__(self, block: Block, latents: Slot) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...), or None where there is no codebook."""
+        if latents not in self._calls:
+            raise MmgenError("the memory of this request was freed", remedy="make the request again")
         self._calls[latents]()
         media, *codes = block.read(*(self._outputs[n] for n in (names.MEDIA, names.CODES) if n in self._outputs))
         return media, codes[0] if codes else None
