@@ -28,8 +28,9 @@ def record(bundle: Bundle | None = None, root: Path = Path("/")) -> dict[str, An
     """
     gpu, no_gpu = _try(_gpu)
     libraries = {flavour: _try(partial(_library, flavour)) for flavour in LIBRARIES}
-    reasons = {name: _reason(name, libraries, no_gpu) for name in NAMES}
-    if bundle is not None:
+    if bundle is None:
+        reasons = {name: _reason(name, libraries, no_gpu) for name in NAMES}
+    else:
         reasons = {name: _try(partial(_run, name, bundle))[1] for name in NAMES}
     packages = {name: _version(name) for name in PACKAGES}
     found = {

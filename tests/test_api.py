@@ -31,6 +31,11 @@ CALLED = {
         "library": "", "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser",
         "layer": "ILayer", "tensor": "ITensor",
     },
+    "engines/turing.py": {
+        "library": "", "network": "INetworkDefinition", "layer": "ILayer", "tensor": "ITensor", "maker": "ILayer",
+        "product": "IMatrixMultiplyLayer", "before": "IShuffleLayer", "convolution": "IConvolutionLayer",
+        "after": "IShuffleLayer",
+    },
     "engines/phases.py": {"library": ""},
 }  # fmt: skip
 # Names that a function may use which asked for another: every release has both or neither.
