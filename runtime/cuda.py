@@ -157,8 +157,8 @@ class Device:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
 
-    def record(self, calls: Sequence[Call], *needed: object) -> Call:
-        """What these calls enqueue, as one call; ``needed`` lives as long as it does.
+    def record(self, calls: Sequence[Call]) -> Call:
+        """What these calls enqueue, as one call; they live as long as it does.
 
         Nothing of it runs now.  Each call must have run before, or a library may still have work to do that can't be
         recorded.
@@ -182,7 +182,7 @@ class Device:
             executable = self._call("cudaGraphInstantiate", graph, 0)
         finally:
             self._quietly(lambda: self._call("cudaGraphDestroy", graph))
-        recorded = Recorded(self, executable, (*calls, *needed))
+        recorded = Recorded(self, executable, tuple(calls))
         self.hold(recorded, lambda: self._call("cudaGraphExecDestroy", executable))
         self._call("cudaGraphUpload", executable, self._stream)
         return recorded
@@ -277,8 +277,9 @@ class Device:
 class Recorded:
     """Calls as one CUDA graph.  It replays the addresses that they had."""
 
-    def __init__(self, device: Device, executable: Any, needed: tuple[object, ...]) -> None:
-        self._device, self._executable, self._needed = device, executable, needed
+    def __init__(self, device: Device, executable: Any, calls: tuple[Call, ...]) -> None:
+        self._device, self._executable = device, executable
+        self._calls = calls  # what they refer to is what it runs on
 
     def __call__(self) -> None:
         self._device.launch(self._executable)

@@ -42,9 +42,9 @@ class Scratch:
         self._memory: Memory | None = None
 
     def reserve(self, size: int) -> Memory:
-        """At least ``size`` bytes.  What was too small goes once no work and no recording needs it."""
+        """At least ``size`` bytes; what was too small goes once nothing uses it."""
         if self._memory is None or self._memory.bytes < size:
-            self._memory = None  # collected first, so that the old and the new needn't fit at once
+            self._memory = None  # it is collected first, so that the old and the new needn't fit at once
             self._memory = self._device.memory(size)
         return self._memory
 
@@ -67,17 +67,26 @@ class Context:
         self._scratch = shared.scratch
         self._need = max(need, ALIGNMENT)  # an engine that needs some for other shapes wants memory for these too
         self._has = 0  # address of its scratch memory
+        self._own: Memory | None = None
         shared.device.hold(self, self._made.clear)
 
-    def ready(self) -> tuple[Any, Memory]:
+    def ready(self) -> Any:
         """TensorRT's context, with the scratch memory as it is now."""
+        return self._with(self._own or self._scratch.reserve(self._need))
+
+    def settle(self) -> Any:
+        """The same; from now on it has this memory, as a recording replays its address."""
+        self._own = self._own or self._scratch.reserve(self._need)
+        return self._with(self._own)
+
+    def _with(self, memory: Memory) -> Any:
         if not self._made:
             raise MmgenError("this graph is closed", remedy="load the bundle again")
-        (context,), memory = self._made, self._scratch.reserve(self._need)
+        (context,) = self._made
         if memory.address != self._has:
             context.set_device_memory(memory.address, self._need)
             self._has = memory.address
-        return context, memory
+        return context
 
 
 class EngineCall:
@@ -127,7 +136,7 @@ class EngineRunner:
         shared = self._shared
         shared.device.use()
         shared.logger.errors.clear()
-        context, _ = bound.ready()
+        context = bound.ready()
         for name, address in addresses:
             if not context.set_tensor_address(name, address):
                 raise self._error(f"takes no address for {name}")

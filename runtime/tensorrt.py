@@ -63,15 +63,13 @@ class TensorRT:
 
     def _record(self, calls: Sequence[Call]) -> Call:
         contexts = {call.context for call in calls if isinstance(call, EngineCall)}
+        settled = [bound.settle() for bound in contexts]
         calls[0]()  # what a context puts off to its first run can't be recorded
         self._device.wait()
-        scratch = []
-        for bound in contexts:
-            context, memory = bound.ready()
-            scratch.append(memory)  # the recording replays its address
+        for context in settled:
             if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):
-                raise MmgenError(f"{TITLES['tensorrt-rtx']} says that the stream can't be captured")
-        return self._device.record(calls, *scratch)
+                raise MmgenError("TensorRT for RTX says that its stream can't be captured")
+        return self._device.record(calls)
 
 
 def open_backend(flavour: Flavour, bundle: Bundle) -> Backend:

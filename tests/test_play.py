@@ -25,7 +25,9 @@ from standin_context import IExecutionContext
 from standin_device import Gpu, Status
 
 from mmgen.runtime import Generator, MmgenError, load
-from mmgen.runtime.bundle import Axis
+from mmgen.runtime.backend import open_backend
+from mmgen.runtime.bundle import Axis, read_bundle
+from mmgen.runtime.memory import Layout
 
 ASKED: dict[str, Any] = {"prompt": ["red apple", "blue cat"], "seed": 3, "steps": 3}
 NOISY = {**ASKED, "solver": "ddpm"}
@@ -150,6 +152,14 @@ def test_threads_queue(machine: Machine, bundle: Path, wanted: Generator) -> Non
         same(results[seed], wanted.generate(**ASKED | {"seed": seed}))
 
 
+@each_flavour
+def test_auto_takes_engines_that_fit(machine: Machine, bundle: Path, bundle_folder: Path) -> None:
+    with load(bundle) as generator:
+        assert generator.backend == machine.flavour
+    with load(bundle_folder) as generator:
+        assert generator.backend == "ort-cpu"
+
+
 def test_generators_run_side_by_side(machine: Machine, bundle: Path, wanted: Generator) -> None:
     with load(bundle, machine.flavour) as one, load(bundle, machine.flavour) as other:
         pairs = zip(one.stream(**ASKED), other.stream(**ASKED | {"seed": 4}), strict=True)
@@ -207,7 +217,7 @@ def test_tensorrt_for_rtx_is_asked_whether_it_can_be_recorded(
     monkeypatch.setattr(machine.library.module.IExecutionContext, "is_stream_capturable", lambda self, stream: False)
     with load(bundle, machine.flavour) as generator:
         same(generator.generate(**ASKED), wanted.generate(**ASKED))
-    assert "the stream can't be captured" in caplog.text
+    assert "its stream can't be captured" in caplog.text
     assert "cudaStreamBeginCapture" not in machine.cuda.calls
 
 
@@ -298,6 +308,43 @@ def test_whichever_call_of_tensorrt_fails_it_is_told_and_everything_is_freed(
         machine.library.heal()
         gc.collect()
         assert machine.live() == {}
+
+
+def test_a_call_that_nobody_keeps_still_runs(machine: Machine, bundle: Path) -> None:
+    """Its context goes when the device is done with it, whichever thread made the call."""
+    read = read_bundle(bundle)
+    backend = open_backend(machine.flavour, read)
+    try:
+        layout = Layout()
+        latents = layout.slot((1, *read.latent_shape))
+        host = layout.bytes
+        specs = read.graphs["decode"].outputs
+        outputs = {spec.name: layout.slot((1, *map(int, spec.shape[1:])), spec.dtype) for spec in specs}
+        block = backend.block(host, layout.bytes - host)
+        block.host[:] = 0
+        block.upload()
+        calls = backend.runner(read, "decode").bind(block, [{"latents": latents, **outputs}])
+        machine.cuda.calls.clear()
+        thread = threading.Thread(target=calls.pop())
+        thread.start()
+        thread.join()
+        assert machine.cuda.calls[0] == "cudaSetDevice"
+        gc.collect()
+        (media,) = block.read(outputs["media"])
+        assert media.any()
+        assert "IExecutionContext" not in machine.library.live()
+    finally:
+        backend.close()
+
+
+def test_scratch_memory_that_is_too_small_is_told(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``set_device_memory`` returns nothing and only logs."""
+    kind = machine.library.module.IExecutionContext
+    monkeypatch.setattr(kind, "update_device_memory_size_for_shapes", lambda self: 0)
+    with pytest.raises(MmgenError, match=r"condition\.engine takes no scratch memory \(.*256 bytes, needed"):
+        play(bundle, machine.flavour)
 
 
 def test_out_of_memory_says_what_to_do(machine: Machine, bundle: Path) -> None:
