@@ -32,7 +32,7 @@ CALLED = {
         "layer": "ILayer", "tensor": "ITensor",
     },
     "engines/turing.py": {
-        "library": "", "network": "INetworkDefinition", "layer": "ILayer", "tensor": "ITensor", "maker": "ILayer",
+        "library": "", "network": "INetworkDefinition", "layer": "ILayer", "tensor": "ITensor", "maker": "IConstantLayer",
         "product": "IMatrixMultiplyLayer", "before": "IShuffleLayer", "convolution": "IConvolutionLayer",
         "after": "IShuffleLayer",
     },
