@@ -113,10 +113,10 @@ def data_prediction(alpha: Array, sigma: Array, orders: list[int], solver_type: 
 
         x' = (sigma' / sigma) x + alpha' h (phi_1 m + phi_2 D_1 + phi_3 D_2)        phi_k = phi_k(-h)
 
-    D_1 is h times the first derivative of m by lambda, from divided differences: in second order D_1 = h / h_1 (m - m_1)
-    and D_2 = 0, with phi_1 / 2 for phi_2 in type midpoint.  In third order D_2 is half of h^2 times the second
-    derivative.  That half is what everybody samples with, the authors' program and diffusers too; it leaves the error
-    falling with the square of the steps, at a fraction of second order's.
+    D_1 is h times the first derivative of m by lambda, from divided differences.  In second order D_1 is
+    h / h_1 (m - m_1) and D_2 is 0, with phi_1 / 2 for phi_2 in type midpoint.  In third order D_2 is half of h^2 times
+    the second derivative.  That half is what everybody samples with, the authors' program and diffusers too; with it
+    the error falls with the square of the steps only, though it is smaller than second order's.
 
     The SDE takes 2 h for h, but in D_1; x shrinks by another exp(-h), and noise of deviation sigma' sqrt(1 - exp(-2 h))
     replaces what it lost.

@@ -111,7 +111,8 @@ def _weights(nodes: Array, first: float, target: float, sign: int, solver_type: 
     Returns:
         Prediction on (m_0, m_1, m_2, m_3), correction on (m_end, m_0, m_1, m_2).
     """
-    order = len(nodes) - 1
+    order = 1 + int(np.cumprod(np.diff(nodes[1:]) != 0).sum())  # a timestep visited twice has no slope
+    nodes = nodes[: order + 1]
     h = nodes[0] - nodes[1]
     predict, correct = np.zeros(4), np.zeros(4)
     predict[0] = correct[1] = first

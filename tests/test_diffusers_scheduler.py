@@ -11,27 +11,25 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
-from schedulers import denoise, far, in_float64, states_of
+from schedulers import CLASSES, follow, in_float64
 from tolerances import LIMITS
 
-from mmgen.export.diffusers_scheduler import DEFAULTS, from_scheduler_config
+from mmgen.export.diffusers_scheduler import from_scheduler_config
+from mmgen.export.scheduler_keys import DEFAULTS
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Diffusion, Flow
-from mmgen.runtime.reference import run
+from mmgen.runtime.schedules import resolution_shift
 from mmgen.runtime.solvers import exact
 
-CLASSES = (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    PNDMScheduler,
-)
 by_class = pytest.mark.parametrize("kind", CLASSES)
 
 BETAS = {
@@ -47,8 +45,14 @@ SAMPLED = {"prediction_type": ("epsilon", "v_prediction", "sample"), "rescale_be
 CLIPPED = {"clip_sample": (False, True), "clip_sample_range": (1.0, 0.8)}
 CHOICES = {  # values that a random configuration takes, where it has the key at all
     DDIMScheduler: {**BETAS, **SAMPLED, **CLIPPED, "set_alpha_to_one": (False, True), "sample_max_value": (1.0, 2.0)},
-    DDPMScheduler: {**BETAS, **SAMPLED, **CLIPPED, "variance_type": ("fixed_small", "fixed_large")},
-    PNDMScheduler: {**BETAS, "set_alpha_to_one": (False, True), "skip_prk_steps": (False, True)},
+    DDPMScheduler: {
+        **BETAS,
+        **SAMPLED,
+        **CLIPPED,
+        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),
+    },
+    PNDMScheduler: {**BETAS, "set_alpha_to_one": (False, True)},
+    EulerAncestralDiscreteScheduler: {**BETAS, "rescale_betas_zero_snr": (False, True)},
     EulerDiscreteScheduler: {
         **BETAS,
         **SAMPLED,
@@ -56,15 +60,26 @@ CHOICES = {  # values that a random configuration takes, where it has the key at
         "use_karras_sigmas": (False, True),
         "sigma_min": (None,),
     },
+    HeunDiscreteScheduler: {**BETAS, **CLIPPED, "use_beta_sigmas": (False, True)},
+    LMSDiscreteScheduler: {**BETAS, "use_exponential_sigmas": (False, True)},
     DPMSolverMultistepScheduler: {
         **BETAS,
         **SAMPLED,
-        "solver_order": (1, 2),
+        "solver_order": (1, 2, 3),
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
         "solver_type": ("midpoint", "heun"),
         "lower_order_final": (False, True),
         "euler_at_final": (False, True),
         "use_exponential_sigmas": (False, True),
         "lambda_min_clipped": (-math.inf, -5.1),
+    },
+    UniPCMultistepScheduler: {
+        **BETAS,
+        **SAMPLED,
+        "solver_order": (1, 2, 3),
+        "disable_corrector": ([], [0], [0, 1]),
+        "use_karras_sigmas": (False, True),
+        "use_exponential_sigmas": (False,),
     },
     FlowMatchEulerDiscreteScheduler: {
         "num_train_timesteps": (1000, 400),
@@ -72,7 +87,9 @@ CHOICES = {  # values that a random configuration takes, where it has the key at
         "base_shift": (0.5, 0.7),
         "invert_sigmas": (False, True),
         "use_karras_sigmas": (False, True),
+        "stochastic_sampling": (False, True),
     },
+    FlowMatchHeunDiscreteScheduler: {"num_train_timesteps": (1000, 400), "shift": (1.0, 3, 0.5)},
 }
 
 
@@ -81,7 +98,15 @@ def random_config(kind, seed):
     rng = random.Random(seed)
     config = {key: rng.choice(values) for key, values in CHOICES[kind].items() if rng.random() < 0.6}
     if config.get("prediction_type", "epsilon") == "epsilon" and kind in (DDIMScheduler, DDPMScheduler):
-        config.pop("rescale_betas_zero_snr", None)  # DDIM divides by zero there
+        config.pop("rescale_betas_zero_snr", None)  # they divide by zero there
+    if kind in (EulerAncestralDiscreteScheduler, PNDMScheduler) and config.get("prediction_type") == "sample":
+        del config["prediction_type"]  # they have no such thing
+    if kind is PNDMScheduler:
+        config["skip_prk_steps"] = True
+    if config.get("algorithm_type") == "sde-dpmsolver++" and config.get("solver_order") == 3:
+        config["solver_order"] = 2
+    if config.get("invert_sigmas"):
+        config.pop("stochastic_sampling", None)
     return config
 
 
@@ -90,24 +115,55 @@ def double(monkeypatch):
     in_float64(monkeypatch)
 
 
+def written(kind, config):
+    return json.loads(
+        json.dumps({**config, "_class_name": kind.__name__, "_diffusers_version": "0.42.1", "unknown": 1})
+    )
+
+
+def compare(kind, config, steps, *, told=False):
+    """Relative RMS between what we make of a configuration and the scheduler itself."""
+    process, defaults = from_scheduler_config(written(kind, config))
+    scheduler = kind(**config)
+    scheduler.set_timesteps(steps)
+    rows = exact(defaults.solver, process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
+    return follow(scheduler, rows, np.float64, told=rows.timestep if told else None)
+
+
 @by_class
 @pytest.mark.parametrize("seed", range(12))
 def test_a_random_configuration_samples_as_in_diffusers(double, kind, seed):
     config = random_config(kind, seed)
-    scheduler = kind(**config)
-    written = {**config, "_class_name": kind.__name__, "_diffusers_version": "0.42.1", "unknown": 1}
-    process, defaults = from_scheduler_config(json.loads(json.dumps(written)))
-    if kind in (DDPMScheduler, PNDMScheduler):  # their process, DDIM's steps
-        known = inspect.signature(DDIMScheduler).parameters
-        fields = {key: value for key, value in scheduler.config.items() if key in known}
-        scheduler = DDIMScheduler(**{"clip_sample": False, **fields})
-        assert defaults.solver == "ddim"
-    start = np.random.default_rng(seed).standard_normal((2, 3, 4))
+    cosine = kind is HeunDiscreteScheduler and config.get("beta_schedule") == "squaredcos_cap_v2"
+    limit = LIMITS[
+        "solver, float64, DDPM"
+        if kind is DDPMScheduler
+        else "solver, float64, noisiest"
+        if cosine
+        else "solver, float64"
+    ]
     for steps in (1, 4, 20):
-        rows = exact(defaults.solver, process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
-        scheduler.set_timesteps(steps)
-        for state, theirs in zip(run(rows, denoise, start), states_of(scheduler, start), strict=True):
-            assert far(state[0], theirs) < LIMITS["solver, float64"], config
+        assert compare(kind, config, steps) < limit, config
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"flow_shift": 3.0},
+        {"num_train_timesteps": 400, "flow_shift": 5.0},
+        {"solver_order": 3},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"shift_terminal": 0.1},
+    ],
+)
+def test_flows_that_diffusion_schedulers_sample(double, kind, changes):
+    """Sana's and Wan's kin."""
+    config = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", **changes}
+    if set(config) <= set(inspect.signature(kind).parameters):
+        for steps in (2, 4, 20):
+            assert compare(kind, config, steps, told=True) < LIMITS["solver, float64"]
 
 
 @by_class
@@ -119,8 +175,8 @@ def test_defaults_are_those_of_diffusers(kind):
 @by_class
 def test_every_key_that_matters_is_covered(kind):
     """A configuration of nothing but its class's name is sampled with that class's defaults."""
-    bare = from_scheduler_config({"_class_name": kind.__name__})
-    assert bare == from_scheduler_config({"_class_name": kind.__name__, **DEFAULTS[kind.__name__]})
+    least = {"_class_name": kind.__name__, **({"skip_prk_steps": True} if kind is PNDMScheduler else {})}
+    assert from_scheduler_config(least) == from_scheduler_config({**DEFAULTS[kind.__name__], **least})
 
 
 def test_the_configuration_that_dit_ships():
@@ -145,7 +201,7 @@ def test_the_configuration_that_dit_ships():
 
 def test_classes_differ_in_what_they_leave_out():
     ddim, _ = from_scheduler_config({"_class_name": "DDIMScheduler"})
-    pndm, _ = from_scheduler_config({"_class_name": "PNDMScheduler"})
+    pndm, _ = from_scheduler_config({"_class_name": "PNDMScheduler", "skip_prk_steps": True})
     dpm, defaults = from_scheduler_config({"_class_name": "DPMSolverMultistepScheduler"})
     assert (ddim.clip, ddim.final_alpha_one, ddim.spacing) == (1.0, True, "leading")
     assert (pndm.clip, pndm.final_alpha_one, pndm.spacing) == (None, False, "leading")
@@ -185,19 +241,30 @@ UNSUPPORTED = [
     ("DDIMScheduler", "num_train_timesteps", 1e3, "wanted a whole number"),
     ("DDIMScheduler", "num_train_timesteps", 0, "wanted at least 1"),
     ("DDIMScheduler", "trained_betas", "linear", "wanted a list of numbers"),
-    ("DDPMScheduler", "variance_type", "learned_range", "write the configuration of a DDIMScheduler"),
-    ("EulerDiscreteScheduler", "use_beta_sigmas", True, "use_karras_sigmas"),
     ("EulerDiscreteScheduler", "interpolation_type", "log_linear", 'wanted "linear"'),
-    ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++", r'wanted "dpmsolver\+\+"'),
-    ("DPMSolverMultistepScheduler", "solver_order", 3, "wanted 1 or 2"),
     ("DPMSolverMultistepScheduler", "solver_type", "bh2", 'wanted "midpoint" or "heun"'),
     ("DPMSolverMultistepScheduler", "use_lu_lambdas", True, "use_karras_sigmas"),
-    ("DPMSolverMultistepScheduler", "use_flow_sigmas", True, "FlowMatchEulerDiscreteScheduler"),
-    ("DPMSolverMultistepScheduler", "variance_type", "learned", "DDIMScheduler"),
     ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting", True, r"exp\(mu\)"),
-    ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 0.02, "set it to null"),
-    ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling", True, "set it to false"),
     ("FlowMatchEulerDiscreteScheduler", "shift", 0.0, "wanted more than 0"),
+    ("DDPMScheduler", "variance_type", "learned_range", 'wanted "fixed_small" or .*DDIMScheduler'),
+    ("DDPMScheduler", "variance_type", "fixed_large_log", 'wanted "fixed_small" or'),
+    ("PNDMScheduler", "skip_prk_steps", False, "wanted true; set it to true"),
+    ("DPMSolverMultistepScheduler", "algorithm_type", "dpmsolver", r'wanted "dpmsolver\+\+" or "sde-dpmsolver\+\+"'),
+    ("DPMSolverMultistepScheduler", "solver_order", 4, "wanted 1 or 2 or 3"),
+    ("DPMSolverMultistepScheduler", "use_flow_sigmas", True, 'wanted "flow_prediction" with use_flow_sigmas'),
+    ("DPMSolverMultistepScheduler", "prediction_type", "flow_prediction", "with use_flow_sigmas, and only then"),
+    ("DPMSolverMultistepScheduler", "variance_type", "learned", "wanted null"),
+    ("DPMSolverMultistepScheduler", "use_dynamic_shifting", True, r"exp\(mu\)"),
+    ("UniPCMultistepScheduler", "solver_type", "midpoint", 'wanted "bh1" or "bh2"'),
+    ("UniPCMultistepScheduler", "solver_p", {"order": 2}, "wanted null"),
+    ("UniPCMultistepScheduler", "disable_corrector", ["0"], "wanted a list of whole numbers"),
+    ("UniPCMultistepScheduler", "disable_corrector", 0, "wanted a list"),
+    ("HeunDiscreteScheduler", "beta_schedule", "exp", "trained_betas"),
+    ("EulerAncestralDiscreteScheduler", "beta_schedule", "sigmoid", "trained_betas"),
+    ("FlowMatchEulerDiscreteScheduler", "shift_terminal", "low", "wanted null or a number between 0 and 1"),
+    ("FlowMatchEulerDiscreteScheduler", "shift_terminal", 1.5, "less than 1"),
+    ("FlowMatchEulerDiscreteScheduler", "time_shift_type", "cubic", 'wanted "exponential" or "linear"'),
+    ("FlowMatchHeunDiscreteScheduler", "shift", -1.0, "wanted more than 0"),
 ]
 
 
@@ -216,8 +283,58 @@ def test_what_matters_only_together_is_refused_only_together():
     from_scheduler_config({**euler, "timestep_type": "continuous"})
     with pytest.raises(MmgenError, match="timestep_type, got 'continuous'"):
         from_scheduler_config({**euler, "timestep_type": "continuous", "prediction_type": "v_prediction"})
-    with pytest.raises(MmgenError, match="both true"):
-        from_scheduler_config({**euler, "use_exponential_sigmas": True, "use_karras_sigmas": True})
+    with pytest.raises(MmgenError, match="use_karras_sigmas and use_beta_sigmas, got true together"):
+        from_scheduler_config({**euler, "use_beta_sigmas": True, "use_karras_sigmas": True})
+    dpm = {"_class_name": "DPMSolverMultistepScheduler"}
+    with pytest.raises(MmgenError, match=r"solver_order, got 3, wanted 1 or 2 with sde-dpmsolver\+\+"):
+        from_scheduler_config({**dpm, "algorithm_type": "sde-dpmsolver++", "solver_order": 3})
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    with pytest.raises(MmgenError, match="use_flow_sigmas, got True, wanted false with other sigmas"):
+        from_scheduler_config({**dpm, **flow, "use_karras_sigmas": True})
+    with pytest.raises(MmgenError, match=r'final_sigmas_type, got .sigma_min., wanted "zero" with use_flow_sigmas'):
+        from_scheduler_config({**dpm, **flow, "final_sigmas_type": "sigma_min"})
+    with pytest.raises(MmgenError, match="predict_x0, got False, wanted true with use_flow_sigmas"):
+        from_scheduler_config({"_class_name": "UniPCMultistepScheduler", **flow, "predict_x0": False})
+    with pytest.raises(MmgenError, match="stochastic_sampling, got True, wanted false with invert_sigmas"):
+        inverted = {"invert_sigmas": True, "stochastic_sampling": True}
+        from_scheduler_config({"_class_name": "FlowMatchEulerDiscreteScheduler", **inverted})
+
+
+@pytest.mark.parametrize(
+    ("config", "solver", "options"),
+    [
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "dpmpp-2m", {}),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 1}, "dpmpp-2m", {"solver_order": 1}),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp-3m", {}),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "dpmpp-sde-2m", {}),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "unipc", {"solver_order": 3}),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 1], "solver_type": "bh1"},
+            "unipc",
+            {"disable_corrector": "0,1", "solver_type": "bh1"},
+        ),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}, "ddpm", {"variance_type": "fixed_large"}),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+            "flow-euler",
+            {"stochastic_sampling": True},
+        ),
+    ],
+)
+def test_options_that_differ_from_the_defaults_are_kept(config, solver, options):
+    _, defaults = from_scheduler_config(config)
+    assert (defaults.solver, defaults.solver_options) == (solver, options)
+
+
+def test_a_shift_that_depends_on_the_resolution():
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "shift": 3.0}
+    process, _ = from_scheduler_config(config, tokens=1024)
+    assert process == Flow(shift=resolution_shift(1024))
+    assert process.shift == pytest.approx(math.exp(0.63))
+    with pytest.raises(MmgenError, match=r"use_dynamic_shifting, got True, wanted false; set .* exp\(mu\)"):
+        from_scheduler_config(config)
+    with pytest.raises(MmgenError, match="max_image_seq_len"):
+        from_scheduler_config({**config, "max_image_seq_len": 256}, tokens=1024)
 
 
 @pytest.mark.parametrize("name", [None, "LCMScheduler", ["DDIMScheduler"]])

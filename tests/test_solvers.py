@@ -19,7 +19,6 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from scipy.stats import beta
 from schedulers import (
     KINDS,
     PREDICTIONS,
@@ -34,6 +33,7 @@ from schedulers import (
     sigmas_flag,
     some,
 )
+from scipy.stats import beta
 from tolerances import LIMITS
 
 from mmgen.runtime.process import Diffusion
@@ -97,7 +97,8 @@ def test_ddim(double, schedule, spacing, prediction):
         if prediction == "epsilon" or eta["eta"] == 1:  # theirs divides by 0, or takes the root of -1e-17
             c["zero_terminal_snr"] = False
         process = {"beta_schedule": schedule, "spacing": spacing, "prediction": prediction, **c}
-        assert compare("ddim", DDIMScheduler, options=eta, config={}, step=eta, **process) < LIMITS["solver, float64"], c
+        error = compare("ddim", DDIMScheduler, options=eta, config={}, step=eta, **process)
+        assert error < LIMITS["solver, float64"], c
 
 
 @every_schedule
@@ -288,6 +289,8 @@ def test_float32(solver, schedule, prediction):
         steps, kind = c.pop("steps"), c.pop("sigmas")
         if solver in ("heun", "lms") or (solver in OWN_SIGMAS and prediction == "epsilon"):
             c["zero_terminal_snr"] = False  # as in diffusers
+        if solver in ("heun", "lms") and schedule == "squaredcos_cap_v2":
+            c["spacing"] = "leading"  # a step from noise 20,000 times the signal leaves little of float32
         process = Diffusion(beta_schedule=schedule, prediction=prediction, **c)
         stored, unrounded = table(solver, process, steps, sigmas=kind), exact(solver, process, steps, sigmas=kind)
         start = rng.standard_normal(SHAPE).astype(np.float32)

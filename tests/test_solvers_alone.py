@@ -1,5 +1,7 @@
 """Solvers on their own: denoisers in closed form, extreme numbers of steps, requests that can't be met."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from schedulers import denoise, far
@@ -10,7 +12,7 @@ from mmgen.runtime.process import Diffusion, Flow
 from mmgen.runtime.reference import run
 from mmgen.runtime.rows import twice
 from mmgen.runtime.schedules import alphas_cumprod, euler_levels, flow_levels, flow_timesteps, multistep_levels
-from mmgen.runtime.solvers import SOLVERS, exact, solvers_for, table
+from mmgen.runtime.solvers import ALONG_FLOW, ON_DIFFUSION, SOLVERS, exact, solvers_for, table
 
 SHAPE = (2, 3, 5)
 
@@ -24,13 +26,33 @@ def ends_at(rows, denoiser, start):
     return state[0]
 
 
-@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-2m"])
+MULTISTEP = ("dpmpp-2m", "dpmpp-3m", "dpmpp-sde-2m", "unipc")
+
+
+def rows_of(solver, steps):
+    """How often the denoiser is asked."""
+    match solver:
+        case "heun" | "flow-heun":
+            return 2 * steps - 1
+        case "plms":
+            return steps + (steps > 1)
+        case _:
+            return steps
+
+
+def noises_for(rows, shape=SHAPE):
+    return np.random.default_rng(4).standard_normal((len(rows), *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "euler", "euler-ancestral", "heun", "lms", *MULTISTEP])
 @pytest.mark.parametrize("steps", [1, 2, 5, 40])
 def test_a_single_datum_is_hit_in_any_number_of_steps(solver, steps):
     datum = np.linspace(-1, 1, 7)[None]
-    process = Diffusion(prediction="sample", spacing="trailing")
-    found = ends_at(table(solver, process, steps), lambda x, t: datum, np.random.default_rng(2).standard_normal((1, 7)))
-    assert np.abs(found - datum).max() < LIMITS["solver, float32"]
+    rows = table(solver, Diffusion(prediction="sample", spacing="trailing"), steps)
+    start = np.random.default_rng(2).standard_normal((1, 7))
+    *_, state = run(rows, lambda x, t: datum, start, noises=noises_for(rows, (1, 7)))
+    limit = LIMITS["solver, float32, extrapolating" if solver == "lms" else "solver, float32"]
+    assert np.abs(state[0] - datum).max() < limit
 
 
 MEAN, SPREAD = 0.5, 0.5  # data ~ N(MEAN, SPREAD^2)
@@ -69,7 +91,7 @@ def error_in_the_middle(rows, denoiser, truth, stages=1):
     raise AssertionError("too few rows")
 
 
-ALONG_FLOW = [
+FLOW_ORDERS = [
     ("flow-euler", {}, 1),
     ("flow-heun", {}, 2),
     ("dpmpp-2m", {"solver_order": 1}, 1),
@@ -88,7 +110,7 @@ ALONG_FLOW = [
 ]
 
 
-@pytest.mark.parametrize(("solver", "options", "order"), ALONG_FLOW)
+@pytest.mark.parametrize(("solver", "options", "order"), FLOW_ORDERS)
 def test_order_along_a_flow(solver, options, order):
     process = Flow(timestep_scale=1.0)
 
@@ -101,7 +123,7 @@ def test_order_along_a_flow(solver, options, order):
     assert order_of(error) == pytest.approx(order, abs=LIMITS["order of convergence"])
 
 
-ON_DIFFUSION = [
+DIFFUSION_ORDERS = [
     ("euler", {}, 1),
     ("heun", {}, 2),
     ("lms", {"order": 2}, 2),
@@ -119,7 +141,7 @@ ON_DIFFUSION = [
 IN_SIGMA = ("euler", "heun", "lms")
 
 
-@pytest.mark.parametrize(("solver", "options", "order"), ON_DIFFUSION)
+@pytest.mark.parametrize(("solver", "options", "order"), DIFFUSION_ORDERS)
 def test_order_on_a_diffusion(solver, options, order):
     process = Diffusion(prediction="sample", spacing="linspace")
 
@@ -154,7 +176,8 @@ STOCHASTIC = [
 @pytest.mark.parametrize(("solver", "options", "at_least"), STOCHASTIC)
 def test_noise_becomes_the_distribution_of_the_data(solver, options, at_least):
     """With a linear denoiser each noise adds to the sample by itself, so that mean and spread follow without chance."""
-    process = Diffusion(train_timesteps=4000, beta_start=2.5e-5, beta_end=0.005, prediction="sample", spacing="trailing")
+    betas = {"train_timesteps": 4000, "beta_start": 2.5e-5, "beta_end": 0.005}
+    process = Diffusion(**betas, prediction="sample", spacing="trailing")
     shares = alphas_cumprod(process)
 
     def denoiser(x, t):
@@ -186,50 +209,73 @@ def test_first_order_solvers_are_one():
         assert far(euler[i][0] * scales[i], ddim[i][0]) < LIMITS["solver, float64"]
 
 
+def test_stochastic_first_order_solvers_are_one():
+    """Ancestral sampling is one thing: DDPM, DDIM with eta 1, Euler with fresh noise, first-order SDE-DPM-Solver++."""
+    process = Diffusion(spacing="trailing")
+    start, noises = noises_for([0])[0].astype(np.float64), noises_for(range(20)).astype(np.float64)
+    ddpm, ddim, sde = (
+        list(run(exact(solver, process, 20, options=options), denoise, start, noises=noises))
+        for solver, options in (("ddpm", {}), ("ddim", {"eta": 1.0}), ("dpmpp-sde-2m", {"solver_order": 1}))
+    )
+    rows = exact("euler-ancestral", process, 20)
+    scales = np.append(rows.input_scale[1:], 1.0)
+    larger = rows.initial_scale * rows.input_scale[0]
+    euler = list(run(rows, denoise, start / larger, noises=noises))
+    for i in range(20):
+        assert far(ddim[i][0], ddpm[i][0]) < LIMITS["solver, float64"]
+        assert far(sde[i][0], ddpm[i][0]) < LIMITS["solver, float64"]
+        assert far(euler[i][0] * scales[i], ddpm[i][0]) < LIMITS["solver, float64"]
+
+
+def test_what_each_row_remembers():
+    """The three outputs before, where order 3 or 4 asks for them."""
+    for solver, options in (("lms", {}), ("unipc", {"solver_order": 3})):
+        for process in (Diffusion(), Flow()):
+            transition = exact(solver, process, 9, options=options).transition[5]
+            assert (transition[[2, 3], [1, 2]] == 1).all() and transition[1].any() and transition[0, 1:4].all()
+
+
 # What can be asked for, and what can't.
 
 
 @every_spacing
 @every_schedule
-@pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-2m"])
-@pytest.mark.parametrize("steps", [1, 2, 61, 500, 999, 1000])
+@pytest.mark.parametrize("solver", ON_DIFFUSION)
+@pytest.mark.parametrize("steps", [1, 2, 61, 999, 1000])
 def test_extreme_numbers_of_steps_are_finite(solver, schedule, spacing, steps):
     """61 is where diffusers' trailing spacing goes one step too far."""
     process = Diffusion(spacing=spacing, beta_schedule=schedule)
-    if solver == "dpmpp-2m" and spacing == "leading" and steps == 1000:
+    if solver in MULTISTEP and spacing == "leading" and steps == 1000:
         with pytest.raises(MmgenError, match="at most 999"):
             table(solver, process, steps)
         return
     rows = table(solver, process, steps)
-    assert len(rows) == steps
+    assert len(rows) == rows_of(solver, steps)
     assert rows.transition.dtype == rows.timestep.dtype == rows.prediction.dtype == np.float32
     assert rows.timestep.min() >= 0 and rows.timestep.max() <= 999
     assert (np.diff(rows.timestep) <= 0).all()
-    end = ends_at(rows, denoise, np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32))
-    assert np.isfinite(end).all()
+    if steps < 999:
+        *_, state = run(rows, denoise, noises_for([0])[0], noises=noises_for(rows))
+        assert np.isfinite(state[0]).all()
 
 
-@pytest.mark.parametrize("solver", ["euler", "dpmpp-2m"])
+@pytest.mark.parametrize("solver", ON_DIFFUSION)
 @every_prediction
 def test_zero_terminal_snr_is_finite(solver, prediction):
     process = Diffusion(spacing="trailing", zero_terminal_snr=True, prediction=prediction)
-    for steps in (1, 2, 10, 1000):
-        table(solver, process, steps)
-
-
-def test_epsilon_says_nothing_of_x0_at_pure_noise():
-    process = Diffusion(spacing="trailing", zero_terminal_snr=True)
-    with pytest.raises(MmgenError, match="pure noise"):
-        table("ddim", process, 10)
-    table("ddim", Diffusion(spacing="leading", zero_terminal_snr=True), 10)
-    table("ddim", Diffusion(spacing="trailing", zero_terminal_snr=True, prediction="v"), 10)
+    if solver in ("ddpm", "ddim", "plms") and prediction == "epsilon":
+        with pytest.raises(MmgenError, match=f"'{solver}' starts at pure noise .* 'epsilon' says nothing of x0"):
+            table(solver, process, 10)
+        process = replace(process, spacing="leading")
+    for steps in (1, 2, 10, 999):
+        assert np.isfinite(table(solver, process, steps).transition).all()
 
 
 @pytest.mark.parametrize("process", [Diffusion(), Flow()])
 def test_solvers_fit_one_process_or_both(process):
     for solver in SOLVERS:
         if solver in solvers_for(process):
-            assert len(table(solver, process, 4)) == 4
+            assert len(table(solver, process, 4)) == rows_of(solver, 4)
         else:
             with pytest.raises(MmgenError, match=f"solver for a {process.kind} process"):
                 table(solver, process, 4)
@@ -238,7 +284,7 @@ def test_solvers_fit_one_process_or_both(process):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ddmi", Diffusion(), 4), "solver, got 'ddmi', wanted 'ddim'"),
+        (("ddmi", Diffusion(), 4), "solver, got 'ddmi', wanted 'ddpm' or 'ddim'"),
         (("ddim", Diffusion(), 0), "steps, got 0, wanted a whole number, at least 1"),
         (("ddim", Diffusion(), 2.0), "steps, got 2.0"),
         (("flow-euler", Flow(), True), "steps, got True"),
@@ -252,6 +298,8 @@ def test_solvers_fit_one_process_or_both(process):
         (("ddim", Diffusion(steps_offset=-1), 5), "to -1, wanted"),
         (("flow-euler", Flow(train_timesteps=0), 1), "train_timesteps, got 0"),
         (("flow-euler", Flow(shift=0.0), 1), "shift of the flow, got 0.0"),
+        (("flow-euler", Flow(terminal=1.0), 1), "terminal of the flow, got 1.0"),
+        (("dpmpp-2m", Flow(train_timesteps=1, schedule="dpm"), 1), "train_timesteps of the flow, got 1"),
     ],
 )
 def test_impossible_runs(arguments, message):
@@ -263,6 +311,12 @@ def test_impossible_runs(arguments, message):
     ("solver", "options", "message"),
     [
         ("ddim", {"order": 2}, "option 'order' of solver 'ddim', wanted 'eta'"),
+        ("ddpm", {"variance_type": "learned"}, "got 'learned', wanted 'fixed_small' or"),
+        ("heun", {"order": 2}, "option 'order' of solver 'heun', wanted no options"),
+        ("dpmpp-3m", {"solver_order": 2}, "option 'solver_order' of solver 'dpmpp-3m', wanted 'solver_type' or"),
+        ("unipc", {"disable_corrector": 0}, "got 0, wanted text"),
+        ("unipc", {"disable_corrector": "first"}, "got 'first', wanted whole numbers"),
+        ("lms", {"order": 5}, "got 5, wanted 1 or 2 or 3 or 4"),
         ("ddim", {"eta": 1.5}, "option 'eta' of solver 'ddim', got 1.5, wanted 0 to 1"),
         ("ddim", {"eta": float("nan")}, "wanted 0 to 1"),
         ("ddim", {"eta": "high"}, "wanted a number"),
@@ -279,10 +333,21 @@ def test_wrong_options(solver, options, message):
 
 
 def test_wrong_sigmas():
-    with pytest.raises(MmgenError, match="sigmas, got 'lu', wanted 'schedule' or 'karras' or 'exponential'"):
+    with pytest.raises(MmgenError, match="sigmas, got 'lu', wanted 'schedule' or 'karras' or 'exponential' or 'beta'"):
         table("euler", Diffusion(), 4, sigmas="lu")
-    with pytest.raises(MmgenError, match="sigmas with solver 'ddim', got 'karras'"):
-        table("ddim", Diffusion(), 4, sigmas="karras")
+    for solver in ("ddim", "ddpm", "plms"):
+        with pytest.raises(MmgenError, match=f"sigmas with solver '{solver}', got 'karras'"):
+            table(solver, Diffusion(), 4, sigmas="karras")
+
+
+@pytest.mark.parametrize("solver", ALONG_FLOW)
+@pytest.mark.parametrize("schedule", ["uniform", "diffusers", "dpm", "unipc"])
+def test_extreme_numbers_of_steps_along_a_flow(solver, schedule):
+    for steps in (1, 2, 999, 3000):
+        rows = table(solver, Flow(schedule=schedule, shift=3.0, terminal=0.02), steps)
+        assert len(rows) == rows_of(solver, steps)
+        assert rows.timestep.min() > 0 and rows.timestep.max() <= 1000
+        assert (np.diff(rows.timestep) <= 0).all()
 
 
 def test_flow_timesteps_follow_the_process():

@@ -11,6 +11,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from schedulers import KINDS, SHAPE, STEPS, denoise, far, follow, in_float64, sigmas_flag, some
 from tolerances import LIMITS
 
@@ -70,8 +71,6 @@ def test_stochastic_flow_euler(double):
 @pytest.mark.parametrize("tokens", [256, 1024, 4096, 6000])
 def test_a_shift_that_depends_on_the_resolution(double, tokens, kind):
     """As FluxPipeline asks for it: its own even sigmas, and mu from the number of tokens."""
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift  # noqa: PLC0415 (slow, and used here alone)
-
     mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
     process = Flow(shift=resolution_shift(tokens, kind=kind))
     for steps in STEPS:
@@ -92,7 +91,8 @@ def test_flow_heun(double, shift):
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 @pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-3m", "dpmpp-sde-2m"])
 def test_flow_dpm(double, solver, solver_type):
-    for c in some(18, order=(3,) if solver == "dpmpp-3m" else (1, 2), shift=(1.0, 3.0), lower_order_final=(True, False)):
+    orders = (3,) if solver == "dpmpp-3m" else (1, 2)
+    for c in some(18, order=orders, shift=(1.0, 3.0), lower_order_final=(True, False)):
         process = Flow(shift=c["shift"], schedule="dpm", integer_timesteps=True)
         options = {"solver_type": solver_type, "lower_order_final": c["lower_order_final"]}
         scheduler = DPMSolverMultistepScheduler(
