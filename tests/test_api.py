@@ -32,9 +32,9 @@ CALLED = {
         "layer": "ILayer", "tensor": "ITensor",
     },
     "engines/turing.py": {
-        "library": "", "network": "INetworkDefinition", "layer": "ILayer", "tensor": "ITensor", "maker": "IConstantLayer",
-        "product": "IMatrixMultiplyLayer", "before": "IShuffleLayer", "convolution": "IConvolutionLayer",
-        "after": "IShuffleLayer",
+        "library": "", "network": "INetworkDefinition", "layer": "ILayer", "tensor": "ITensor",
+        "maker": "IConstantLayer", "product": "IMatrixMultiplyLayer", "convolution": "IConvolutionLayer",
+        "before": "IShuffleLayer", "after": "IShuffleLayer",
     },
     "engines/phases.py": {"library": ""},
 }  # fmt: skip
