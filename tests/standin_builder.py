@@ -205,10 +205,10 @@ class Builder(Object):
     platform_has_tf32 = property(lambda self: True)
 
     def create_network(self, flags: int = 0) -> Any:
-        if isinstance(getattr(type(self), "platform_has_fast_fp16", None), property):  # a release of TensorRT 10
-            typed = bool(flags >> int(self._library.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED) & 1)
-        else:
-            typed, flags = True, flags | 1
+        choices = self._library.module.NetworkDefinitionCreationFlag
+        if not hasattr(choices, "EXPLICIT_BATCH"):  # since TensorRT 11 networks are strongly typed, asked or not
+            flags |= 1 << int(choices.STRONGLY_TYPED)
+        typed = bool(flags >> int(choices.STRONGLY_TYPED) & 1)
         return self._library.make("INetworkDefinition", flags, typed)
 
     def create_builder_config(self) -> Any:

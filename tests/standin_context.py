@@ -143,7 +143,10 @@ class IExecutionContext(Object):
         return self._addresses.get(name, 0)
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Smaller shapes may need less; this one needs the same for all."""
+        """All shapes need the same here; before they are set, the answer is an error and 0."""
+        if missing := self.infer_shapes():
+            self._error(f"updateDeviceMemorySizeForShapes: Error Code 3: shapes of {missing} aren't specified")
+            return 0
         return int(self._engine.device_memory_size_v2)
 
     def set_device_memory(self, memory: int, size: int) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not installed")
+
 from cuda.bindings import runtime as real
 from standin_cuda import Cuda
 from standin_device import Gpu, Status, signature

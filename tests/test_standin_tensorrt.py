@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not installed")
+
 import api
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper
 from standin_cuda import Cuda
 from standin_device import Gpu, Status
@@ -34,7 +37,7 @@ METHODS = sorted(
 
 @pytest.fixture
 def cuda() -> Iterator[Cuda]:
-    """A GPU on which nothing was misused when the test ends, but what it says."""
+    """A GPU; a test that misuses it on purpose clears the list."""
     made = Cuda(Gpu("RTX 3090", (8, 6)))
     yield made
     assert not made.memory.misuses
