@@ -14,7 +14,7 @@ from mmgen.runtime.errors import MmgenError
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 REMEDIES: dict[Flavour, str] = {
-    "tensorrt": "on a Jetson make the environment with --system-site-packages, elsewhere pip install 'mmgen[tensorrt]'",
+    "tensorrt": "on a Jetson make the environment with --system-site-packages, elsewhere pip install tensorrt",
     "tensorrt-rtx": "pip install 'mmgen[rtx]'",
 }
 KEPT = 20  # messages

@@ -144,7 +144,7 @@ def find_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MmgenError("ONNX Runtime is not installed", remedy="pip install onnxruntime-gpu") from error
+        raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort-cuda]'") from error
     if CUDA not in onnxruntime.get_available_providers():
         raise MmgenError(f"this ONNX Runtime, {onnxruntime.__version__}, was made without CUDA", remedy=PACKAGE)
     package = Path(onnxruntime.__file__).parent
