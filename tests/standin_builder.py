@@ -295,4 +295,3 @@ def _report(monitor: Any, layers: int) -> bool:
             return False
     monitor.phase_finish("Building engine")
     return True
-

@@ -231,5 +231,3 @@ class Alive:
     """Whether an object still is; work that uses it holds this and not the object."""
 
     value = True
-
-
