@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,7 @@ COMMANDS = [line for line in LINES if line.startswith("mmgen ") and BUNDLE in li
 @pytest.fixture
 def here(bundle_folder: Path, tmp_path: Path) -> Path:
     """A folder where the small test bundle stands for the embedded model."""
-    (tmp_path / "build").mkdir()
-    (tmp_path / BUNDLE).symlink_to(bundle_folder)
+    shutil.copytree(bundle_folder, tmp_path / BUNDLE, ignore=shutil.ignore_patterns("engines"))
     return tmp_path
 
 
@@ -50,6 +50,8 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_line_as_shown(here: Path, command: str) -> None:
+    if command.startswith("mmgen build"):
+        pytest.importorskip("tensorrt_rtx", reason="engines for desktop GPUs need TensorRT for RTX")
     assert run(command, here)
 
 
@@ -64,7 +66,7 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
 
 
 def test_something_is_shown() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 def test_files_it_names_are_there() -> None:
