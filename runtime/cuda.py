@@ -240,7 +240,6 @@ class Device:
         _, graph = self._runtime.cudaStreamEndCapture(self._stream)
         if graph is not None and int(graph):
             self._runtime.cudaGraphDestroy(graph)
-        self._runtime.cudaGetLastError()
 
     def _quietly(self, call: Callable[[], object]) -> bool:
         """Make a call that frees; whether it went well."""
@@ -261,7 +260,6 @@ class Device:
 
     def _error(self, name: str, status: Any, asked: int | None) -> MmgenError:
         runtime = self._runtime
-        runtime.cudaGetLastError()  # forgets it, where it can be: TensorRT asks for the last error after its own calls
         what = f"{name} failed: {_described(runtime, status)}"
         if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
             unknown, free, total = runtime.cudaMemGetInfo()

@@ -7,6 +7,7 @@ import gc
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_compute_capabilities_of_two_digits(cuda: Cuda) -> None:
     device.close()
 
 
-@pytest.mark.skipif(int(real.cudaGetDeviceCount()[0]) == 0, reason="this machine has a GPU")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists(), reason="a GPU may be here")
 def test_the_real_bindings_on_this_machine_give_a_reason() -> None:
     with pytest.raises(MmgenError, match=r"no NVIDIA driver|no CUDA device|CUDA of the NVIDIA driver"):
         open_device()
@@ -146,14 +147,6 @@ def test_memory_that_is_not_there_says_how_much_is(device: Device) -> None:
     floats.of(block.host)[:] = 3
     block.upload()
     assert (block.read(floats)[0] == 3).all()
-
-
-def test_an_error_that_was_told_is_forgotten_by_cuda(cuda: Cuda, device: Device) -> None:
-    """TensorRT asks for the last error after its own calls and would take this one for its own."""
-    cuda.fail("cudaMallocHost", STATUS.cudaErrorMemoryAllocation)
-    with pytest.raises(MmgenError, match="cudaMallocHost"):
-        device.pinned(1000)
-    assert cuda.last == STATUS.cudaSuccess
 
 
 @pytest.mark.parametrize("status", [STATUS.cudaErrorUnknown, STATUS.cudaErrorMemoryAllocation])
@@ -255,12 +248,11 @@ def test_a_call_that_fails_ends_the_recording(cuda: Cuda, device: Device) -> Non
     copy.check()
 
 
-def test_a_call_that_waits_spoils_the_recording_and_nothing_else(cuda: Cuda, device: Device) -> None:
+def test_a_call_that_waits_spoils_the_recording_and_nothing_else(device: Device) -> None:
     copy = Copy(device)
     for spoiling in (device.wait, lambda: device.memory(100)):
         with pytest.raises(MmgenError, match="cudaErrorStreamCapture"):
             device.record([copy, spoiling])
-        assert cuda.last == STATUS.cudaSuccess
         copy.check()
 
 
