@@ -24,6 +24,15 @@ from mmgen.runtime.schedules import Array, Sigmas, alphas_cumprod, euler_levels,
 from mmgen.runtime.table import Table
 
 
+PLMS_WEIGHTS = (  # of the denoiser's outputs, the newest first, by row
+    (1.0,),
+    (1 / 2, 1 / 2),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
 @dataclass(frozen=True)
 class LMS:
     """Options of ``lms``."""
@@ -100,7 +109,7 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table
     onward = np.sqrt(a_next) * of_x0 + np.sqrt(1 - a_next) * of_noise  # (N + 1, 2): of x and of the mean output
     transition = no_transition(len(now))
     for i in range(len(now)):
-        weights = np.array(_ADAMS_BASHFORTH[min(i, len(_ADAMS_BASHFORTH) - 1)])
+        weights = np.array(PLMS_WEIGHTS[min(i, len(PLMS_WEIGHTS) - 1)])
         transition[i, X, 3 if i == 1 else X] = onward[i, 0]
         transition[i, X, [OUT, 1, 2, 3][: len(weights)]] += onward[i, 1] * weights
         if i == 0:
@@ -112,12 +121,3 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table
             transition[i, 1, OUT] = 1
             transition[i, [2, 3], [1, 2]] = 1
     return rows(now, x0_from(process.prediction, np.sqrt(told), np.sqrt(1 - told)), transition)
-
-
-_ADAMS_BASHFORTH = (  # weights of the outputs, the newest first, by row
-    (1.0,),
-    (1 / 2, 1 / 2),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)

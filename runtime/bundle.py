@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Process
+from mmgen.runtime.schedules import Sigmas
 
 FORMAT = "mmgen/1"
 MANIFEST = "bundle.json"
@@ -167,7 +168,7 @@ class Defaults:
     solver: str
     steps: int
     guidance: float = 1.0  # 1: no guidance
-    sigmas: Literal["schedule", "karras", "exponential", "beta"] = "schedule"
+    sigmas: Sigmas = "schedule"
     solver_options: dict[str, str | int | float | bool] = field(default_factory=dict)
 
 

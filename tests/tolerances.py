@@ -11,6 +11,7 @@ LIMITS: dict[str, float] = {
     "solver, float32": 1e-5,  # 3.6e-6, Euler with 100 exponential sigmas and zero terminal SNR
     "solver, float32, extrapolating": 2e-4,  # 6.8e-5, LMS, where steps differ most in length
     "solver, float32, Heun": 5e-4,  # 3.0e-4, 2 steps, where the second evaluation is at a far smaller sigma
+    "solver, played": 1e-5,  # 1.4e-6, Heun; 1.4e-7 the others
     "solver, diffusers in float32": 2e-5,  # 8.9e-6, DDPM; 7.4e-6 cosine schedule; 1e-6 with the others
     "timestep, diffusers in float32": 0.1,  # 0.06 training timesteps, Euler with exponential sigmas, cosine
     "order of convergence": 0.15,  # in the exponent: 2.09
