@@ -23,7 +23,6 @@ from mmgen.runtime.rows import (
 from mmgen.runtime.schedules import Array, Sigmas, alphas_cumprod, euler_levels, flow_levels
 from mmgen.runtime.table import Table
 
-
 PLMS_WEIGHTS = (  # of the denoiser's outputs, the newest first, by row
     (1.0,),
     (1 / 2, 1 / 2),
@@ -88,9 +87,9 @@ def adams_bashforth(levels: Array, derivative: Array, order: int) -> Array:
 
 
 def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table:
-    """Pseudo linear multistep (Liu et al. 2022, eq. 9, 11 and 12; PNDM without Runge-Kutta steps), N + 1 rows.
+    """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12; PNDM without Runge-Kutta steps), N + 1 rows.
 
-    DDIM's step with the mean of Adams-Bashforth 4 for the predicted noise.  The first step is done over, with the mean
+    DDIM's step with Adams-Bashforth 4's mean of the predicted noise.  The first step is done over, with the mean
     of the noise at its two ends, which takes the extra row; then orders 2 and 3 lead up to 4.  Slots 1 to 3 hold the
     denoiser's last outputs, slot 3 the first sample until it is done over.  A step goes from timestep t to t - T // N
     whatever the spacing is, as in diffusers.

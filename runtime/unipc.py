@@ -57,7 +57,7 @@ def flow_unipc(process: Flow, steps: int, sigmas: Sigmas, options: FlowUniPC) ->
 
 
 def _transition(alpha: Array, sigma: Array, model: Array, options: FlowUniPC, predict_x0: bool) -> Array:
-    """Transitions (N, K, K + 3) of UniPC (Zhao et al. 2023, algorithms 1 and 2; 5 and 6 where it predicts x0).
+    """Transitions (N, K, K + 3) of UniPC (Zhao et al. 2023, corollary 3.2 and theorem 3.1).
 
     Slot 0 is the predicted sample at which the denoiser is asked, slots 1 to 3 are the last three model outputs.  The
     corrected sample before needs no slot: prediction and correction weigh it alike, so that a row turns one into the
