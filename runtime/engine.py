@@ -143,13 +143,17 @@ class EngineRunner:
         if not context.execute_async_v3(shared.device.stream):
             raise self._error("can't run", "start the program again; mmgen doctor describes this machine")
 
+    def save(self) -> None:
+        """Keep what was compiled for the shapes so far, for the next start."""
+        if self._cache is not None:
+            self._cache.save()
+
     def close(self) -> None:
         if self._engine is None:
             return
         with suppress(MmgenError):  # a device that broke, which was raised where it showed
             self._shared.device.use()
-        if self._cache is not None:
-            self._cache.save()
+        self.save()
         self._shared.device.release(*self._contexts)
         self._config = self._cache = self._engine = None
 

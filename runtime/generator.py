@@ -307,7 +307,12 @@ def load(
     bundle = read_bundle(folder, verify=verify)
     if build:
         ensure_engines(bundle, backend)
-    return Generator(bundle, open_backend(backend, bundle, threads))
+    opened = open_backend(backend, bundle, threads)
+    try:
+        return Generator(bundle, opened)
+    except BaseException:
+        opened.close()
+        raise
 
 
 def _checked(array: NDArray[np.float32], shape: tuple[int, ...], name: str) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ class RuntimeCache:
     """
 
     def __init__(self, config: Any, path: Path) -> None:
-        self._path, self._read = path, b""
+        self._path, self._read, self._writable = path, b"", True
         self._cache = config.create_runtime_cache()
         try:
             self._read = path.read_bytes()
@@ -32,7 +32,9 @@ class RuntimeCache:
             log.warning("TensorRT for RTX takes no runtime cache: kernels are compiled at each start")
 
     def save(self) -> None:
-        """Write the file if there is something new."""
+        """Write the file if there is something new; a place that can't be written is tried once."""
+        if not self._writable:
+            return
         made = self._cache.serialize()
         content = b"" if made is None else bytes(memoryview(made))
         if content in (b"", self._read):
@@ -42,4 +44,5 @@ class RuntimeCache:
                 write(content)
         except MmgenError as error:
             log.warning("kernels will be compiled again: %s", str(error))
+            self._writable = False
         self._read = content

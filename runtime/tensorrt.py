@@ -69,7 +69,10 @@ class TensorRT:
         for context in settled:
             if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):
                 raise MmgenError("TensorRT for RTX says that its stream can't be captured")
-        return self._device.record(calls)
+        recorded = self._device.record(calls)
+        for runner in self._runners:  # now, since a program on a device is seldom closed before the power is
+            runner.save()
+        return recorded
 
 
 def open_backend(flavour: Flavour, bundle: Bundle) -> Backend:

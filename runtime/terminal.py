@@ -1,11 +1,13 @@
 """How every command speaks: one-line errors, exit codes, progress on stderr, results on stdout."""
 
 import json
+import logging
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,17 +21,17 @@ BAR = 24  # characters
 class Command(click.Command):
     """A command that exits with 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
 
-    A failure is one line on stderr; ``--debug``, which every command has, shows the traceback as well.
+    A failure is one line on stderr; ``--debug``, which every command has, shows the log and the traceback as well.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the log, and the traceback of an error."))
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug", False)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _logged(debug):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -57,6 +59,34 @@ def _line(error: Exception) -> str:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
         click.echo(f"Warning: {message}", err=True)
+
+
+class _Log(logging.Handler):
+    """Log records as lines on stderr, as warnings are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelname.capitalize() if record.levelno >= logging.WARNING else record.name
+        click.echo(f"{level}: {record.getMessage()}", err=True)
+
+
+@contextmanager
+def _logged(debug: bool) -> Iterator[None]:
+    """Show what mmgen warns of, and with ``debug`` everything that it and TensorRT log.
+
+    What TensorRT calls an error is in the error that follows, and not said twice.
+    """
+    handler, log = _Log(), logging.getLogger("mmgen")
+    before = log.level
+    if debug:
+        log.setLevel(logging.DEBUG)
+    else:
+        handler.addFilter(lambda record: record.name == "mmgen" and record.levelno >= logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 class Progress:
