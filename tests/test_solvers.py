@@ -159,7 +159,7 @@ def test_heun(double, schedule, spacing, prediction):
 @every_spacing
 @every_prediction
 def test_lms(double, schedule, spacing, prediction):
-    for c in some(24, sigmas=KINDS, steps_offset=(0, 1), order=(1, 2, 3, 4)):
+    for c in some(12, sigmas=KINDS, steps_offset=(0, 1), order=(1, 2, 3, 4)):
         order = {"order": c.pop("order")}
         process = {"beta_schedule": schedule, "spacing": spacing, "prediction": prediction, **c}
         error = compare("lms", LMSDiscreteScheduler, options=order, config={}, step=order, **process)
@@ -193,7 +193,7 @@ def test_dpm(double, solver, schedule, spacing, prediction):
     orders = (3,) if solver == "dpmpp-3m" else (1, 2)
     algorithm = "sde-dpmsolver++" if solver == "dpmpp-sde-2m" else "dpmsolver++"
     for c in some(
-        18, solver_order=orders, **DPM_OPTIONS, sigmas=KINDS, steps_offset=(0, 1), zero_terminal_snr=(True, False)
+        12, solver_order=orders, **DPM_OPTIONS, sigmas=KINDS, steps_offset=(0, 1), zero_terminal_snr=(True, False)
     ):
         options = {name: c.pop(name) for name in ("solver_order", *DPM_OPTIONS)}
         no_last_step = options["final_sigmas_type"] == "sigma_min" and c["sigmas"] != "schedule"
@@ -236,7 +236,7 @@ UNIPC_OPTIONS = {
 @every_spacing
 @every_prediction
 def test_unipc(double, schedule, spacing, prediction):
-    for c in some(36, **UNIPC_OPTIONS, sigmas=KINDS, steps_offset=(0, 1), zero_terminal_snr=(True, False)):
+    for c in some(27, **UNIPC_OPTIONS, sigmas=KINDS, steps_offset=(0, 1), zero_terminal_snr=(True, False)):
         options = {name: c.pop(name) for name in UNIPC_OPTIONS}
         if options["final_sigmas_type"] == "zero":  # theirs multiplies infinity by 0 with others
             options |= {"lower_order_final": True, "predict_x0": True, "solver_type": "bh2"}
