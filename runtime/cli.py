@@ -15,6 +15,7 @@ from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
+from mmgen.runtime.solvers import SOLVERS
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 from mmgen.runtime.verify import verify as repeat
 
@@ -58,8 +59,8 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-@click.option("--solver", help="How the process is undone, such as ddim or dpmpp-2m.")
-@click.option("--sigmas", help="Noise levels: schedule, karras or exponential.")
+@click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default.")
+@click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", required=True, metavar="OUT",
               help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "

@@ -80,7 +80,7 @@ class Generator:
             guidance: weight of the asked branch; 1: no guidance.  None: the bundle's default.
             seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
             solver: one of ``mmgen.runtime.solvers.SOLVERS`` that fits the bundle's process.
-            sigmas: ``schedule``, ``karras`` or ``exponential``, for solvers that choose their noise levels.
+            sigmas: ``schedule``, ``karras``, ``exponential`` or ``beta``, for solvers that choose their noise levels.
             count: samples for each value of the conditions.
             noise: float32 (B, *L), in place of the seed's.
             conditions: by the bundle's names, each one value or a list of values.

@@ -1,4 +1,4 @@
-"""PNG files against Pillow's reader, sheets, and what ``mmgen doctor`` reads off a board."""
+"""PNG files against Pillow's reader, and sheets."""
 
 import io
 
