@@ -1,7 +1,6 @@
 """A bundle's graphs to engines, found or made: ``mmgen build``."""
 
 import importlib.metadata
-import logging
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -17,7 +16,6 @@ from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.folders import size_text
 
-log = logging.getLogger("mmgen")
 Report = Callable[[str, float], None]
 
 LEVELS = range(6)  # of TensorRT's optimization
@@ -75,23 +73,38 @@ def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> B
     engines: dict[str, EngineFile] = {}
     for role, graph in bundle.graphs.items():
 
-        def part(fraction: float, role: str = role, before: int = before) -> None:
-            report(f"compiling {role}", (before + fraction * sizes[role]) / total)
+        expected = _expected(bundle, graph, identity)
+        stage = f"compiling {role} ({_room(expected)})"
+
+        def part(fraction: float, stage: str = stage, start: int = before, size: int = sizes[role]) -> None:
+            report(stage, (start + fraction * size) / total)
 
         part(0.0)
-        engines[role] = _engine(bundle, role, graph, identity, folder, part)
+        memory.warn_if_short(f"compiling {role}", expected, memory.free_bytes(), memory.is_shared())
+        job = _job(bundle, role, graph, identity, folder)
+        made = compile_apart(job, part, expected=expected)
+        path = Path(job.engine)
+        engines[role] = EngineFile(path.name, sha256(path), path.stat().st_size, made)
         before += sizes[role]
     versions = {"mmgen": importlib.metadata.version("mmgen"), "python": platform.python_version()}
     return Build(identity, engines, datetime.now(timezone.utc).isoformat(timespec="seconds"), versions)
 
 
-def _engine(
-    bundle: Bundle, role: str, graph: Graph, identity: Identity, folder: Path, report: Callable[[float], None]
-) -> EngineFile:
+def _expected(bundle: Bundle, graph: Graph, identity: Identity) -> int:
+    """Bytes of host memory that compiling a graph should take."""
+    weights, options = memory.graph_bytes(bundle, graph), identity.options
+    return memory.expected_bytes(weights, identity.place.flavour, options.workspace_mib, memory.is_shared())
+
+
+def _room(expected: int) -> str:
+    free = memory.free_bytes()
+    return f"about {size_text(expected)} of memory" + (f", {size_text(free)} free" if free is not None else "")
+
+
+def _job(bundle: Bundle, role: str, graph: Graph, identity: Identity, folder: Path) -> Job:
     place, options = identity.place, identity.options
-    path = (folder / f"{role}.engine").absolute()
     half = bundle.precision.half_share.get(role, HalfShare(0.0, 0.0))
-    job = Job(
+    return Job(
         role=role,  # type: ignore[arg-type]  # the bundle's reader checked it
         flavour=place.flavour,
         compute_capabilities=place.compute_capabilities,
@@ -99,7 +112,7 @@ def _engine(
         inputs=graph.inputs,
         outputs=graph.outputs,
         profiles=options.profiles,
-        engine=str(path),
+        engine=str((folder / f"{role}.engine").absolute()),
         half_operations=half.operations,
         islands=tuple(island.tensor for island in bundle.precision.islands if island.graph == role),
         workspace_mib=options.workspace_mib,
@@ -107,11 +120,3 @@ def _engine(
         # TensorRT for RTX times nothing when it builds; there, the calls do nothing and are to go.
         timing_cache=str(cache.timing_cache(bundle, place).absolute()) if place.flavour == "tensorrt" else None,
     )
-    shared = memory.is_shared()
-    weights = memory.graph_bytes(bundle, graph)
-    expected, free = memory.expected_bytes(weights, place.flavour, options.workspace_mib, shared), memory.free_bytes()
-    free_text = size_text(free) if free is not None else "unknown"
-    log.info("compiling %s: about %s of memory, %s free", role, size_text(expected), free_text)
-    memory.warn_if_short(f"compiling {role}", expected, free, shared)
-    made = compile_apart(job, report, expected=expected)
-    return EngineFile(path.name, sha256(path), path.stat().st_size, made)

@@ -16,6 +16,8 @@ from diffusers_models import TINY_DIT, TINY_KL, TINY_VQ, TRUE_SIZES, build
 from diffusers_pipeline import Made, figures, run_pipeline
 from tolerances import LIMITS
 
+from mmgen.engines.builder import build as build_engines
+from mmgen.engines.targets import parse
 from mmgen.export.exporter import export
 from mmgen.export.sources import resolve
 from mmgen.runtime.generator import Generator, load
@@ -121,6 +123,16 @@ def test_half_precision_makes_what_the_pipeline_makes(cases: Any, name: str) -> 
     theirs = run_pipeline(case.pipeline, CLASSES, noise, 20, 4.0)
     result = case.generator.generate(class_id=CLASSES, noise=noise, steps=20, guidance=4.0)
     compare(case, "fp16", theirs, result)
+
+
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in MODELS), ("ddim-v-clipped", "fp16")])
+def test_its_graphs_compile_for_a_gpu(cases: Any, name: str, precision: str) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    bundle = cases(name, precision).generator.bundle
+    _, made, _ = build_engines(bundle, parse(["sm86"]))
+    assert set(made.engines) == set(bundle.graphs)
+    step = made.engines["step"].report
+    assert (step.half_weight_bytes > 0.95 * step.float_weight_bytes) == (precision == "fp16")
 
 
 def test_another_solver_is_another_scheduler_of_the_same_folder(cases: Any) -> None:

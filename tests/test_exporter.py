@@ -1,6 +1,7 @@
 """From a model to a bundle that has been proven, or to nothing at all."""
 
 import dataclasses
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ import torch
 from tiny import CLASSES, Denoiser, tiny_model
 from torch import Tensor, nn
 
+from mmgen.engines.builder import build
+from mmgen.engines.targets import parse
 from mmgen.export.emulate import emulated
 from mmgen.export.exporter import export
 from mmgen.export.graphs import Source
@@ -186,6 +189,10 @@ def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:
     bundle = export(small_model(denoiser), tmp_path / "a.mmgen", policy="fp16")  # type: ignore[arg-type]
     assert any(island.graph == "step" and "range" in island.reason for island in bundle.precision.islands)
     assert bundle.precision.half_share["step"].weight_bytes > 0.9
+    if importlib.util.find_spec("tensorrt_rtx"):  # the islands stay islands in the engine
+        _, made, _ = build(bundle, parse(["sm86"]))
+        kept = {island.tensor for island in bundle.precision.islands if island.graph == "step"}
+        assert set(made.engines["step"].report.islands) == kept
     with pytest.raises(
         MmgenError,
         match=r"receipt 2 \(half against float\) failed: step.* half precision overflows first in tensor (\S+): \d",
