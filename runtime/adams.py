@@ -14,8 +14,8 @@ from mmgen.runtime.rows import (
     X,
     no_transition,
     noise_from,
-    rows,
     rows_along,
+    rows_at,
     rows_in_sigma,
     toward_noise,
     x0_from,
@@ -44,19 +44,19 @@ class PLMS:
     """Options of ``plms``: none."""
 
 
-def lms(process: Diffusion, steps: int, sigmas: Sigmas, options: LMS) -> Table:
+def lms(process: Diffusion, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
     """Linear multistep in sigma: dx/dsigma = (x - x0) / sigma (Karras et al. 2022, eq. 1 and 3)."""
-    levels, now = euler_levels(process, steps, sigmas, "zero")
-    derivative = np.zeros((steps, K + 3))
+    levels, now = euler_levels(process, steps, sigmas, "zero", begin)
+    derivative = np.zeros((len(now), K + 3))
     derivative[:, X] = 1 / levels[:-1]
     derivative[:, X0] = -1 / levels[:-1]
     return rows_in_sigma(process, now, levels[:-1], adams_bashforth(levels, derivative, options.order))
 
 
-def flow_lms(process: Flow, steps: int, sigmas: Sigmas, options: LMS) -> Table:
+def flow_lms(process: Flow, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
     """Linear multistep along a flow, in the share of noise."""
-    levels = flow_levels(process, steps, sigmas)
-    derivative = np.zeros((steps, K + 3))
+    levels = flow_levels(process, steps, sigmas, begin)
+    derivative = np.zeros((len(levels) - 1, K + 3))
     derivative[:, OUT] = toward_noise(process)
     return rows_along(process, levels[:-1], adams_bashforth(levels, derivative, options.order))
 
@@ -86,7 +86,7 @@ def adams_bashforth(levels: Array, derivative: Array, order: int) -> Array:
     return transition
 
 
-def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table:
+def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS, begin: int = 0) -> Table:
     """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12; PNDM without Runge-Kutta steps), N + 1 rows.
 
     DDIM's step with Adams-Bashforth 4's mean of the predicted noise.  The first step is done over, with the mean
@@ -94,11 +94,11 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table
     denoiser's last outputs, slot 3 the first sample until it is done over.  A step goes from timestep t to t - T // N
     whatever the spacing is, as in diffusers.
     """
-    visited, _ = visit("plms", process, steps, sigmas)
+    visited, _ = visit("plms", process, steps, sigmas, begin)
     stride = process.train_timesteps // steps
-    now = np.insert(visited, 1, visited[1]) if steps > 1 else visited
+    now = np.insert(visited, 1, visited[1]) if len(visited) > 1 else visited
     start, end = now.copy(), now - stride
-    if steps > 1:
+    if len(visited) > 1:
         start[1], end[1] = now[1] + stride, now[1]
     shares = alphas_cumprod(process)
     told, a = shares[now.astype(np.int64)], shares[start.astype(np.int64)]
@@ -119,4 +119,4 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS) -> Table
         else:
             transition[i, 1, OUT] = 1
             transition[i, [2, 3], [1, 2]] = 1
-    return rows(now, x0_from(process.prediction, np.sqrt(told), np.sqrt(1 - told)), transition)
+    return rows_at(process, now, np.sqrt(told), np.sqrt(1 - told), transition)

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from mmgen.runtime.process import Diffusion, Flow
-from mmgen.runtime.rows import NOISE, X0, X, no_transition, phi, rows, rows_along, x0_from
+from mmgen.runtime.rows import NOISE, X0, X, no_transition, phi, rows_along, rows_at
 from mmgen.runtime.schedules import Array, FinalSigma, Sigmas, flow_levels, multistep_levels
 from mmgen.runtime.table import Table
 
@@ -45,58 +45,68 @@ class DPM2(DPM):
     solver_order: Literal[1, 2] = 2  # 1 is DDIM
 
 
-def dpmpp_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2) -> Table:
+def dpmpp_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2, begin: int = 0) -> Table:
     """Multistep DPM-Solver++ on a diffusion, second order."""
-    return _diffusion(process, steps, sigmas, options, options.solver_order, sde=False)
+    return _diffusion(process, steps, sigmas, options, begin, options.solver_order, sde=False)
 
 
-def dpmpp_3m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM) -> Table:
+def dpmpp_3m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM, begin: int = 0) -> Table:
     """Multistep DPM-Solver++ on a diffusion, third order."""
-    return _diffusion(process, steps, sigmas, options, 3, sde=False)
+    return _diffusion(process, steps, sigmas, options, begin, 3, sde=False)
 
 
-def dpmpp_sde_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2) -> Table:
+def dpmpp_sde_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2, begin: int = 0) -> Table:
     """Multistep SDE-DPM-Solver++ on a diffusion, second order."""
-    return _diffusion(process, steps, sigmas, options, options.solver_order, sde=True)
+    return _diffusion(process, steps, sigmas, options, begin, options.solver_order, sde=True)
 
 
-def flow_dpmpp_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2) -> Table:
+def flow_dpmpp_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2, begin: int = 0) -> Table:
     """Multistep DPM-Solver++ along a flow, second order."""
-    return _flow(process, steps, sigmas, options, options.solver_order, sde=False)
+    return _flow(process, steps, sigmas, options, begin, options.solver_order, sde=False)
 
 
-def flow_dpmpp_3m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM) -> Table:
+def flow_dpmpp_3m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM, begin: int = 0) -> Table:
     """Multistep DPM-Solver++ along a flow, third order."""
-    return _flow(process, steps, sigmas, options, 3, sde=False)
+    return _flow(process, steps, sigmas, options, begin, 3, sde=False)
 
 
-def flow_dpmpp_sde_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2) -> Table:
+def flow_dpmpp_sde_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2, begin: int = 0) -> Table:
     """Multistep SDE-DPM-Solver++ along a flow, second order."""
-    return _flow(process, steps, sigmas, options, options.solver_order, sde=True)
+    return _flow(process, steps, sigmas, options, begin, options.solver_order, sde=True)
 
 
-def _diffusion(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM, order: Order, *, sde: bool) -> Table:
+def _diffusion(
+    process: Diffusion, steps: int, sigmas: Sigmas, options: DPM, begin: int, order: Order, *, sde: bool
+) -> Table:
     levels, now = multistep_levels(
-        process, steps, sigmas, options.final_sigmas_type, lambda_min_clipped=options.lambda_min_clipped
+        process,
+        steps,
+        sigmas,
+        options.final_sigmas_type,
+        lambda_min_clipped=options.lambda_min_clipped,
+        begin=begin,
     )
     alpha = 1 / np.sqrt(1 + levels**2)
     sigma = levels * alpha
-    orders = _orders(len(now), order, options, first_order_last=options.euler_at_final or levels[-1] == 0)
+    last = options.euler_at_final or levels[-1] == 0
+    orders = _orders(len(now), begin, order, options, first_order_last=last)
     transition = data_prediction(alpha, sigma, orders, options.solver_type, sde=sde)
-    return rows(now, x0_from(process.prediction, alpha[:-1], sigma[:-1]), transition)
+    return rows_at(process, now, alpha[:-1], sigma[:-1], transition)
 
 
-def _flow(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM, order: Order, *, sde: bool) -> Table:
+def _flow(
+    process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM, begin: int, order: Order, *, sde: bool
+) -> Table:
     """On a straight path alpha is 1 - s and sigma is s."""
-    levels = flow_levels(process, steps, sigmas)
-    orders = _orders(steps, order, options, first_order_last=True)
+    levels = flow_levels(process, steps, sigmas, begin)
+    orders = _orders(len(levels) - 1, begin, order, options, first_order_last=True)
     transition = data_prediction(1 - levels, levels, orders, options.solver_type, sde=sde)
     return rows_along(process, levels[:-1], transition)
 
 
-def _orders(steps: int, order: Order, options: FlowDPM, *, first_order_last: bool) -> list[int]:
-    """Order of each step: what there is to remember, and less where it ends."""
-    few = options.lower_order_final and steps < FEW
+def _orders(steps: int, begin: int, order: Order, options: FlowDPM, *, first_order_last: bool) -> list[int]:
+    """Order of each step: what there is to remember, and less where it ends; ``begin`` steps were left out."""
+    few = options.lower_order_final and begin + steps < FEW
     orders = [min(order, i + 1) for i in range(steps)]
     if few and steps > 1:
         orders[-2] = min(orders[-2], 2)

@@ -27,25 +27,25 @@ class Heun:
     """Options of ``heun``: none."""
 
 
-def euler(process: Diffusion, steps: int, sigmas: Sigmas, options: Euler) -> Table:
+def euler(process: Diffusion, steps: int, sigmas: Sigmas, options: Euler, begin: int = 0) -> Table:
     """Euler's method, x' = x + (sigma' - sigma) (x - x0) / sigma (Karras et al. 2022, algorithm 2 without churn)."""
-    levels, now = euler_levels(process, steps, sigmas, options.final_sigmas_type)
+    levels, now = euler_levels(process, steps, sigmas, options.final_sigmas_type, begin)
     ratio = levels[1:] / levels[:-1]
-    transition = no_transition(steps)
+    transition = no_transition(len(now))
     transition[:, X, X] = ratio
     transition[:, X, X0] = 1 - ratio
     return rows_in_sigma(process, now, levels[:-1], transition)
 
 
-def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: EulerAncestral) -> Table:
+def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: EulerAncestral, begin: int = 0) -> Table:
     """Euler's method to less noise than the step asks for, then fresh noise up to it.
 
     The variance that is added is that of the posterior given x0, sigma'^2 (sigma^2 - sigma'^2) / sigma^2 (Ho et al.
     2020, eq. 7, in sigma), so that Euler goes to sigma'^2 / sigma.
     """
-    levels, now = euler_levels(process, steps, sigmas, "zero")
+    levels, now = euler_levels(process, steps, sigmas, "zero", begin)
     ratio = levels[1:] / levels[:-1]
-    transition = no_transition(steps)
+    transition = no_transition(len(now))
     transition[:, X, X] = ratio**2
     transition[:, X, X0] = 1 - ratio**2
     # Two training sigmas may rise at the noisy end with zero terminal SNR: nothing is added there.
@@ -53,15 +53,15 @@ def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: Eul
     return rows_in_sigma(process, now, levels[:-1], transition)
 
 
-def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun) -> Table:
+def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: int = 0) -> Table:
     """Heun's method (Karras et al. 2022, algorithm 1), 2 N - 1 rows; x0 is clamped if the process says so.
 
     A step evaluates dx/dsigma = (x - x0) / sigma where it starts and where Euler would take it, and goes along the
     mean; the last one, to sigma = 0, is Euler's.  Between the two, slot 1 holds x + (sigma' - sigma) / 2 dx/dsigma.
     """
-    levels, now = euler_levels(process, steps, sigmas, "zero")
+    levels, now = euler_levels(process, steps, sigmas, "zero", begin)
     ratio = levels[1:] / levels[:-1]
-    transition = no_transition(2 * steps - 1)
+    transition = no_transition(2 * len(now) - 1)
     first, second = transition[::2], transition[1::2]
     first[:, X, X] = ratio
     first[:, X, X0] = 1 - ratio

@@ -22,14 +22,14 @@ class FlowHeun:
     """Options of ``flow-heun``: none."""
 
 
-def flow_euler(process: Flow, steps: int, sigmas: Sigmas, options: FlowEuler) -> Table:
+def flow_euler(process: Flow, steps: int, sigmas: Sigmas, options: FlowEuler, begin: int = 0) -> Table:
     """Euler's method along a flow, x' = x + (s' - s) dx/ds (Liu et al. 2023, algorithm 1).
 
     Stochastic: x' = (1 - s') data + s' noise, the path's own definition (Lipman et al. 2023, eq. 22 with sigma_min 0)
     at fresh noise, as few-step models are sampled (Song et al. 2023, algorithm 1).
     """
-    levels = flow_levels(process, steps, sigmas)
-    transition = no_transition(steps)
+    levels = flow_levels(process, steps, sigmas, begin)
+    transition = no_transition(len(levels) - 1)
     if options.stochastic_sampling:
         transition[:, X, X0] = 1 - levels[1:]
         transition[:, X, NOISE] = levels[1:]
@@ -39,14 +39,14 @@ def flow_euler(process: Flow, steps: int, sigmas: Sigmas, options: FlowEuler) ->
     return rows_along(process, levels[:-1], transition)
 
 
-def flow_heun(process: Flow, steps: int, sigmas: Sigmas, options: FlowHeun) -> Table:
+def flow_heun(process: Flow, steps: int, sigmas: Sigmas, options: FlowHeun, begin: int = 0) -> Table:
     """Heun's method along a flow (Karras et al. 2022, algorithm 1, with dx/ds), 2 N - 1 rows; the last step is Euler's.
 
     Between its two rows, slot 1 holds x + (s' - s) / 2 dx/ds.
     """
-    levels = flow_levels(process, steps, sigmas)
+    levels = flow_levels(process, steps, sigmas, begin)
     step = np.diff(levels) * toward_noise(process)
-    transition = no_transition(2 * steps - 1)
+    transition = no_transition(2 * len(step) - 1)
     first, second = transition[::2], transition[1::2]
     first[:, X, X] = 1
     first[:, X, OUT] = step

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Diffusion
-from mmgen.runtime.rows import NOISE, OUT, X0, X, limit_of, no_transition, noise_from, rows, x0_from
+from mmgen.runtime.rows import NOISE, OUT, X0, X, limit_of, no_transition, noise_from, rows_at
 from mmgen.runtime.schedules import Array, Sigmas, alphas_cumprod, timesteps
 from mmgen.runtime.table import Table
 
@@ -28,7 +28,7 @@ class DDIM:
     eta: float = 0.0  # fresh noise: 0 none, 1 as much as DDPM
 
 
-def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM) -> Table:
+def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM, begin: int = 0) -> Table:
     """Ancestral sampling (Ho et al. 2020, eq. 6, 7 and 11), x0 clamped if the process says so.
 
     With a and a' the shares of signal at a timestep and the next that is visited, alpha = a / a', beta = 1 - alpha:
@@ -38,20 +38,19 @@ def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM) -> Table
 
     The last step ends at a' = 1 and has no noise where it starts at timestep 0; fixed_large has some elsewhere.
     """
-    now, a = visit("ddpm", process, steps, sigmas)
+    now, a = visit("ddpm", process, steps, sigmas, begin)
     a_next = np.append(a[1:], 1.0)
     alpha = a / a_next
     large = 1 - alpha
     variance = large if options.variance_type == "fixed_large" else large * (1 - a_next) / (1 - a)
-    transition = no_transition(steps)
+    transition = no_transition(len(now))
     transition[:, X, X] = np.sqrt(alpha) * (1 - a_next) / (1 - a)
     transition[:, X, X0] = np.sqrt(a_next) * large / (1 - a)
     transition[:, X, NOISE] = np.sqrt(variance) * (now > 0)
-    prediction = x0_from(process.prediction, np.sqrt(a), np.sqrt(1 - a))
-    return rows(now, prediction, transition, x0_limit=limit_of(process))
+    return rows_at(process, now, np.sqrt(a), np.sqrt(1 - a), transition, x0_limit=limit_of(process))
 
 
-def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM) -> Table:
+def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM, begin: int = 0) -> Table:
     """DDIM (Song et al. 2021, eq. 12 and 16), x0 clamped if the process says so.
 
     The clamp acts on x0 alone: the direction to the next x keeps the unclamped prediction.  A step goes from timestep
@@ -59,25 +58,25 @@ def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM) -> Table
     """
     if not 0 <= options.eta <= 1:
         raise MmgenError("option 'eta' of solver 'ddim'", got=options.eta, wanted="0 to 1")
-    now, a = visit("ddim", process, steps, sigmas)
+    now, a = visit("ddim", process, steps, sigmas, begin)
     a_next = shares_after(process, now - process.train_timesteps // steps)
     alpha, sigma = np.sqrt(a), np.sqrt(1 - a)
     deviation = options.eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
     direction = np.sqrt(np.maximum(1 - a_next - deviation**2, 0))
     noise = noise_from(process.prediction, alpha, sigma)
-    transition = no_transition(steps)
+    transition = no_transition(len(now))
     transition[:, X, X] = direction * noise[:, 0]
     transition[:, X, X0] = np.sqrt(a_next)
     transition[:, X, OUT] = direction * noise[:, 1]
     transition[:, X, NOISE] = deviation
-    return rows(now, x0_from(process.prediction, alpha, sigma), transition, x0_limit=limit_of(process))
+    return rows_at(process, now, alpha, sigma, transition, x0_limit=limit_of(process))
 
 
-def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas) -> tuple[Array, Array]:
-    """Whole timesteps (N,) that a solver visits and the shares of signal (N,) there."""
+def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas, begin: int) -> tuple[Array, Array]:
+    """Whole timesteps (N,) that a solver visits from step ``begin`` and the shares of signal (N,) there."""
     if sigmas != "schedule":
         raise MmgenError(f"sigmas with solver {solver!r}", got=repr(sigmas), wanted="'schedule'")
-    now = timesteps(process, steps).round()
+    now = timesteps(process, steps).round()[begin:]
     a = alphas_cumprod(process)[now.astype(np.int64)]
     if process.prediction == "epsilon" and not a.all():
         raise MmgenError(

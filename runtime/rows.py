@@ -22,6 +22,7 @@ def rows(
     timestep: Array,
     prediction: Array,
     transition: Array,
+    level: Array,
     *,
     input_scale: Array | float = 1.0,
     x0_limit: float = np.inf,
@@ -32,8 +33,16 @@ def rows(
     def each(value: Array | float) -> Any:
         return np.broadcast_to(np.asarray(value, np.float64), len(timestep)).copy()
 
-    exact: dict[str, Any] = {"prediction": prediction, "transition": transition}
+    exact: dict[str, Any] = {"prediction": prediction, "transition": transition, "level": level}
     return Table(each(timestep), each(input_scale), x0_limit=each(x0_limit), initial_scale=initial_scale, **exact)
+
+
+def rows_at(
+    process: Diffusion, now: Array, alpha: Array, sigma: Array, transition: Array, *, x0_limit: float = np.inf
+) -> Table:
+    """A table whose state is alpha x0 + sigma noise, as the denoiser sees it."""
+    prediction = x0_from(process.prediction, alpha, sigma)
+    return rows(now, prediction, transition, np.stack([alpha, sigma], 1), x0_limit=x0_limit)
 
 
 def rows_in_sigma(
@@ -48,12 +57,13 @@ def rows_in_sigma(
     prediction[:, 0] *= alpha  # of the state, not of what the denoiser sees
     highest = float(sigma.max())
     initial = (1 + highest**2) ** 0.5 if process.spacing == "leading" else highest
-    return rows(now, prediction, transition, input_scale=alpha, x0_limit=x0_limit, initial_scale=initial)
+    level = np.stack([np.ones_like(sigma), sigma], 1)
+    return rows(now, prediction, transition, level, input_scale=alpha, x0_limit=x0_limit, initial_scale=initial)
 
 
 def rows_along(process: Flow, s: Array, transition: Array) -> Table:
     """A table along a flow, at noise shares s (N,)."""
-    return rows(flow_timesteps(process, s), data_from(process, s), transition)
+    return rows(flow_timesteps(process, s), data_from(process, s), transition, np.stack([1 - s, s], 1))
 
 
 def twice(values: Array) -> Array:

@@ -191,10 +191,12 @@ def timestep_of(sigmas: Array, training: Array) -> Array:
     return low + weight
 
 
-def euler_levels(process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma) -> tuple[Array, Array]:
+def euler_levels(
+    process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma, begin: int = 0
+) -> tuple[Array, Array]:
     """Sigmas (N + 1,) and timesteps (N,) of the Euler family (EulerDiscreteScheduler).
 
-    Respaced sigmas run between the first and the last of the process's own.
+    Respaced sigmas run between the first and the last of the process's own.  The first ``begin`` steps are left out.
     """
     training = training_sigmas(process)
     visited = timesteps(process, steps)
@@ -202,7 +204,7 @@ def euler_levels(process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma
     if kind != "schedule":
         sigmas = respaced(kind, sigmas[0], sigmas[-1], steps)
         visited = timestep_of(sigmas, training)
-    return np.append(sigmas, _final(final, training)), visited
+    return np.append(sigmas, _final(final, training))[begin:], visited[begin:]
 
 
 def multistep_levels(
@@ -213,11 +215,12 @@ def multistep_levels(
     *,
     lambda_min_clipped: float = -np.inf,
     rounds_cosine: bool = False,
+    begin: int = 0,
 ) -> tuple[Array, Array]:
     """Sigmas (N + 1,) and whole timesteps (N,) of DPMSolverMultistepScheduler and UniPCMultistepScheduler.
 
     Respaced sigmas run over all of training.  Their timesteps are truncated; those of Karras sigmas are rounded, on
-    the cosine schedule only by UniPC, for which ``rounds_cosine`` is.
+    the cosine schedule only by UniPC, for which ``rounds_cosine`` is.  The first ``begin`` steps are left out.
     """
     training = training_sigmas(process)
     visited = multistep_timesteps(process, steps, lambda_min_clipped)
@@ -227,7 +230,7 @@ def multistep_levels(
         visited = timestep_of(sigmas, training)
         rounds = kind == "karras" and (rounds_cosine or process.beta_schedule != "squaredcos_cap_v2")
         visited = visited.round() if rounds else truncated(visited)
-    return np.append(sigmas, _final(final, training)), visited
+    return np.append(sigmas, _final(final, training))[begin:], visited[begin:]
 
 
 def _final(final: FinalSigma, training: Array) -> float:
@@ -240,8 +243,11 @@ def truncated(times: Array) -> Array:
     return whole
 
 
-def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
-    """Noise shares s (N + 1,), falling to 0, that flow solvers go through: spaced, shifted, stretched, respaced."""
+def flow_levels(process: Flow, steps: int, kind: Sigmas, begin: int = 0) -> Array:
+    """Noise shares s (N + 1,), falling to 0, that flow solvers go through: spaced, shifted, stretched, respaced.
+
+    The first ``begin`` steps are left out.
+    """
     check_steps(steps)
     if process.train_timesteps < 1:
         raise MmgenError("train_timesteps", got=process.train_timesteps, wanted="at least 1")
@@ -265,7 +271,7 @@ def flow_levels(process: Flow, steps: int, kind: Sigmas) -> Array:
         raise MmgenError("train_timesteps of the flow", got=process.train_timesteps, wanted="at least 2")
     if kind != "schedule":
         levels = respaced(kind, levels[0], levels[-1], steps)
-    return np.append(levels, 0.0)
+    return np.append(levels, 0.0)[begin:]
 
 
 def resolution_shift(

@@ -1,6 +1,6 @@
 """Solvers by name: a whole run as a table of numbers.
 
-Each solver is a function (process, steps, sigmas, options) -> Table in float64; a
+Each solver is a function (process, steps, sigmas, options, begin) -> Table in float64; a
 new one is one more function and one more line here.
 """
 
@@ -29,12 +29,12 @@ from mmgen.runtime.euler import Euler, EulerAncestral, Heun, euler, euler_ancest
 from mmgen.runtime.flow import FlowEuler, FlowHeun, flow_euler, flow_heun
 from mmgen.runtime.onestep import DDIM, DDPM, ddim, ddpm
 from mmgen.runtime.process import Diffusion, Flow, Process
-from mmgen.runtime.schedules import Sigmas
+from mmgen.runtime.schedules import Sigmas, check_steps
 from mmgen.runtime.table import Table
 from mmgen.runtime.unipc import FlowUniPC, UniPC, flow_unipc, unipc
 
 Option = str | int | float | bool
-_Solver = tuple[Callable[[Any, int, Sigmas, Any], Table], type]  # with the dataclass of its options
+_Solver = tuple[Callable[[Any, int, Sigmas, Any, int], Table], type]  # with the dataclass of its options
 
 ON_DIFFUSION: Mapping[str, _Solver] = {
     "ddpm": (ddpm, DDPM),
@@ -81,6 +81,7 @@ def table(
     *,
     sigmas: Sigmas = "schedule",
     options: Mapping[str, Option] = {},
+    begin: int = 0,
 ) -> Table:
     """The rows of a solver's run, float32.
 
@@ -92,12 +93,13 @@ def table(
         sigmas: spacing of the noise levels: the process's own, or respaced; ``ddpm``, ``ddim`` and ``plms`` only take
             its own.
         options: fields of the solver's options, the dataclass beside it in ``ON_DIFFUSION`` or ``ALONG_FLOW``.
+        begin: so many steps at the noisy end are left out, and the run begins with nothing remembered.
 
     Raises:
         MmgenError: unknown solver, one that doesn't fit the process, an unknown option or a bad value of one, a
             number of steps that is impossible, a process that can't be sampled.
     """
-    rows = exact(solver, process, steps, sigmas=sigmas, options=options)
+    rows = exact(solver, process, steps, sigmas=sigmas, options=options, begin=begin)
     arrays: dict[str, Any] = {
         f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows) if f.name != "initial_scale"
     }
@@ -113,6 +115,7 @@ def exact(
     *,
     sigmas: Sigmas = "schedule",
     options: Mapping[str, Option] = {},
+    begin: int = 0,
 ) -> Table:
     """As ``table``, before rounding: the arrays are float64."""
     if sigmas not in typing.get_args(Sigmas):
@@ -122,7 +125,10 @@ def exact(
         what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
         raise MmgenError(what, got=repr(solver), wanted=_either(fitting))
     function, kind = fitting[solver]
-    return function(process, steps, sigmas, _options(solver, kind, options))
+    check_steps(steps)
+    if not 0 <= begin < steps:
+        raise MmgenError("begin", got=begin, wanted=f"0 to {steps - 1}, as there are {steps} steps")
+    return function(process, steps, sigmas, _options(solver, kind, options), begin)
 
 
 def _options(solver: str, kind: type, given: Mapping[str, Option]) -> Any:

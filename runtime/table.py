@@ -16,8 +16,8 @@ class Table:
         x0     = clamp(prediction[0] x + prediction[1] out, -x0_limit, x0_limit)
         state' = transition . [state (K slots); x0; out; noise]
 
-    Before the first row, slot 0 is ``initial_scale`` times unit noise and the other slots are zero.  After the last,
-    slot 0 holds the latents.
+    Before the first row, slot 0 is ``initial_scale`` times unit noise, or data noised to the first row's level, and the
+    other slots are zero.  After the last, slot 0 holds the latents.
     """
 
     timestep: NDArray[np.float32]  # (N,)
@@ -25,6 +25,7 @@ class Table:
     prediction: NDArray[np.float32]  # (N, 2)
     x0_limit: NDArray[np.float32]  # (N,) infinity: no clamp
     transition: NDArray[np.float32]  # (N, K, K + 3)
+    level: NDArray[np.float32]  # (N, 2): where a row starts, x stands for level[0] data + level[1] noise
     initial_scale: float = 1.0
 
     @property
@@ -32,6 +33,14 @@ class Table:
         """(N,): whether a row uses its noise."""
         used: NDArray[np.bool_] = np.any(self.transition[:, :, K + 2], axis=1)
         return used
+
+    @property
+    def noise_to_data(self) -> NDArray[np.float64]:
+        """(N,): sigma of Karras et al. 2022, the ratio of noise to data where a row starts; infinity at pure noise."""
+        data, noise = self.level.astype(np.float64).T
+        with np.errstate(divide="ignore"):
+            ratio: NDArray[np.float64] = noise / data
+        return ratio
 
     def __len__(self) -> int:
         return len(self.timestep)

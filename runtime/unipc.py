@@ -9,7 +9,7 @@ import numpy as np
 from mmgen.runtime.bundle import K
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Diffusion, Flow
-from mmgen.runtime.rows import OUT, X0, X, no_transition, noise_from, phi, rows, rows_along, x0_from
+from mmgen.runtime.rows import OUT, X0, X, no_transition, noise_from, phi, rows_along, rows_at
 from mmgen.runtime.schedules import Array, FinalSigma, Sigmas, flow_levels, multistep_levels
 from mmgen.runtime.table import Table
 
@@ -34,9 +34,11 @@ class UniPC(FlowUniPC):
     final_sigmas_type: FinalSigma = "zero"  # where the last step ends: no noise, or the least noise of training
 
 
-def unipc(process: Diffusion, steps: int, sigmas: Sigmas, options: UniPC) -> Table:
+def unipc(process: Diffusion, steps: int, sigmas: Sigmas, options: UniPC, begin: int = 0) -> Table:
     """UniPC on a diffusion."""
-    levels, now = multistep_levels(process, steps, sigmas, options.final_sigmas_type, rounds_cosine=True)
+    levels, now = multistep_levels(
+        process, steps, sigmas, options.final_sigmas_type, rounds_cosine=True, begin=begin
+    )
     alpha = 1 / np.sqrt(1 + levels**2)
     sigma = levels * alpha
     model = np.zeros((len(now), K + 3))
@@ -44,19 +46,21 @@ def unipc(process: Diffusion, steps: int, sigmas: Sigmas, options: UniPC) -> Tab
         model[:, X0] = 1
     else:
         model[:, [X, OUT]] = noise_from(process.prediction, alpha[:-1], sigma[:-1])
-    transition = _transition(alpha, sigma, model, options, options.predict_x0)
-    return rows(now, x0_from(process.prediction, alpha[:-1], sigma[:-1]), transition)
+    transition = _transition(alpha, sigma, model, options, options.predict_x0, begin)
+    return rows_at(process, now, alpha[:-1], sigma[:-1], transition)
 
 
-def flow_unipc(process: Flow, steps: int, sigmas: Sigmas, options: FlowUniPC) -> Table:
+def flow_unipc(process: Flow, steps: int, sigmas: Sigmas, options: FlowUniPC, begin: int = 0) -> Table:
     """UniPC along a flow, alpha = 1 - s and sigma = s, which starts at ``NOISIEST`` at most."""
-    levels = flow_levels(process, steps, sigmas).clip(max=NOISIEST)
-    model = np.zeros((steps, K + 3))
+    levels = flow_levels(process, steps, sigmas, begin).clip(max=NOISIEST)
+    model = np.zeros((len(levels) - 1, K + 3))
     model[:, X0] = 1
-    return rows_along(process, levels[:-1], _transition(1 - levels, levels, model, options, True))
+    return rows_along(process, levels[:-1], _transition(1 - levels, levels, model, options, True, begin))
 
 
-def _transition(alpha: Array, sigma: Array, model: Array, options: FlowUniPC, predict_x0: bool) -> Array:
+def _transition(
+    alpha: Array, sigma: Array, model: Array, options: FlowUniPC, predict_x0: bool, begin: int
+) -> Array:
     """Transitions (N, K, K + 3) of UniPC (Zhao et al. 2023, corollary 3.2 and theorem 3.1).
 
     Slot 0 is the predicted sample at which the denoiser is asked, slots 1 to 3 are the last three model outputs.  The
@@ -67,6 +71,7 @@ def _transition(alpha: Array, sigma: Array, model: Array, options: FlowUniPC, pr
         alpha: signal (N + 1,) at the ends of the steps.
         sigma: noise (N + 1,); 0 at the end if nothing is left.
         model: the model output (N, K + 3) that is remembered, in columns of a transition: x0 or noise.
+        begin: how many steps were left out before these.
     """
     steps = len(model)
     disabled = _steps(options.disable_corrector)
@@ -86,7 +91,7 @@ def _transition(alpha: Array, sigma: Array, model: Array, options: FlowUniPC, pr
         predict, correct = _weights(nodes, target[i + 1] - kept * target[i], target[i + 1], sign, options.solver_type)
         transition[i, X] = kept * sample + predict @ outputs
         transition[i, 1:] = outputs[:3]
-        correction = np.zeros(4) if i in disabled else correct - np.append(0, predict[:3])
+        correction = np.zeros(4) if begin + i in disabled else correct - np.append(0, predict[:3])
     return transition
 
 
