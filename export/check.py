@@ -24,6 +24,9 @@ def check(model: Model) -> None:
     for part, module in modules(model).items():
         _check_weights(f"{part} of {model.name}", module)
         module.eval()
+    channels = model.guided_channels
+    if channels is not None and not 1 <= channels <= model.latent_shape[0]:
+        raise MmgenError("guided_channels", got=channels, wanted=f"1 to {model.latent_shape[0]}, or None for all")
     defaults = model.defaults
     table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=defaults.solver_options)
     with torch.no_grad():

@@ -45,6 +45,7 @@ Report = Callable[[str, float], None]
 
 DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room
 MAX_B = 8  # largest batch that engines are made for
+MAX_G = 4  # most branches: what is asked, what isn't wanted, and two more; only memory for the largest request is more
 GRAPHS, FLOAT = "graphs", "float"  # folders; the second is gone when the bundle is complete
 
 
@@ -143,7 +144,7 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
 
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
     """What is known before there are graphs."""
-    branches = 2 if any(c.null is not None for c in model.conditions) else 1
+    usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
     versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
     return Bundle(
         name=model.name,
@@ -156,7 +157,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         conditions=model.conditions,
         media=model.media,
         graphs={},
-        axes={"B": Axis(1, 1, MAX_B), "G": Axis(1, branches, branches), "R": Axis(1, branches, branches * MAX_B)},
+        axes={"B": Axis(1, 1, MAX_B), "G": Axis(1, usual, most), "R": Axis(1, usual, most * MAX_B)},
         precision=Precision(policy),
         receipts=(),
         defaults=model.defaults,

@@ -15,6 +15,7 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Condition, K, Media, Role
 from mmgen.runtime.errors import MmgenError
 
+SMALLEST_VARIANCE = 1e-12  # an output that is the same everywhere has no spread to rescale
 EXAMPLE_B, EXAMPLE_G = 3, 2  # sizes to trace with: neither 0 nor 1, which torch specialises on, and not equal
 
 
@@ -47,9 +48,9 @@ class StepGraph(nn.Module):
     The update is a product and a sum, not a MatMul: a MatMul of float32 may run in TF32.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, guided_channels: int | None = None) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.guided_channels = denoiser, guided_channels
 
     def forward(
         self,
@@ -60,6 +61,7 @@ class StepGraph(nn.Module):
         input_scale: Tensor,  # (1,)
         timestep: Tensor,  # (1,)
         guidance: Tensor,  # (G,)
+        guidance_rescale: Tensor,  # (1,)
         noise: Tensor,  # (B, *L)
         *conditioning: Tensor,  # (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
@@ -67,12 +69,31 @@ class StepGraph(nn.Module):
         branches, batch, ones = guidance.shape[0], x.shape[0], (1,) * x.ndim
         rows = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
         out = self.denoiser(rows, timestep.expand(branches * batch), *(c.flatten(0, 1) for c in conditioning))
-        out = (guidance.reshape(-1, *ones) * out.reshape(branches, batch, *x.shape[1:])).sum(0)  # (B, *L)
+        out = self.guide(out.reshape(branches, batch, *x.shape[1:]), guidance, guidance_rescale)  # (B, *L)
         x0 = prediction[0] * x + prediction[1] * out
         x0 = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit)  # a limit of infinity leaves it alone
         columns = torch.cat([state, x0[None], out[None], noise[None]])  # (K + 3, B, *L)
         next_state = (transition.reshape(K, K + 3, *ones) * columns).sum(1)
         return next_state, x0
+
+    def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor) -> Tensor:
+        """Outputs (G, B, *L) of all branches to one (B, *L).
+
+        Channels that aren't guided are those of what is asked, the first branch.  Guidance widens the spread of a
+        sample's values; ``rescale`` takes so much of that back (Lin et al. 2023, eq. 15 and 16).
+        """
+        asked, ones = out[0], (1,) * (out.ndim - 1)
+        guided = (guidance.reshape(-1, *ones) * out).sum(0)
+        if self.guided_channels not in (None, asked.shape[1]):
+            guided = torch.cat([guided[:, : self.guided_channels], asked[:, self.guided_channels :]], 1)
+        ratio = variance(asked) / variance(guided).clamp(min=SMALLEST_VARIANCE)
+        return guided * (1 + rescale * (ratio.sqrt() - 1)).reshape(-1, *ones[1:])
+
+
+def variance(x: Tensor) -> Tensor:
+    """Of each sample's values: (B, *L) to (B,)."""
+    values = x.flatten(1)
+    return (values - values.mean(1, keepdim=True)).square().mean(1)
 
 
 class DecodeGraph(nn.Module):
@@ -136,6 +157,7 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         names.INPUT_SCALE: torch.ones(1),
         names.TIMESTEP: torch.ones(1),
         names.GUIDANCE: torch.ones(EXAMPLE_G),
+        names.RESCALE: torch.zeros(1),
         names.NOISE: torch.zeros(size),
     }
     if clash := set(fixed) & {name for name, _ in conditioning}:
@@ -145,7 +167,8 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         )
     varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
     axes = dict.fromkeys(varying, ("G", "B")) | {names.STATE: ("", "B"), names.GUIDANCE: ("G",), names.NOISE: ("B",)}
-    return Source("step", StepGraph(model.denoiser), fixed | varying, axes, (names.NEXT_STATE, names.X0))
+    module = StepGraph(model.denoiser, model.guided_channels)
+    return Source("step", module, fixed | varying, axes, (names.NEXT_STATE, names.X0))
 
 
 def decode_source(model: Model) -> Source:

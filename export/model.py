@@ -28,6 +28,7 @@ class Model:
     media: Media
     defaults: Defaults
     decoder: nn.Module  # latents (B, *L), quantised if there is a quantiser -> media; pictures (B, 3, H, W) in [-1, 1]
+    guided_channels: int | None = None  # guidance acts on the first so many of L[0] alone, as DiT's does; None: on all
     quantiser: nn.Module | None = None  # latents (B, *L) -> (decoder's input, codes int64 (B, ...)); stays float32
     encoder: nn.Module | None = None  # media as the decoder makes it -> latents (B, *L)
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)

@@ -113,6 +113,7 @@ def _loop(
                 names.INPUT_SCALE: table.input_scale[i : i + 1],
                 names.TIMESTEP: table.timestep[i : i + 1],
                 names.GUIDANCE: asked.weights,
+                names.RESCALE: np.zeros(1, np.float32),
                 names.NOISE: drawn,
                 **grouped,
             }
@@ -140,9 +141,12 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
         transition[K - 1] = 0
         transition[K - 1, K + 1] = 1
         one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
-        chosen.append((feeds[i] | {names.TRANSITION: transition, names.GUIDANCE: one}, f"row {i + 1} of {len(feeds)}"))
+        changed = {names.TRANSITION: transition, names.GUIDANCE: one, names.RESCALE: np.full(1, turn / 2, np.float32)}
+        chosen.append((feeds[i] | changed, f"row {i + 1} of {len(feeds)}"))
     inputs, place = chosen[len(chosen) // 2]
-    fixed = {names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP}
+    fixed = {
+        names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.RESCALE,
+    }  # fmt: skip
     single = {name: array for name, array in inputs.items() if name in fixed} | {
         names.STATE: inputs[names.STATE][:, :1],
         names.NOISE: inputs[names.NOISE][:1],

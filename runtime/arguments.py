@@ -9,16 +9,22 @@ import numpy as np
 
 from mmgen.runtime.bundle import Bundle, Condition
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.request import Also
 
 
 def conditions(
-    bundle: Bundle, prompts: Sequence[str], class_ids: Sequence[int], others: Sequence[str]
+    bundle: Bundle,
+    prompts: Sequence[str],
+    class_ids: Sequence[int],
+    others: Sequence[str],
+    option: str = "",
 ) -> dict[str, Any]:
     """Values by condition name.
 
     Args:
         prompts: for the bundle's only condition of kind text.
         class_ids: for its only condition of kind class.
+        option: that these came from, for errors; "" for the three that ask.
         others: NAME=VALUE for any; VALUE is text, a class, or numbers as JSON or in a .npy file.
 
     Raises:
@@ -26,16 +32,51 @@ def conditions(
     """
     given: dict[str, list[Any]] = {}
     if prompts:
-        given[_only(bundle, "text", "--prompt").name] = list(prompts)
+        given[_only(bundle, "text", option or "--prompt").name] = list(prompts)
     if class_ids:
         given[_only(bundle, "class", "--class-id").name] = list(class_ids)
     known = {condition.name: condition for condition in bundle.conditions}
     for argument in others:
         name, equals, value = argument.partition("=")
         if not equals or name not in known:
-            raise MmgenError(f"--condition {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}")
+            raise MmgenError(f"{option or '--condition'} {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}")
         given.setdefault(name, []).append(_read(known[name], value))
     return given
+
+
+def negative(bundle: Bundle, prompts: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    """Conditions to guide away from, by name.
+
+    Args:
+        prompts: for the bundle's only condition of kind text.
+        others: NAME=VALUE for any.
+
+    Raises:
+        MmgenError: as ``conditions``.
+    """
+    return conditions(bundle, prompts, (), others, "--negative")
+
+
+def also(bundle: Bundle, arguments: Sequence[str]) -> list[Also]:
+    """Further conditions with their weights, of VALUE:WEIGHT or NAME=VALUE:WEIGHT; the weight is 1 if it is left out.
+
+    Raises:
+        MmgenError: as ``conditions``.
+    """
+    return [_also(bundle, argument) for argument in arguments]
+
+
+def _also(bundle: Bundle, argument: str) -> Also:
+    what, colon, weight = argument.rpartition(":")
+    try:
+        share = float(weight)
+    except ValueError:  # the text has a colon of its own
+        colon = ""
+    if not colon:
+        what, share = argument, 1.0
+    name = what.partition("=")[0]
+    named = "=" in what and name in {c.name for c in bundle.conditions}
+    return conditions(bundle, () if named else (what,), (), (what,) if named else (), "--also"), share
 
 
 def _only(bundle: Bundle, kind: str, option: str) -> Condition:

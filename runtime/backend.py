@@ -71,7 +71,7 @@ class Backend(Protocol):
     def record(self, calls: Sequence[Call]) -> Call | None:
         """One call that makes all of these without the host in between, or None where there is no such thing.
 
-        It is valid as long as the calls and their block are.  The first of the calls may be made once while recording.
+        It is valid as long as the calls and their block are.  Some of the calls may be made while recording.
         """
         ...
 

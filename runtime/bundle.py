@@ -35,7 +35,8 @@ PREDICTION = "prediction"  # (2,) float32: x0 = prediction[0] x + prediction[1] 
 X0_LIMIT = "x0_limit"  # (1,) float32: x0 is clamped to [-limit, limit]; infinity: never
 INPUT_SCALE = "input_scale"  # (1,) float32: the denoiser sees input_scale x
 TIMESTEP = "timestep"  # (1,) float32: what the denoiser is told of the time
-GUIDANCE = "guidance"  # (G,) float32: weight of each branch
+GUIDANCE = "guidance"  # (G,) float32: weight of each branch, what is asked first
+RESCALE = "guidance_rescale"  # (1,) float32: share of guidance's own spread that is taken back, from 0
 NOISE = "noise"  # (B, *L) float32
 NEXT_STATE = "next_state"  # (K, B, *L) float32
 X0 = "x0"  # (B, *L) float32

@@ -10,9 +10,12 @@ import numpy as np
 
 from mmgen.runtime import describe
 from mmgen.runtime import doctor as machine
+from mmgen.runtime.arguments import also as read_also
 from mmgen.runtime.arguments import conditions as read_conditions
+from mmgen.runtime.arguments import negative as read_negative
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
+from mmgen.runtime.reading import read_media
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
 from mmgen.runtime.solvers import SOLVERS
@@ -56,8 +59,23 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
 @click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated.")
 @click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
               help="Any condition, by name: text, a class, JSON numbers or a .npy file; may be repeated.")  # fmt: skip
+@click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
+              help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
+@click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
+              help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
+@click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
+              help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
+@click.option("--guidance-interval", type=(float, float), metavar="LOW HIGH",
+              help="Ratios of noise to data; outside it there is no guidance, at half the cost.")  # fmt: skip
+@click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
+              help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
+              help="Start from a PNG picture, or from media in a .npy file.")  # fmt: skip
+@click.option("--strength", type=float, help="With --image: share of the steps to make, 0.8 unless given.")
+@click.option("--deadline", type=float, metavar="SECONDS",
+              help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default.")
 @click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
@@ -73,6 +91,10 @@ def generate(
     prompts: tuple[str, ...],
     class_ids: tuple[int, ...],
     others: tuple[str, ...],
+    negative_prompts: tuple[str, ...],
+    negatives: tuple[str, ...],
+    also_arguments: tuple[str, ...],
+    image: Path | None,
     output: str,
     backend: str,
     threads: int | None,
@@ -88,14 +110,20 @@ def generate(
         with load(folder, backend, threads=threads) as generator:
             bundle = generator.bundle
             conditions = read_conditions(bundle, prompts, class_ids, others)
-            rows = generator.stream(**request, **conditions)
+            more: dict[str, Any] = {
+                "negative": read_negative(bundle, negative_prompts, negatives),
+                "also": read_also(bundle, also_arguments),
+            }
+            start = None if image is None else read_media(image, bundle.media)
+            rows = generator.stream(image=start, **more, **request, **conditions)
             with destination(output, bundle.media) as save:
                 for row in rows:
                     progress("denoising", row.row / row.rows)
                     if row.last:
                         progress("decoding", 1.0)
                         result = row.result()
-                asked = _asked(bundle, request, conditions)
+                started = {"image": None if image is None else str(image)}
+                asked = _asked(bundle, {**request, **more, **started}, conditions)
                 columns = request["count"] if 1 < request["count"] < len(result.media) else None
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
     record = {
@@ -103,7 +131,8 @@ def generate(
         "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
         "backend": generator.backend,
         "request": asked,
-        "timings": {**vars(result.timings), "total": result.timings.total},
+        "delivered": {n: getattr(result, n) for n in ("steps_asked", "steps", "rows", "rows_run", "complete")},
+        "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
     }
     show(record, as_json, lambda: _said(files, result, generator.backend))
 
@@ -141,12 +170,26 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 
 
 def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[Any]]) -> dict[str, Any]:
-    """The request as JSON can hold it, with the bundle's defaults where it was silent."""
-    full = {key: getattr(bundle.defaults, key) if value is None else value for key, value in request.items()}
+    """The request as JSON can hold it, with the bundle's defaults where it was silent; what is off isn't told."""
+    defaults = {"steps", "guidance", "solver", "sigmas"}
+    full = {key: getattr(bundle.defaults, key) if key in defaults and value is None else value
+            for key, value in request.items() if key in {*defaults, "seed", "count"} or value}  # fmt: skip
     if request["sigmas"] is None and full["solver"] != bundle.defaults.solver:
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
-    plain = {n: [v.tolist() if isinstance(v, np.ndarray) else v for v in values] for n, values in conditions.items()}
-    return {**full, "conditions": plain}
+    told: dict[str, Any] = _plain({**full, "conditions": conditions})
+    return told
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tuples and what holds them, as JSON does."""
+    match value:
+        case np.ndarray():
+            return value.tolist()
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value
 
 
 def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
@@ -163,4 +206,7 @@ def _said(files: list[Path], result: Result, backend: str) -> str:
         f"{backend}: condition {timings.condition:.3f} s, {len(timings.steps)} steps {timings.loop:.3f} s, "
         f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all; samples: {len(result.media)}"
     )
+    if not result.complete:
+        steps = f"{result.steps} steps of the {result.steps_asked} asked for"
+        times += f"\nthe deadline left time for {steps}, {result.rows_run} of {result.rows} rows run"
     return "\n".join([*map(str, files), times])

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Generator as Loop
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +23,13 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
 from mmgen.runtime.building import ensure_engines
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
+from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.options import Course, Options, Request, check, checked
+from mmgen.runtime.pace import Pace, fitting
 from mmgen.runtime.plan import Plan, Size, decode
-from mmgen.runtime.request import Branches, branches
+from mmgen.runtime.request import Also
 from mmgen.runtime.results import Progress, Result, Timings
-from mmgen.runtime.solvers import table as solver_table
-from mmgen.runtime.table import Table
 from mmgen.runtime.text import open_tokenizer
 
 PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again
@@ -50,6 +50,7 @@ class Generator:
             if c.kind == "text"
         }
         self._plans: dict[Size, Plan] = {}  # the least recently used first
+        self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
         roles: tuple[Role, ...] = ("condition", "step", "decode")
         for role in roles:
@@ -71,6 +72,14 @@ class Generator:
         sigmas: str | None = None,
         count: int | None = None,
         noise: NDArray[np.float32] | None = None,
+        negative: Mapping[str, object] | None = None,
+        also: Sequence[Also] = (),
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        image: NDArray[Any] | None = None,
+        latents: NDArray[np.float32] | None = None,
+        strength: float | None = None,
+        deadline: float | None = None,
         **conditions: object,
     ) -> Result:
         """Make media.
@@ -83,22 +92,39 @@ class Generator:
             sigmas: ``schedule``, ``karras``, ``exponential`` or ``beta``, for solvers that choose their noise levels.
             count: samples for each value of the conditions.
             noise: float32 (B, *L), in place of the seed's.
+            negative: conditions to guide away from, by name, in place of the null ones.
+            also: more to ask for at the same time, ``(conditions by name, weight)`` each; below 0 it is kept away.
+            guidance_interval: ratios of noise to data (low, high); rows outside run what is asked alone, without
+                guidance and at its cost (Kynkaanniemi et al. 2024).
+            guidance_rescale: from 0 to 1, how much of the spread that guidance adds is taken back (Lin et al. 2023).
+            image: media to start from, as decode makes it: one, or (B, ...).
+            latents: float32 (B, *L) to start from in its place, such as another result's.
+            strength: with one of these, the share of the steps that is made, up to 1; None: 0.8.
+            deadline: seconds from this call to the media.  Fewer steps are made if the device was measured to need
+                longer for all, and the loop ends early rather than late, with what the denoiser believes then; the
+                result says so.  One row is always run.  The first request of a size measures, in this time too.
             conditions: by the bundle's names, each one value or a list of values.
 
         Raises:
             MmgenError: a bad argument, or latents that are not finite.
         """
-        request = self._request(steps, guidance, seed, solver, sigmas, count, noise, conditions)
-        with self._exclusive(), self._started(request) as (plan, timings):
-            if (loop := plan.loop()) is None:
-                for _ in self._rows(plan, timings):
+        started = time.perf_counter()
+        options = Options(
+            steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
+            image, latents, strength, deadline,
+        )  # fmt: skip
+        request = check(self.bundle, self._encoders, options, conditions)
+        with self._exclusive(), self._started(request, started) as run:
+            loop = run.plan.loop() if run.end is None else None  # what is recorded as one can't be ended early
+            if loop is None:
+                for _ in self._rows(run):
                     pass
             else:
                 clock = time.perf_counter()
                 loop()
                 self._backend.wait()
-                timings.loop = time.perf_counter() - clock
-            return _result(plan, len(plan.steps), timings)
+                run.timings.loop = time.perf_counter() - clock
+            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
 
     def stream(
         self,
@@ -110,20 +136,32 @@ class Generator:
         sigmas: str | None = None,
         count: int | None = None,
         noise: NDArray[np.float32] | None = None,
+        negative: Mapping[str, object] | None = None,
+        also: Sequence[Also] = (),
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        image: NDArray[Any] | None = None,
+        latents: NDArray[np.float32] | None = None,
+        strength: float | None = None,
+        deadline: float | None = None,
         **conditions: object,
     ) -> Loop[Progress, None, None]:
         """The same, row by row; leaving the loop cancels.
 
         Arguments and errors as for ``generate``; arguments are checked before this returns.
         """
-        return self._loop(self._request(steps, guidance, seed, solver, sigmas, count, noise, conditions))
+        options = Options(
+            steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
+            image, latents, strength, deadline,
+        )  # fmt: skip
+        return self._loop(check(self.bundle, self._encoders, options, conditions))
 
     def decode(self, latents: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
-        checked = _checked(latents, (batch, *self.bundle.latent_shape), "latents")
+        given = checked(latents, (batch, *self.bundle.latent_shape), "latents")
         with self._exclusive():
-            return decode(self.bundle, self._backend, self._runners["decode"], checked)
+            return decode(self.bundle, self._backend, self._runners["decode"], given)
 
     def close(self) -> None:
         """Free graphs and memory.  A stream that this thread has left half-way ends with it."""
@@ -162,76 +200,92 @@ class Generator:
             finally:
                 self._owner = None
 
-    def _request(
-        self,
-        steps: int | None,
-        guidance: float | None,
-        seed: int,
-        solver: str | None,
-        sigmas: str | None,
-        count: int | None,
-        noise: NDArray[np.float32] | None,
-        conditions: dict[str, object],
-    ) -> "_Request":
-        table = self._table(solver, steps, sigmas)
-        weight = self.bundle.defaults.guidance if guidance is None else guidance
-        asked = branches(self.bundle, self._encoders, conditions, weight, count)
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
-        shape = (asked.batch, *self.bundle.latent_shape)
-        start = (
-            seeded_noise(int(seed), asked.batch, self.bundle.latent_shape)
-            if noise is None
-            else _checked(noise, shape, "noise")
-        )
-        return _Request(table, asked, start, int(seed))
-
-    def _table(self, solver: str | None, steps: int | None, sigmas: str | None) -> Table:
-        defaults = self.bundle.defaults
-        own = solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
-        if sigmas is None:
-            sigmas = defaults.sigmas if own else "schedule"
-        return solver_table(
-            defaults.solver if solver is None else solver,
-            self.bundle.process,
-            defaults.steps if steps is None else steps,
-            sigmas=sigmas,  # type: ignore[arg-type]  # checked there
-            options=defaults.solver_options if own else {},
-        )
-
-    def _loop(self, request: "_Request") -> Loop[Progress, None, None]:
-        with self._exclusive(), self._started(request) as (plan, timings):
-            for row in self._rows(plan, timings):
-                yield _progress(row, plan, timings)
+    def _loop(self, request: Request) -> Loop[Progress, None, None]:
+        with self._exclusive(), self._started(request, time.perf_counter()) as run:
+            for row, last in self._rows(run):
+                yield run.progress(row, last)
                 if self._closed:
                     raise MmgenError("this generator was closed inside a stream", remedy="load the bundle again")
 
-    def _rows(self, plan: Plan, timings: Timings) -> Iterator[int]:
-        """Run row by row; yields each row's number, from 1, when it is done."""
-        for row, step in enumerate(plan.steps, 1):
+    def _rows(self, run: "_Run") -> Iterator[tuple[int, bool]]:
+        """Run row by row; yields each row's number, from 1, when it is done, and whether it was the last."""
+        for row, step in enumerate(run.plan.steps, 1):
             clock = time.perf_counter()
             step()
             self._backend.wait()
-            timings.steps.append(time.perf_counter() - clock)
-            timings.loop += timings.steps[-1]
-            yield row
+            now = time.perf_counter()
+            run.add_row(row, now - clock)
+            last = row == len(run.plan.steps) or run.is_late(row, now)
+            yield row, last
+            if last:
+                return
 
     @contextmanager
-    def _started(self, request: "_Request") -> Iterator[tuple[Plan, Timings]]:
-        """The plan with the request written and its conditions made; an error drops the plan."""
-        timings, clock = Timings(), time.perf_counter()
-        plan = self._plan(request.size)
+    def _started(self, request: Request, clock: float) -> Iterator["_Run"]:
+        """A run with the request written and its conditions made; an error drops its plan.
+
+        ``clock`` is when the deadline's time began.
+        """
+        asked, deadline, timings = request.asked, request.options.deadline, Timings()
+        size = (asked.batch, len(asked.weights))
+        pace = self._paces.setdefault(size, Pace(len(asked.weights)))
+        latents = self._given(request, timings)
+        course = request.course(request.steps)
+        if deadline is not None:
+            if not pace.known:
+                self._measure(request, latents, pace)
+            left = clock + deadline - time.perf_counter()
+            course = fitting(pace, request.course, request.steps, request.least, left)
+        with self._written(request, course, latents, timings) as plan:
+            pace.condition.append(timings.condition)
+            yield _Run(request, course, plan, timings, pace, None if deadline is None else clock + deadline)
+
+    @contextmanager
+    def _written(
+        self, request: Request, course: Course, latents: NDArray[np.float32] | None, timings: Timings
+    ) -> Iterator[Plan]:
+        """The plan of a course, with everything ready for its first row."""
+        clock, size = time.perf_counter(), course.size(request.asked)
+        plan = self._plan(size)
         try:
-            plan.write(request.table, request.asked, request.start, request.noises)
+            start, noises = request.start(course.table, latents), request.noises(course.table)
+            plan.write(course.table, request.asked, start, noises, course.rescale)
             for call in plan.conditions:
                 call()
             self._backend.wait()
             timings.condition = time.perf_counter() - clock
-            yield plan, timings
+            yield plan
         except Exception:
-            if self._plans.pop(request.size, None):  # what half-ran is not for the next request
+            if self._plans.pop(size, None):  # what half-ran is not for the next request
                 plan.close()
             raise
+
+    def _given(self, request: Request, timings: Timings) -> NDArray[np.float32] | None:
+        """The latents that a request starts from, if any; media are encoded."""
+        if request.image is None:
+            return request.latents
+        clock = time.perf_counter()
+        if "encode" not in self._runners:  # few requests need it, and it has weights of its own
+            self._runners["encode"] = self._backend.runner(self.bundle, "encode")
+        latents = encode(self.bundle, self._backend, self._runners["encode"], request.image)
+        timings.encode = time.perf_counter() - clock
+        return latents
+
+    def _measure(self, request: Request, latents: NDArray[np.float32] | None, pace: Pace) -> None:
+        """Time the rows of the shortest course and the decoder, each the second time it runs."""
+        course, timings = request.course(request.least), Timings()
+        with self._written(request, course, latents, timings) as plan:
+            pace.condition.append(timings.condition)
+            for _ in range(2):
+                clock = time.perf_counter()
+                plan.steps[0]()
+                self._backend.wait()
+                row = time.perf_counter() - clock
+                clock = time.perf_counter()
+                plan.decode_x0()
+                decode = time.perf_counter() - clock
+            pace.add_row(course.alone[0], row)
+            pace.decode.append(decode)
 
     def _plan(self, size: Size) -> Plan:
         """The plan of a size: a kept one, or a new one in place of the least recently used."""
@@ -245,42 +299,46 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A request, checked: what the host gives a plan."""
+class _Run:
+    """A request on its way."""
 
-    table: Table
-    asked: Branches
-    start: NDArray[np.float32]  # (B, *L) unit noise
-    seed: int
+    request: Request
+    course: Course
+    plan: Plan
+    timings: Timings
+    pace: Pace
+    end: float | None  # by ``time.perf_counter``, when the media are to be there
 
-    @property
-    def size(self) -> Size:
-        return Size(self.asked.batch, len(self.asked.weights), tuple(map(bool, self.table.stochastic)))
+    def add_row(self, row: int, seconds: float) -> None:
+        """Take down how long a row took, from 1."""
+        self.timings.steps.append(seconds)
+        self.timings.loop += seconds
+        self.pace.add_row(self.course.alone[row - 1], seconds)
 
-    @property
-    def noises(self) -> dict[int, NDArray[np.float32]]:
-        """Unit noise (B, *L) of the rows that use it."""
-        batch, *latent = self.start.shape
-        rows = np.flatnonzero(self.table.stochastic)
-        return {int(row): seeded_noise(self.seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
+    def is_late(self, row: int, now: float) -> bool:
+        """Whether the row after this one, and decoding, would end after the deadline."""
+        return self.end is not None and now + self.pace.row(self.course.alone[row]) + self.pace.finish > self.end
 
+    def progress(self, row: int, last: bool) -> Progress:
+        """What is shown after a row."""
+        latents, result = partial(self.plan.latents, row), partial(self.result, row, last)
+        return Progress(row, len(self.plan.steps), last, self.timings, latents, self.plan.preview, result)
 
-def _progress(row: int, plan: Plan, timings: Timings) -> Progress:
-    latents, result = partial(plan.latents, row), partial(_result, plan, row, timings)
-    return Progress(row, len(plan.steps), timings, latents, plan.preview, result)
-
-
-def _result(plan: Plan, row: int, timings: Timings) -> Result:
-    latents = plan.latents(row)
-    if not np.isfinite(latents).all():
-        raise MmgenError(
-            f"the latents are not finite after row {row} of {len(plan.steps)}",
-            remedy="mmgen verify tells whether the bundle or the request is at fault",
-        )
-    clock = time.perf_counter()
-    media, codes = plan.decode(row)
-    timings.decode = time.perf_counter() - clock
-    return Result(media, latents, codes, timings)
+    def result(self, row: int, last: bool = True) -> Result:
+        """What there is after so many rows; after the last, if more were planned, what the denoiser believes."""
+        plan, rows = self.plan, len(self.plan.steps)
+        early = last and row < rows
+        latents = plan.x0() if early else plan.latents(row)
+        if not np.isfinite(latents).all():
+            raise MmgenError(
+                f"the latents are not finite after row {row} of {rows}",
+                remedy="mmgen verify tells whether the bundle or the request is at fault",
+            )
+        clock = time.perf_counter()
+        media, codes = plan.decode_x0() if early else plan.decode(row)
+        self.timings.decode = time.perf_counter() - clock
+        self.pace.decode.append(self.timings.decode)
+        return Result(media, latents, codes, self.timings, self.request.steps, self.course.steps, rows, row)
 
 
 def load(
@@ -313,12 +371,3 @@ def load(
     except BaseException:
         opened.close()
         raise
-
-
-def _checked(array: NDArray[np.float32], shape: tuple[int, ...], name: str) -> NDArray[np.float32]:
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise MmgenError(name, got=got, wanted=f"float32 {shape}")
-    if not np.isfinite(array).all():
-        raise MmgenError(name, got="NaN or infinity", wanted="finite numbers")
-    return array

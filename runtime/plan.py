@@ -37,6 +37,7 @@ class Size:
     batch: int  # B
     guides: int  # G
     stochastic: tuple[bool, ...]  # for each row of the table, whether it uses noise
+    alone: tuple[bool, ...]  # for each row, whether it runs the first branch alone
 
 
 class Decoding:
@@ -76,7 +77,8 @@ class Plan:
         layout = Layout()
         self._states = [layout.slot((K, *latents))]
         self._rows = {name: layout.slots(len(size.stochastic), shape) for name, shape in ROWS.items()}
-        self._guidance = layout.slot((size.guides,))
+        self._rescale = layout.slots(len(size.stochastic), (1,))
+        self._guidance, self._one = layout.slot((size.guides,)), layout.slot((1,))
         self._inputs = {
             name: layout.slot((size.guides * size.batch, *shape), dtype)
             for name, (shape, dtype) in _condition_inputs(bundle).items()
@@ -94,27 +96,32 @@ class Plan:
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
         self._block = backend.block(host_bytes, layout.bytes - host_bytes)
-        try:
+        try:  # the step graph first: it knows B from G, which makes for better refusals
+            guided = {name: slot.reshape(size.guides, size.batch, *slot.shape[1:]) for name, slot in made.items()}
+            first = {name: slot[0].reshape(1, *slot.shape[1:]) for name, slot in guided.items()}  # the same memory
+            branches = {
+                False: {**guided, names.GUIDANCE: self._guidance},
+                True: {**first, names.GUIDANCE: self._one},
+            }
+            rows = [
+                {
+                    **branches[alone],
+                    **{name: slots[i] for name, slots in self._rows.items()},
+                    names.RESCALE: self._rescale[i],
+                    names.NOISE: noise,
+                    names.STATE: self._states[i % 2],
+                    names.NEXT_STATE: self._states[(i + 1) % 2],
+                    names.X0: self._x0,
+                }
+                for i, (noise, alone) in enumerate(zip(self._noises, size.alone, strict=True))
+            ]
+            bound: dict[int, Call] = {}
+            for kind in sorted(set(size.alone)):  # calls that are bound at once have the same shapes
+                chosen = [i for i, alone in enumerate(size.alone) if alone == kind]
+                bound |= zip(chosen, runners["step"].bind(self._block, [rows[i] for i in chosen]), strict=True)
+            self.steps = [bound[i] for i in range(len(rows))]
             self.conditions = (
                 runners["condition"].bind(self._block, [{**self._inputs, **made}]) if "condition" in runners else []
-            )
-            fixed = {
-                **{name: slot.reshape(size.guides, size.batch, *slot.shape[1:]) for name, slot in made.items()},
-                names.GUIDANCE: self._guidance,
-                names.X0: self._x0,
-            }
-            self.steps = runners["step"].bind(
-                self._block,
-                [
-                    {
-                        **fixed,
-                        **{name: slots[i] for name, slots in self._rows.items()},
-                        names.NOISE: noise,
-                        names.STATE: self._states[i % 2],
-                        names.NEXT_STATE: self._states[(i + 1) % 2],
-                    }
-                    for i, noise in enumerate(self._noises)
-                ],
             )
             self._decode.bind(self._block, self._states[0][0], self._states[1][0], self._x0)
         except BaseException:
@@ -123,22 +130,32 @@ class Plan:
         self._loop: Call | None = None
         self._recorded = False
 
-    def write(self, table: Table, asked: Branches, start: NDArray[np.float32], noises: Mapping[int, Any]) -> None:
+    def write(
+        self,
+        table: Table,
+        asked: Branches,
+        start: NDArray[np.float32],
+        noises: Mapping[int, Any],
+        rescale: NDArray[np.float32],
+    ) -> None:
         """Give the device a request.
 
         Args:
             table: N rows.
             asked: G branches for B samples.
-            start: unit noise float32 (B, *L).
+            start: float32 (B, *L), what slot 0 holds before the first row.
             noises: unit noise float32 (B, *L) of each row that uses it, by row from 0.
+            rescale: float32 (N,), share of guidance's own spread that is taken back.
         """
         host = self._block.host
         state = self._states[0].of(host)
         state[1:] = 0
-        np.multiply(start, table.initial_scale, out=state[0], casting="same_kind")
+        state[0] = start
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
+        stacked(host, self._rescale)[:] = rescale[:, None]
         self._guidance.of(host)[:] = asked.weights
+        self._one.of(host)[:] = 1
         for name, slot in self._inputs.items():
             slot.of(host)[:] = asked.inputs[name]
         self._no_noise.of(host)[:] = 0
@@ -150,6 +167,7 @@ class Plan:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
         if not self._recorded:
             self._loop, self._recorded = self._backend.record(self.steps), True
+            self._block.upload()  # what was run to record may have written over the start
         return self._loop
 
     def latents(self, row: int) -> NDArray[np.float32]:
@@ -163,7 +181,16 @@ class Plan:
 
     def preview(self) -> NDArray[Any]:
         """Media of what the denoiser believed in the last row."""
-        return self._decode(self._block, self._x0)[0]
+        return self.decode_x0()[0]
+
+    def x0(self) -> NDArray[np.float32]:
+        """A copy of the latents (B, *L) that the denoiser believed in in the last row."""
+        (latents,) = self._block.read(self._x0)
+        return latents
+
+    def decode_x0(self) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media and codes of these."""
+        return self._decode(self._block, self._x0)
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called any more."""

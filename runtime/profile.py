@@ -74,9 +74,10 @@ def _said(ends: tuple[int, int]) -> str:
 
 def _remedy(bundle: Bundle, axis: str, size: int) -> str:
     axes = bundle.axes
-    if axis == "R" and {"B", "G"} <= set(axes):  # R = G B, and G is 1 or all branches
-        most = axes["G"].max
-        axis, size = "B", size // most if size % most == 0 else size
+    if axis == "R" and {"B", "G"} <= set(axes):  # R = G B
+        usual_g = axes["G"].opt
+        axis, size = "B", size // usual_g if size % usual_g == 0 else size
+    instead = "ask for fewer prompts at the same time" if axis == "G" else "ask for fewer samples at once"
     least, usual = (axes[axis].min, axes[axis].opt) if axis in axes else (1, 1)
     new = f"{min(least, size)}:{min(max(usual, least), size)}:{max(size, axes[axis].max if axis in axes else 1)}"
-    return f"ask for fewer samples at once, or {build_command(bundle)} --axis {axis}={new}"
+    return f"{instead}, or {build_command(bundle)} --axis {axis}={new}"

@@ -13,7 +13,12 @@ Array = NDArray[np.floating[Any]]
 
 
 def run(
-    table: Table, denoiser: Callable[[Array, float], Array], noise: Array, *, noises: Array | None = None
+    table: Table,
+    denoiser: Callable[[Array, float], Array],
+    noise: Array,
+    *,
+    noises: Array | None = None,
+    data: Array | None = None,
 ) -> Iterator[Array]:
     """Yield the state after each row of a table.
 
@@ -22,13 +27,17 @@ def run(
         denoiser: from x (B, *L), already scaled, and a timestep to the model's output (B, *L) after guidance.
         noise: unit noise (B, *L) that the run starts from; all arithmetic is in its dtype.
         noises: unit noise (N, B, *L) of the rows; may be left out where the table isn't stochastic.
+        data: latents (B, *L) that the noise is added to; None: the run starts from noise alone.
 
     Yields:
         The state (K, B, *L); slot 0 of the last one holds the latents.
     """
     dtype = noise.dtype
     state = np.zeros((K, *noise.shape), dtype)
-    state[0] = noise * dtype.type(table.initial_scale)
+    if data is None:
+        state[0] = noise * dtype.type(table.initial_scale)
+    else:
+        state[0] = dtype.type(table.level[0, 0]) * data + dtype.type(table.level[0, 1]) * noise
     if noises is None:
         if table.stochastic.any():
             raise ValueError("a stochastic table needs noises")

@@ -1,7 +1,7 @@
 """A request's conditions to the arrays a condition graph takes: checked, batched, one branch per guidance weight."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,45 +11,67 @@ from mmgen.runtime.bundle import Bundle, Condition
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.text import Encode
 
+Also = tuple[Mapping[str, object], float]  # conditions by name, and how much they weigh beside what is asked
+Values = dict[str, list[object]]  # by condition name, one or one for each asked
+NO_NULL = "this bundle has no null condition to guide away from"
+
 
 @dataclass(frozen=True)
 class Branches:
     """What the denoiser is asked, G times for B samples."""
 
-    weights: NDArray[np.float32]  # (G,)
+    weights: NDArray[np.float32]  # (G,), what is asked first
     inputs: dict[str, NDArray[np.generic]]  # by condition name, (G B, ...), branch by branch
     batch: int  # B
 
 
 def branches(
-    bundle: Bundle, encoders: Mapping[str, Encode], given: Mapping[str, object], guidance: float, count: int | None
+    bundle: Bundle,
+    encoders: Mapping[str, Encode],
+    given: Mapping[str, object],
+    guidance: float,
+    count: int | None,
+    negative: Mapping[str, object] | None = None,
+    also: Sequence[Also] = (),
 ) -> Branches:
     """Encode a request.
 
     A condition is one value or a list of them; lists have one length n, and every value serves ``count`` samples:
-    B = n count.  With guidance w != 1 there are two branches, null and asked, weighted (1 - w, w)
-    (Ho & Salimans 2022, eq. 6, in the form diffusers uses); conditions without a null value are the same in both.
+    B = n count.  With D(c) what the denoiser makes of conditions c, guidance w goes from what isn't wanted to what is:
+
+        D(negative) + w [D(asked) - D(negative) + sum_i weight_i (D(also_i) - D(negative))]
+
+    Without ``also`` that is classifier-free guidance (Ho & Salimans 2022, eq. 6, in the form diffusers uses); with it,
+    the conjunction of Liu et al. 2022 (eq. 11), where a weight below 0 is a negation.  Branches of weight 0 are left
+    out, but for what is asked, which is the first.
+
+    Args:
+        given: by condition name.
+        negative: conditions in place of the null ones, by name; those left out stay null, or as asked if there is none.
+        also: conditions and the weight of each; those left out are as asked.
 
     Raises:
         MmgenError: an unknown or missing condition, a value of the wrong type, shape or range, lists that differ in
-            length, guidance for a bundle that has no null condition.
+            length, guidance for a bundle that has no null condition, negative conditions without guidance.
     """
-    known = {c.name: c for c in bundle.conditions}
-    for name in given:
-        if name not in known:
-            raise MmgenError(
-                f"unknown condition {name!r}", wanted=" or ".join(map(repr, known)) or "no condition at all",
-                remedy="mmgen inspect shows what the bundle takes",
-            )  # fmt: skip
-    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not math.isfinite(guidance):
-        raise MmgenError("guidance", got=repr(guidance), wanted="a finite number; 1 is none")
-    guided = guidance != 1
-    if guided and not any(c.null is not None for c in bundle.conditions):
-        raise MmgenError(
-            "guidance", got=guidance, wanted="1", remedy="this bundle has no null condition to guide away from"
-        )
-    lists = {c.name: _values(c, given.get(c.name)) for c in bundle.conditions}
-    lengths = {len(values) for values in lists.values()} - {1}
+    for mentioned in (given, negative or {}, *(conditions for conditions, _ in also)):
+        _check_names(bundle, mentioned)
+    weight = _weight("guidance", guidance, "a finite number; 1 is none")
+    shares = [_weight(f"weight of also[{i}]", share, "a finite number") for i, (_, share) in enumerate(also)]
+    null_weight = 1 - weight * (1 + math.fsum(shares))
+    if null_weight and not negative and all(c.null is None for c in bundle.conditions):
+        raise MmgenError("guidance", got=guidance, wanted="1", remedy=f"{NO_NULL}; say what isn't wanted (negative)")
+    if negative and not null_weight:
+        raise MmgenError("negative conditions have no effect without guidance", wanted="guidance other than 1")
+    asked = {c.name: _values(c, given.get(c.name), c.null) for c in bundle.conditions}
+    null: Values = {c.name: asked[c.name] if c.null is None else [c.null] for c in bundle.conditions}
+    sets = [(asked, weight), (_instead(bundle, null, negative or {}), null_weight)]
+    sets += [
+        (_instead(bundle, asked, conditions), weight * share)
+        for (conditions, _), share in zip(also, shares, strict=True)
+    ]
+    used = [sets[0], *((values, w) for values, w in sets[1:] if w)]
+    lengths = {len(values) for conditions, _ in used for values in conditions.values()} - {1}
     if len(lengths) > 1:
         raise MmgenError("conditions of different lengths", got=sorted(lengths), remedy="give lists of one length")
     number = lengths.pop() if lengths else 1
@@ -58,19 +80,40 @@ def branches(
         raise MmgenError("count", got=count, wanted="at least 1")
     inputs = {}
     for condition in bundle.conditions:
-        values = lists[condition.name]
-        asked = [v for v in (values * number if len(values) == 1 else values) for _ in range(count)]
-        rows = [condition.null if condition.null is not None else v for v in asked] + asked if guided else asked
+        rows: list[object] = []
+        for conditions, _ in used:
+            values = conditions[condition.name]
+            rows += [v for v in (values * number if len(values) == 1 else values) for _ in range(count)]
         inputs[condition.name] = _encode(condition, encoders, rows)
-    weights = np.array([1 - guidance, guidance] if guided else [1], np.float32)
-    return Branches(weights, inputs, number * count)
+    return Branches(np.array([w for _, w in used], np.float32), inputs, number * count)
 
 
-def _values(condition: Condition, given: object) -> list[object]:
+def _check_names(bundle: Bundle, values: Mapping[str, object]) -> None:
+    known = {c.name for c in bundle.conditions}
+    for name in values:
+        if name not in known:
+            names = " or ".join(repr(c.name) for c in bundle.conditions)
+            remedy = "mmgen inspect shows what the bundle takes"
+            raise MmgenError(f"unknown condition {name!r}", wanted=names or "no condition at all", remedy=remedy)
+
+
+def _weight(what: str, value: object, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise MmgenError(what, got=repr(value), wanted=wanted)
+    return float(value)
+
+
+def _instead(bundle: Bundle, values: Values, given: Mapping[str, object]) -> Values:
+    """Values by condition name, with others in place of some."""
+    known = {c.name: c for c in bundle.conditions}
+    return {**values, **{name: _values(known[name], value, None) for name, value in given.items()}}
+
+
+def _values(condition: Condition, given: object, default: object) -> list[object]:
     if given is None:
-        if condition.null is None:
+        if default is None:
             raise MmgenError(f"condition {condition.name!r} is missing", wanted=_wanted(condition))
-        return [condition.null]
+        return [default]
     if isinstance(given, np.ndarray) and condition.kind == "array":
         return list(given) if given.ndim == len(condition.shape) + 1 else [given]
     if isinstance(given, (list, tuple, np.ndarray)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 class Timings:
     """Wall-clock seconds of one call."""
 
+    encode: float = 0.0  # of what the request starts from, if anything
     condition: float = 0.0  # with the request's way to the device
     loop: float = 0.0  # all rows of the solver's table
     steps: list[float] = field(default_factory=list)  # each row; empty where a GPU ran all of them as one graph
@@ -19,7 +21,12 @@ class Timings:
 
     @property
     def total(self) -> float:
-        return self.condition + self.loop + self.decode
+        return self.encode + self.condition + self.loop + self.decode
+
+    @property
+    def jitter(self) -> float | None:
+        """How much longer the slowest row took than the median; None where rows weren't timed one by one."""
+        return max(self.steps) - median(self.steps) if self.steps else None
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,15 @@ class Result:
     latents: NDArray[np.float32]  # (B, *L)
     codes: NDArray[np.int64] | None  # (B, ...), where the decoder has a codebook
     timings: Timings
+    steps_asked: int
+    steps: int  # that the solver was laid out for: fewer than asked for where a deadline left no time for them
+    rows: int  # evaluations of the denoiser that these steps are; with strength below 1, fewer than all
+    rows_run: int  # fewer than ``rows`` where a deadline ended the loop; the media is then what the denoiser believed
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps that were asked for were made."""
+        return self.steps == self.steps_asked and self.rows_run == self.rows
 
 
 @dataclass(frozen=True)
@@ -37,12 +53,9 @@ class Progress:
     """The state after a row of the table; its functions are valid until the loop goes on."""
 
     row: int  # from 1
-    rows: int
+    rows: int  # that were planned
+    last: bool  # no row follows: all are done, or a deadline is near
     timings: Timings  # so far
     latents: Callable[[], NDArray[np.float32]]  # a copy of the latents (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last row, the result
-
-    @property
-    def last(self) -> bool:
-        return self.row == self.rows

@@ -62,9 +62,10 @@ class TensorRT:
         self._device.close()
 
     def _record(self, calls: Sequence[Call]) -> Call:
-        contexts = {call.context for call in calls if isinstance(call, EngineCall)}
-        settled = [bound.settle() for bound in contexts]
-        calls[0]()  # what a context puts off to its first run can't be recorded
+        first = {call.context: call for call in reversed(calls) if isinstance(call, EngineCall)}
+        settled = [bound.settle() for bound in first]
+        for call in first.values():  # what a context puts off to its first run can't be recorded
+            call()
         self._device.wait()
         for context in settled:
             if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):

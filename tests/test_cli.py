@@ -107,14 +107,14 @@ def test_an_older_file_is_replaced(here: Path) -> None:
 def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
     result = done("generate", "b.mmgen", "--prompt", "red", "--steps", "2", "-o", "out.png", "--json")
     record = json.loads(result.stdout)
-    assert set(record) == {"files", "media", "backend", "request", "timings"}
+    assert set(record) == {"files", "media", "backend", "request", "delivered", "timings"}
     assert record["files"] == ["out.png"]
     assert record["media"] == {"kind": "image", "dtype": "uint8", "shape": [1, 16, 16, 3]}
     assert record["request"] == {
         "conditions": {"prompt": ["red"]}, "steps": 2, "guidance": 2.0, "seed": 0, "solver": "ddim",
         "sigmas": "schedule", "count": 1,
     }  # fmt: skip
-    assert set(record["timings"]) == {"condition", "loop", "steps", "decode", "total"}
+    assert set(record["timings"]) == {"encode", "condition", "loop", "steps", "decode", "total", "jitter"}
     assert json.dumps(record["request"]).encode() in (here / "out.png").read_bytes(), "the picture says how it was made"
 
 

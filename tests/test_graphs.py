@@ -85,8 +85,8 @@ def test_every_varying_axis_has_its_name_and_no_other_varies(traced: dict[str, t
     assert shapes("condition") == {"label": ("R",), "hint": ("R", 3), "context": ("R", 2, 32)}
     assert shapes("step") == {
         "state": (K, "B", *LATENT), "transition": (K, K + 3), "prediction": (2,), "x0_limit": (1,), "input_scale": (1,),
-        "timestep": (1,), "guidance": ("G",), "noise": ("B", *LATENT), "context": ("G", "B", 2, 32),
-        "next_state": (K, "B", *LATENT), "x0": ("B", *LATENT),
+        "timestep": (1,), "guidance": ("G",), "guidance_rescale": (1,), "noise": ("B", *LATENT),
+        "context": ("G", "B", 2, 32), "next_state": (K, "B", *LATENT), "x0": ("B", *LATENT),
     }  # fmt: skip
     assert shapes("decode") == {"latents": ("B", *LATENT), "media": ("B", 16, 16, 3), "codes": ("B", 8, 8)}
     assert shapes("encode") == {"media": ("B", 16, 16, 3), "latents": ("B", *LATENT)}
@@ -155,6 +155,7 @@ def test_the_step_is_the_table_row() -> None:
             torch.tensor([0.7]),
             torch.tensor([11.0]),
             guidance,
+            torch.zeros(1),
             noise,
             label,
         )
@@ -177,7 +178,7 @@ def test_branches_are_rows_branch_by_branch() -> None:
     keep_output[0, K + 1] = 1
     one = torch.ones(1)
     next_state, _ = StepGraph(Label())(
-        zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), zeros[0], label
+        zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), torch.zeros(1), zeros[0], label
     )
     assert next_state[0, :, 0].tolist() == [10, 20, 30]
 

@@ -266,7 +266,7 @@ def test_an_axis_out_of_range_names_what_to_build(machine: Machine, bundle: Path
     with load(bundle, machine.flavour) as generator:
         with pytest.raises(MmgenError) as raised:
             generator.generate(**ASKED | {"count": 5})
-        assert "condition.engine: axis R, got 20, wanted 1 to 16;" in str(raised.value)
+        assert "step.engine: axis B, got 10, wanted 1 to 8;" in str(raised.value)
         assert str(raised.value).endswith(f"or mmgen build {bundle} --axis B=1:1:10")
         generator.generate(**ASKED)
 
@@ -344,7 +344,7 @@ def test_scratch_memory_that_is_too_small_is_told(
     """``set_device_memory`` returns nothing and only logs."""
     kind = machine.library.module.IExecutionContext
     monkeypatch.setattr(kind, "update_device_memory_size_for_shapes", lambda self: 0)
-    with pytest.raises(MmgenError, match=r"condition\.engine takes no scratch memory \(.*256 bytes, needed"):
+    with pytest.raises(MmgenError, match=r"step\.engine takes no scratch memory \(.*256 bytes, needed"):
         play(bundle, machine.flavour)
 
 

@@ -48,7 +48,7 @@ def ranges(batch: tuple[int, int], guides: tuple[int, int]) -> Ranges:
 
 @pytest.fixture
 def bundle(bundle_folder: Path) -> Bundle:
-    """Its axes: B 1:1:8, G 1:2:2."""
+    """Its axes: B 1:1:8, G 1:2:4."""
     return read_bundle(bundle_folder)
 
 

@@ -1,0 +1,29 @@
+"""Media from the host, encoded: where a request begins that starts from something."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime import bundle as names
+from mmgen.runtime.backend import Backend, Runner
+from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.memory import Layout
+
+
+def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]) -> NDArray[np.float32]:
+    """Latents float32 (B, *L) of media (B, ...); ``runner`` is the bundle's encode graph."""
+    layout = Layout()
+    given = layout.slot(media.shape, media.dtype.name)
+    host_bytes = layout.bytes
+    made = layout.slot((len(media), *bundle.latent_shape))
+    block = backend.block(host_bytes, layout.bytes - host_bytes)
+    try:
+        (call,) = runner.bind(block, [{names.MEDIA: given, names.LATENTS: made}])
+        given.of(block.host)[:] = media
+        block.upload()
+        call()
+        (latents,) = block.read(made)
+        return latents
+    finally:
+        block.close()

@@ -1,0 +1,223 @@
+"""What a request asks for, checked before anything runs; and what that is in rows of a solver's table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.bundle import RESCALE, Bundle
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.plan import Size
+from mmgen.runtime.request import Also, Branches, branches
+from mmgen.runtime.solvers import table as solver_table
+from mmgen.runtime.table import Table
+from mmgen.runtime.text import Encode
+
+STRENGTH = 0.8  # as diffusers' image to image
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of ``generate`` but for the conditions; ``Generator.generate`` says what each is."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    solver: str | None = None
+    sigmas: str | None = None
+    count: int | None = None
+    noise: NDArray[np.float32] | None = None
+    negative: Mapping[str, object] | None = None
+    also: Sequence[Also] = ()
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float = 0.0
+    image: NDArray[Any] | None = None
+    latents: NDArray[np.float32] | None = None
+    strength: float | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """A request in a number of steps: N rows, B samples, G branches."""
+
+    steps: int
+    table: Table
+    alone: tuple[bool, ...]  # (N,): rows that run what is asked alone, without guidance
+    rescale: NDArray[np.float32]  # (N,): share of guidance's own spread that is taken back
+
+    def size(self, asked: Branches) -> Size:
+        """What decides the plan."""
+        return Size(asked.batch, len(asked.weights), tuple(map(bool, self.table.stochastic)), self.alone)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, checked."""
+
+    bundle: Bundle
+    options: Options
+    asked: Branches
+    noise: NDArray[np.float32]  # (B, *L) unit noise
+    steps: int
+    image: NDArray[Any] | None = field(default=None)  # (B, *media shape)
+    latents: NDArray[np.float32] | None = None  # (B, *L)
+
+    @property
+    def least(self) -> int:
+        """The fewest steps that this can be done in: below, the strength leaves none."""
+        strength = self.options.strength
+        return 1 if strength is None else math.ceil(1 / strength - 1e-9)
+
+    def course(self, steps: int) -> Course:
+        """Its rows in so many steps."""
+        options, defaults = self.options, self.bundle.defaults
+        own = options.solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
+        sigmas = options.sigmas
+        if sigmas is None:
+            sigmas = defaults.sigmas if own else "schedule"
+        table = solver_table(
+            defaults.solver if options.solver is None else options.solver,
+            self.bundle.process,
+            steps,
+            sigmas=sigmas,  # type: ignore[arg-type]  # checked there
+            options=defaults.solver_options if own else {},
+            begin=self._begin(steps),
+        )
+        guided = np.full(len(table), len(self.asked.weights) > 1)
+        if options.guidance_interval is not None:
+            low, high = options.guidance_interval
+            guided &= (table.noise_to_data > low) & (table.noise_to_data <= high)
+        alone = ~guided if len(self.asked.weights) > 1 else guided
+        rescale = np.where(guided, np.float32(options.guidance_rescale), np.float32(0))
+        return Course(steps, table, tuple(map(bool, alone)), rescale)
+
+    def start(self, table: Table, latents: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        """What slot 0 holds before the first row: noise, or latents (B, *L) noised to that row's level."""
+        start: NDArray[np.float32] = self.noise * np.float32(table.initial_scale)
+        if latents is not None:
+            start = table.level[0, 0] * latents + table.level[0, 1] * self.noise
+        return start
+
+    def noises(self, table: Table) -> dict[int, NDArray[np.float32]]:
+        """Unit noise (B, *L) of the rows that use it."""
+        batch, *latent = self.noise.shape
+        rows = np.flatnonzero(table.stochastic)
+        return {int(row): seeded_noise(self.options.seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
+
+    def _begin(self, steps: int) -> int:
+        """How many steps the strength leaves out, as diffusers counts them."""
+        strength = self.options.strength
+        if strength is None or isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
+            return 0  # the table says what is wrong with the steps
+        run = min(int(steps * strength), steps)
+        if run < 1 <= steps:
+            raise MmgenError(
+                f"strength {strength:g} leaves none of {steps} steps",
+                remedy=f"ask for at least {self.least} steps, or for more strength",
+            )
+        return steps - run
+
+
+def check(
+    bundle: Bundle, encoders: Mapping[str, Encode], options: Options, conditions: Mapping[str, object]
+) -> Request:
+    """Check a request.
+
+    Raises:
+        MmgenError: a bad argument.
+    """
+    options = _checked_options(bundle, options)
+    defaults = bundle.defaults
+    weight = defaults.guidance if options.guidance is None else options.guidance
+    asked = branches(bundle, encoders, conditions, weight, options.count, options.negative, options.also)
+    shape = (asked.batch, *bundle.latent_shape)
+    given = options.noise
+    noise = seeded_noise(options.seed, *_batch_and_latent(shape)) if given is None else checked(given, shape, "noise")
+    steps = defaults.steps if options.steps is None else options.steps
+    image = None if options.image is None else _media(bundle, options.image, asked.batch)
+    latents = None if options.latents is None else checked(options.latents, shape, "latents")
+    request = Request(bundle, options, asked, noise, steps, image, latents)
+    request.course(steps)  # raises what is wrong with solver, steps, sigmas and strength
+    return request
+
+
+def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.float32]:
+    """An array as it must be.
+
+    Raises:
+        MmgenError: another shape or type, or numbers that aren't finite.
+    """
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
+        raise MmgenError(name, got=_said(array), wanted=f"float32 {shape}")
+    if not np.isfinite(array).all():
+        raise MmgenError(name, got="NaN or infinity", wanted="finite numbers")
+    return array
+
+
+def _checked_options(bundle: Bundle, options: Options) -> Options:
+    """The options, each in its range, and with a strength where there is something to start from."""
+    seed, rescale, strength, deadline = options.seed, options.guidance_rescale, options.strength, options.deadline
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
+    if not _is_number(rescale) or not 0 <= rescale <= 1:
+        raise MmgenError("guidance_rescale", got=repr(rescale), wanted="0, which is none, to 1")
+    if rescale and all(spec.name != RESCALE for spec in bundle.graphs["step"].inputs):
+        raise MmgenError("this bundle's step graph can't rescale guidance", remedy="export the bundle again")
+    if options.guidance_interval is not None:
+        _check_interval(options.guidance_interval)
+    if deadline is not None and not (_is_number(deadline) and deadline > 0):
+        raise MmgenError("deadline", got=repr(deadline), wanted="seconds, more than 0")
+    if options.image is not None and options.latents is not None:
+        raise MmgenError("image and latents", remedy="give one of them: both are what to start from")
+    if options.image is None and options.latents is None:
+        if strength is not None:
+            raise MmgenError("strength", got=repr(strength), wanted="an image or latents to start from")
+        return options
+    if strength is None:
+        strength = STRENGTH
+    if not _is_number(strength) or not 0 < strength <= 1:
+        raise MmgenError("strength", got=repr(strength), wanted="more than 0, up to 1, which keeps next to nothing")
+    return Options(**{**vars(options), "strength": float(strength), "seed": int(seed)})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check_interval(interval: object) -> None:
+    numbers = isinstance(interval, (tuple, list)) and len(interval) == 2 and all(map(_is_number, interval))
+    if not numbers or not 0 <= interval[0] < interval[1]:  # type: ignore[index]
+        raise MmgenError(
+            "guidance_interval", got=repr(interval), wanted="(low, high), ratios of noise to data with 0 <= low < high"
+        )
+
+
+def _media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[Any]:
+    """Media to start from (B, *shape): one for each sample, or one for all."""
+    if "encode" not in bundle.graphs:
+        raise MmgenError(
+            "this bundle has no encoder, so it can't start from media", remedy="start from latents, or export with one"
+        )
+    shape, dtype = bundle.media.shape, np.dtype(bundle.media.dtype)
+    if not isinstance(image, np.ndarray) or image.dtype != dtype or image.shape[-len(shape) :] != shape:
+        raise MmgenError("image", got=_said(image), wanted=f"{dtype} {shape} or (B, *{shape})", remedy="resize it")
+    if image.ndim == len(shape):
+        image = image[None]
+    if image.ndim != len(shape) + 1 or len(image) not in (1, batch):
+        raise MmgenError("image", got=_said(image), wanted=f"one, or one for each of {batch} samples")
+    if dtype.kind == "f" and not np.isfinite(image).all():
+        raise MmgenError("image", got="NaN or infinity", wanted="finite numbers")
+    return np.ascontiguousarray(np.broadcast_to(image, (batch, *shape)))
+
+
+def _said(array: object) -> str:
+    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+
+
+def _batch_and_latent(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    return shape[0], shape[1:]
