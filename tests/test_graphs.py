@@ -8,11 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from diffusers.guiders.guider_utils import rescale_noise_cfg
 from tiny import LATENT, tiny_model
 from tolerances import LIMITS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmgen.export.check import check
 from mmgen.export.graphs import Source, StepGraph, decode_source, sources
 from mmgen.export.trace import OPSET, SCOPES, describe, trace
 from mmgen.runtime.bundle import K, Media
@@ -262,3 +264,49 @@ def test_media_that_are_numbers_stay_numbers() -> None:
     latents = torch.randn(2, *LATENT)
     (media,) = call(source, {"latents": latents})
     assert np.array_equal(media, latents.flatten(1).numpy())
+
+
+def guided(out: Tensor, guidance: list[float], rescale: float = 0.0, channels: int | None = None) -> Tensor:
+    """Outputs (G, B, *L) of the branches, as a step guides them."""
+    return StepGraph(nn.Identity(), channels).guide(out, torch.tensor(guidance), torch.tensor([rescale]))
+
+
+def test_guidance_is_rescaled_as_diffusers_does() -> None:
+    torch.manual_seed(0)
+    out = torch.randn(2, 3, *LATENT) * torch.tensor([1.0, 5.0, 0.1])[:, None, None, None] + 0.3
+    plain = guided(out, [4.0, -3.0])
+    assert torch.equal(plain, 4 * out[0] + -3 * out[1])
+    for share in (0.3, 0.7, 1.0):
+        wanted = rescale_noise_cfg(plain, out[0], guidance_rescale=share)
+        got = guided(out, [4.0, -3.0], share)
+        assert relative_rms(got.numpy(), wanted.numpy()) < LIMITS["step arithmetic"]
+
+
+def test_an_output_without_spread_is_left_alone() -> None:
+    """A sample that is the same everywhere: 0 / 0 would be NaN, with rescaling off too."""
+    for share in (0.0, 1.0):
+        assert torch.isfinite(guided(torch.zeros(2, 1, *LATENT), [4.0, -3.0], share)).all()
+    assert torch.equal(guided(torch.ones(2, 1, *LATENT), [4.0, -3.0]), torch.ones(1, *LATENT))
+
+
+def test_channels_that_are_not_guided_are_those_of_what_is_asked() -> None:
+    """As DiT's forward_with_cfg: eps, rest = out[:, :3], out[:, 3:]; eps = uncond + w (cond - uncond)."""
+    torch.manual_seed(0)
+    cond, uncond = torch.randn(2, 3, *LATENT)
+    wanted = torch.cat([uncond[:, :3] + 4 * (cond[:, :3] - uncond[:, :3]), cond[:, 3:]], 1)
+    got = guided(torch.stack([cond, uncond]), [4.0, -3.0], channels=3)
+    assert relative_rms(got.numpy(), wanted.numpy()) < LIMITS["step arithmetic"]
+    assert torch.equal(got[:, 3:], cond[:, 3:])
+    for everything in (LATENT[0], None):
+        assert torch.equal(guided(torch.stack([cond, uncond]), [4.0, -3.0], channels=everything), 4 * cond - 3 * uncond)
+
+
+def test_guided_channels_are_in_the_graph(tmp_path: Path) -> None:
+    source = sources(tiny_model(guided_channels=3))["step"]
+    trace(source, tmp_path / "step.onnx")
+    inputs = random_inputs(source, {"B": 2, "G": 3})
+    inputs["guidance"], inputs["guidance_rescale"] = torch.tensor([3.0, -4.0, 2.0]), torch.tensor([0.5])
+    answers = list(zip(play(tmp_path / "step.onnx", inputs), call(source, inputs), strict=True))
+    assert max(relative_rms(got, want) for got, want in answers) < LIMITS["traced graph"]
+    with pytest.raises(MmgenError, match="guided_channels, got 5, wanted 1 to 4, or None for all"):
+        check(tiny_model(guided_channels=5))

@@ -31,4 +31,5 @@ LIMITS: dict[str, float] = {
     "half, residual stream": 2e-3,  # 1.0e-3
     "half, one layer": 1.2e-3,  # 6.1e-4, attention
     "ranges": 2e-6,  # 4.0e-7; two programs, largest value after a norm
+    "guidance": 1e-6,  # 1.1e-7; branches apart and summed outside, six steps
 }
