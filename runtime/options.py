@@ -13,6 +13,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.plan import Size
 from mmgen.runtime.request import Also, Branches, branches
+from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.table import Table
 from mmgen.runtime.text import Encode
@@ -64,8 +65,9 @@ class Request:
     asked: Branches
     noise: NDArray[np.float32]  # (B, *L) unit noise
     steps: int
-    image: NDArray[Any] | None = field(default=None)  # (B, *media shape)
+    image: NDArray[Any] | None = None  # (B, *media shape)
     latents: NDArray[np.float32] | None = None  # (B, *L)
+    courses: dict[int, Course] = field(default_factory=dict)  # made so far
 
     @property
     def least(self) -> int:
@@ -75,6 +77,11 @@ class Request:
 
     def course(self, steps: int) -> Course:
         """Its rows in so many steps."""
+        if steps not in self.courses:
+            self.courses[steps] = self._course(steps)
+        return self.courses[steps]
+
+    def _course(self, steps: int) -> Course:
         options, defaults = self.options, self.bundle.defaults
         own = options.solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
         sigmas = options.sigmas
@@ -112,10 +119,10 @@ class Request:
     def _begin(self, steps: int) -> int:
         """How many steps the strength leaves out, as diffusers counts them."""
         strength = self.options.strength
-        if strength is None or isinstance(steps, bool) or not isinstance(steps, (int, np.integer)):
-            return 0  # the table says what is wrong with the steps
+        if strength is None:
+            return 0
         run = min(int(steps * strength), steps)
-        if run < 1 <= steps:
+        if run < 1:
             raise MmgenError(
                 f"strength {strength:g} leaves none of {steps} steps",
                 remedy=f"ask for at least {self.least} steps, or for more strength",
@@ -139,6 +146,7 @@ def check(
     given = options.noise
     noise = seeded_noise(options.seed, *_batch_and_latent(shape)) if given is None else checked(given, shape, "noise")
     steps = defaults.steps if options.steps is None else options.steps
+    check_steps(steps)
     image = None if options.image is None else _media(bundle, options.image, asked.batch)
     latents = None if options.latents is None else checked(options.latents, shape, "latents")
     request = Request(bundle, options, asked, noise, steps, image, latents)

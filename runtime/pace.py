@@ -47,7 +47,10 @@ class Pace:
 
     def need(self, rows: Sequence[bool]) -> float:
         """What to reckon with for a whole request, given for each row whether it runs alone."""
-        return _cautious(self.condition) + sum(map(self.row, rows)) + self.finish
+        alone = sum(rows)
+        guided = len(rows) - alone
+        loop = (alone and alone * self.row(True)) + (guided and guided * self.row(False))
+        return _cautious(self.condition) + loop + self.finish
 
 
 def _cautious(seconds: deque[float]) -> float:

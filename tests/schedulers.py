@@ -58,7 +58,7 @@ class _Replaced:
 
 def in_float64(monkeypatch):
     """What diffusers' schedulers know as float32 is float64 from here on."""
-    for module in map(_module_of, CLASSES):
+    for module in map(module_of, CLASSES):
         monkeypatch.setattr(module, "torch", _Replaced(torch, float32=torch.float64))
         if hasattr(module, "np"):
             monkeypatch.setattr(module, "np", _Replaced(np, float32=np.float64))
@@ -104,7 +104,7 @@ def states_of(scheduler, start, *, noises=None, told=None, **step):
     """
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    module = _module_of(type(scheduler))
+    module = module_of(type(scheduler))
     x = torch.from_numpy(start * start.dtype.type(float(getattr(scheduler, "init_noise_sigma", 1.0))))
     for i, t in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
@@ -114,5 +114,5 @@ def states_of(scheduler, start, *, noises=None, told=None, **step):
         yield x.numpy()
 
 
-def _module_of(kind):
+def module_of(kind):
     return sys.modules[kind.__module__]

@@ -2,21 +2,27 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from one_branch import Denoiser, OneBranch
+from click.testing import CliRunner
+from one_row import Denoiser, denoiser
 from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load
-from mmgen.runtime.bundle import Bundle, Condition, read_bundle
+from mmgen.runtime.arguments import also
+from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, read_bundle
+from mmgen.runtime.cli import main
 from mmgen.runtime.noise import noise
 from mmgen.runtime.ort import OrtRunner
+from mmgen.runtime.process import Diffusion, Flow
 from mmgen.runtime.reference import run
 from mmgen.runtime.request import branches
 from mmgen.runtime.solvers import table
+from mmgen.runtime.text import open_tokenizer
 
 STEPS, SEED = 6, 3
 NULL: dict[str, Any] = {}
@@ -29,8 +35,10 @@ def generator(bundle_folder: Path) -> Iterator[Generator]:
 
 
 @pytest.fixture(scope="module")
-def branch(bundle_folder: Path) -> OneBranch:
-    return OneBranch(read_bundle(bundle_folder))
+def branch(bundle_folder: Path) -> Iterator[Callable[..., Denoiser]]:
+    """The denoiser for one set of conditions, on a generator of its own."""
+    with load(bundle_folder, "ort-cpu", threads=1) as opened:
+        yield partial(denoiser, opened, guidance=1.0)
 
 
 def close(got: np.ndarray, wanted: np.ndarray) -> bool:
@@ -44,9 +52,9 @@ def reference(bundle: Bundle, denoise: Denoiser, batch: int = 1) -> np.ndarray:
     return state[0]
 
 
-def summed(branch: OneBranch, *terms: tuple[float, dict[str, Any]]) -> Denoiser:
+def summed(branch: Callable[..., Denoiser], *terms: tuple[float, dict[str, Any]]) -> Denoiser:
     """A weighted sum of single branches."""
-    parts = [(np.float32(weight), branch.denoiser(**conditions)) for weight, conditions in terms]
+    parts = [(np.float32(weight), branch(**conditions)) for weight, conditions in terms]
     return lambda x, t: np.sum([weight * part(x, t) for weight, part in parts], 0)
 
 
@@ -55,14 +63,14 @@ def test_the_limit_tells_one_prompt_from_another(generator: Generator) -> None:
     assert np.linalg.norm(one - other) / np.linalg.norm(one) > 30 * LIMITS["guidance"]
 
 
-def test_plain_guidance(generator: Generator, branch: OneBranch) -> None:
+def test_plain_guidance(generator: Generator, branch: Callable[..., Denoiser]) -> None:
     wanted = reference(generator.bundle, summed(branch, (3.0, {"prompt": "red apple"}), (-2.0, NULL)))
     assert close(generator.generate(prompt="red apple", guidance=3.0, steps=STEPS, seed=SEED).latents, wanted)
 
 
 @pytest.mark.parametrize("negative", [{"prompt": "blue cat"}, {"label": 3}, {"prompt": "blue", "label": 3}])
 def test_what_is_not_wanted_takes_the_place_of_nothing(
-    generator: Generator, branch: OneBranch, negative: dict[str, Any]
+    generator: Generator, branch: Callable[..., Denoiser], negative: dict[str, Any]
 ) -> None:
     asked: dict[str, Any] = {"prompt": "red apple"}
     wanted = reference(generator.bundle, summed(branch, (3.0, asked), (-2.0, negative)))
@@ -70,17 +78,16 @@ def test_what_is_not_wanted_takes_the_place_of_nothing(
     assert close(made.latents, wanted)
 
 
-def test_several_prompts_at_once(generator: Generator, branch: OneBranch) -> None:
+def test_several_prompts_at_once(generator: Generator, branch: Callable[..., Denoiser]) -> None:
     """D(null) + w (sum of differences), each with its weight; a weight below 0 keeps it away."""
     asked, more, away = {"prompt": "red apple"}, {"prompt": "cat"}, {"prompt": "blue", "label": 2}
     terms = [(3.0, asked), (1.5, more), (-0.75, away), (1 - 3 * (1 + 0.5 - 0.25), NULL)]
     wanted = reference(generator.bundle, summed(branch, *terms))
-    also = [(more, 0.5), (away, -0.25)]
-    made = generator.generate(**asked, also=also, guidance=3.0, steps=STEPS, seed=SEED)
+    made = generator.generate(**asked, also=[(more, 0.5), (away, -0.25)], guidance=3.0, steps=STEPS, seed=SEED)
     assert close(made.latents, wanted)
 
 
-def test_what_is_also_asked_keeps_the_other_conditions(generator: Generator, branch: OneBranch) -> None:
+def test_what_is_also_asked_keeps_the_other_conditions(generator: Generator, branch: Callable[..., Denoiser]) -> None:
     terms = [(2.0, {"prompt": "red", "label": 4}), (2.0, {"prompt": "cat", "label": 4}), (-3.0, NULL)]
     wanted = reference(generator.bundle, summed(branch, *terms))
     made = generator.generate(
@@ -102,9 +109,10 @@ def test_each_prompt_has_its_own_negative_one(generator: Generator) -> None:
 
 def test_branches_without_weight_are_not_run(bundle_folder: Path) -> None:
     bundle = read_bundle(bundle_folder)
-    encoders = OneBranch(bundle).encoders
+    text = next(c for c in bundle.conditions if c.kind == "text")
+    encoders = {text.name: open_tokenizer(bundle.path(TOKENIZER), text.length or 0, text.pad_id)}
     asked: dict[str, Any] = {"prompt": "red"}
-    for guidance, also, weights in [
+    for guidance, more, weights in [
         (1.0, [], [1]),
         (2.0, [], [2, -1]),
         (0.0, [], [0, 1]),
@@ -112,7 +120,7 @@ def test_branches_without_weight_are_not_run(bundle_folder: Path) -> None:
         (2.0, [({"prompt": "cat"}, 0.0)], [2, -1]),
         (1.0, [({"prompt": "cat"}, 1.0)], [1, -1, 1]),
     ]:
-        made = branches(bundle, encoders, asked, guidance, None, None, also)
+        made = branches(bundle, encoders, asked, guidance, None, None, more)
         assert made.weights.tolist() == weights
         assert made.weights.sum() == 1
 
@@ -145,14 +153,14 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("solver", ["ddim", "euler", "dpmpp-2m"])
 def test_outside_the_interval_one_branch_runs_and_inside_all(
-    generator: Generator, branch: OneBranch, bound: dict[str, list[int]], solver: str, bundle_folder: Path
+    generator: Generator, branch: Callable[..., Denoiser], bound: dict[str, list[int]], solver: str, bundle_folder: Path
 ) -> None:
     rows = table(solver, generator.bundle.process, STEPS)
     low, high = np.sort(rows.noise_to_data)[[1, 4]]  # the second least of noise is outside, the fifth inside
     inside = {float(t) for t, s in zip(rows.timestep, rows.noise_to_data, strict=True) if low < s <= high}
     assert len(inside) == 3
     guided = summed(branch, (3.0, {"prompt": "red apple"}), (-2.0, NULL))
-    alone = branch.denoiser(prompt="red apple")
+    alone = branch(prompt="red apple")
     *_, state = run(
         rows, lambda x, t: (guided if t in inside else alone)(x, t), noise(SEED, 1, generator.bundle.latent_shape)
     )
@@ -176,8 +184,6 @@ def test_an_interval_that_holds_all_rows_changes_nothing(generator: Generator) -
 
 def test_levels_are_those_of_the_paper() -> None:
     """The ratio sigma of Karras et al. 2022: of a flow's straight path it is s / (1 - s)."""
-    from mmgen.runtime.process import Diffusion, Flow
-
     diffusion = Diffusion(spacing="trailing")
     ratios = [table(solver, diffusion, 10).noise_to_data for solver in ("ddim", "euler", "ddpm")]
     np.testing.assert_allclose(ratios[0], ratios[1], rtol=1e-5)
@@ -187,8 +193,8 @@ def test_levels_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_rescaling_takes_back_the_spread(generator: Generator, branch: OneBranch, share: float) -> None:
-    asked, null = branch.denoiser(prompt="red apple"), branch.denoiser()
+def test_rescaling_takes_back_the_spread(generator: Generator, branch: Callable[..., Denoiser], share: float) -> None:
+    asked, null = branch(prompt="red apple"), branch()
 
     def denoise(x: np.ndarray, t: float) -> np.ndarray:
         positive = asked(x, t)
@@ -269,10 +275,6 @@ def test_the_command_line_asks_for_the_same(
 @pytest.fixture
 def mmgen() -> Callable[..., str]:
     """The command, which must succeed; what it prints."""
-    from click.testing import CliRunner
-
-    from mmgen.runtime.cli import main
-
     def call(*arguments: str) -> str:
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.output
@@ -294,6 +296,4 @@ def mmgen() -> Callable[..., str]:
 def test_weights_on_the_command_line(
     generator: Generator, argument: str, conditions: dict[str, Any], weight: float
 ) -> None:
-    from mmgen.runtime.arguments import also
-
     assert also(generator.bundle, [argument]) == [(conditions, weight)]

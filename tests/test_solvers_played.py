@@ -5,18 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from one_row import denoiser
 from tolerances import LIMITS
 
-from mmgen.runtime import Generator, generator, load
+from mmgen.runtime import Generator, load
 from mmgen.runtime.noise import noise
 from mmgen.runtime.process import Diffusion
 from mmgen.runtime.reference import run
-from mmgen.runtime.rows import OUT, X, no_transition, rows
 from mmgen.runtime.solvers import ON_DIFFUSION, table
 
 SEED, STEPS = 3, 5
-Array = NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
@@ -25,25 +23,32 @@ def loaded(bundle_folder: Path) -> Iterator[Generator]:
         yield opened
 
 
-def denoiser_of(loaded: Generator, monkeypatch: pytest.MonkeyPatch, x: Array, timestep: float) -> Array:
-    """The denoiser's output after guidance: what a single row keeps of it and of nothing else."""
-    transition = no_transition(1)
-    transition[0, X, OUT] = 1
-    row = rows(np.array([timestep]), np.zeros((1, 2)), transition.astype(np.float32))
-    with monkeypatch.context() as patch:
-        patch.setattr(generator, "solver_table", lambda *_, **__: row)
-        return loaded.generate(prompt="red apple", noise=x).latents
-
-
 @pytest.mark.parametrize("solver", ON_DIFFUSION)
-def test_a_solver_is_played_as_it_is_defined(loaded: Generator, monkeypatch: pytest.MonkeyPatch, solver: str) -> None:
+def test_a_solver_is_played_as_it_is_defined(loaded: Generator, solver: str) -> None:
     process = loaded.bundle.process
     assert isinstance(process, Diffusion)
     exact = table(solver, process, STEPS)
     shape = loaded.bundle.latent_shape
     noises = np.stack([noise(SEED, 1, shape, stream) for stream in range(1, len(exact) + 1)])
     assert exact.stochastic.any() == (solver in ("ddpm", "euler-ancestral", "dpmpp-sde-2m"))
-    *_, wanted = run(exact, lambda x, t: denoiser_of(loaded, monkeypatch, x, t), noise(SEED, 1, shape), noises=noises)
+    *_, wanted = run(exact, denoiser(loaded, prompt="red apple"), noise(SEED, 1, shape), noises=noises)
     latents = loaded.generate(prompt="red apple", solver=solver, steps=STEPS, seed=SEED).latents
     error = np.linalg.norm(latents - wanted[0]) / np.linalg.norm(wanted[0])
     assert error < LIMITS["solver, played"]
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("solver", ON_DIFFUSION)
+def test_a_solver_is_played_from_the_middle(loaded: Generator, solver: str, strength: float) -> None:
+    """Given latents, noised to the level of the first step that is left, and nothing remembered."""
+    shape = loaded.bundle.latent_shape
+    process, given = loaded.bundle.process, noise(8, 1, shape)
+    exact = table(solver, process, STEPS, begin=STEPS - round(STEPS * strength))
+    noises = np.stack([noise(SEED, 1, shape, stream) for stream in range(1, len(exact) + 1)])
+    denoise = denoiser(loaded, prompt="red apple")
+    *_, wanted = run(exact, denoise, noise(SEED, 1, shape), noises=noises, data=given)
+    asked = {"prompt": "red apple", "solver": solver, "steps": STEPS, "seed": SEED}
+    result = loaded.generate(**asked, latents=given, strength=strength)
+    assert result.rows == len(exact)
+    error = np.linalg.norm(result.latents - wanted[0]) / np.linalg.norm(wanted[0])
+    assert error < LIMITS["solver, played from the middle"]

@@ -12,6 +12,7 @@ LIMITS: dict[str, float] = {
     "solver, float32, extrapolating": 2e-4,  # 6.8e-5, LMS, where steps differ most in length
     "solver, float32, Heun": 5e-4,  # 3.0e-4, 2 steps, where the second evaluation is at a far smaller sigma
     "solver, played": 1e-5,  # 1.4e-6, Heun; 1.4e-7 the others
+    "solver, played from the middle": 1e-4,  # 1.4e-5, SDE; 1e-7 to 1e-6 the others
     "solver, diffusers in float32": 2e-5,  # 8.9e-6, DDPM; 7.4e-6 cosine schedule; 1e-6 with the others
     "timestep, diffusers in float32": 0.1,  # 0.06 training timesteps, Euler with exponential sigmas, cosine
     "order of convergence": 0.15,  # in the exponent: 2.09
@@ -32,4 +33,5 @@ LIMITS: dict[str, float] = {
     "half, one layer": 1.2e-3,  # 6.1e-4, attention
     "ranges": 2e-6,  # 4.0e-7; two programs, largest value after a norm
     "guidance": 1e-6,  # 1.1e-7; branches apart and summed outside, six steps
+    "solver from the middle": 1e-9,  # 2.7e-10, DDPM; 2.2e-11 the others
 }
