@@ -1,5 +1,6 @@
 """Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,10 @@ from mmgen.export.graphs import example
 from mmgen.export.model import Model
 from mmgen.export.weights import check_finite
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.options import Options
 from mmgen.runtime.solvers import table
+
+ARGUMENTS = {f.name for f in dataclasses.fields(Options)}  # conditions are keyword arguments beside these
 
 
 def check(model: Model) -> None:
@@ -55,6 +59,8 @@ def weight_bytes(model: Model) -> int:
 def _check_conditions(model: Model) -> None:
     for c in model.conditions:
         what = f"condition {c.name!r}"
+        if c.name in ARGUMENTS:
+            raise MmgenError(f"{what} has the name of an argument of generate", remedy="give it another name")
         match c.kind:
             case "text" if c.length is None or c.length < 1:
                 raise MmgenError(f"{what}: length", got=c.length, wanted="the number of tokens, at least 1")

@@ -48,9 +48,9 @@ class StepGraph(nn.Module):
     The update is a product and a sum, not a MatMul: a MatMul of float32 may run in TF32.
     """
 
-    def __init__(self, denoiser: nn.Module, guided_channels: int | None = None) -> None:
+    def __init__(self, denoiser: nn.Module, guided_channels: int | None = None, *, rescale: bool = False) -> None:
         super().__init__()
-        self.denoiser, self.guided_channels = denoiser, guided_channels
+        self.denoiser, self.guided_channels, self.rescale = denoiser, guided_channels, rescale
 
     def forward(
         self,
@@ -61,10 +61,10 @@ class StepGraph(nn.Module):
         input_scale: Tensor,  # (1,)
         timestep: Tensor,  # (1,)
         guidance: Tensor,  # (G,)
-        guidance_rescale: Tensor,  # (1,)
         noise: Tensor,  # (B, *L)
-        *conditioning: Tensor,  # (G, B, ...)
+        *more: Tensor,  # guidance_rescale (1,), if the graph has it; then the conditioning tensors (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
+        guidance_rescale, conditioning = (more[0], more[1:]) if self.rescale else (None, more)
         x = state[0]  # (B, *L)
         branches, batch, ones = guidance.shape[0], x.shape[0], (1,) * x.ndim
         rows = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
@@ -76,7 +76,7 @@ class StepGraph(nn.Module):
         next_state = (transition.reshape(K, K + 3, *ones) * columns).sum(1)
         return next_state, x0
 
-    def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor) -> Tensor:
+    def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor | None) -> Tensor:
         """Outputs (G, B, *L) of all branches to one (B, *L).
 
         Channels that aren't guided are those of what is asked, the first branch.  Guidance widens the spread of a
@@ -86,6 +86,8 @@ class StepGraph(nn.Module):
         guided = (guidance.reshape(-1, *ones) * out).sum(0)
         if self.guided_channels not in (None, asked.shape[1]):
             guided = torch.cat([guided[:, : self.guided_channels], asked[:, self.guided_channels :]], 1)
+        if rescale is None:
+            return guided
         ratio = variance(asked) / variance(guided).clamp(min=SMALLEST_VARIANCE)
         return guided * (1 + rescale * (ratio.sqrt() - 1)).reshape(-1, *ones[1:])
 
@@ -157,9 +159,11 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         names.INPUT_SCALE: torch.ones(1),
         names.TIMESTEP: torch.ones(1),
         names.GUIDANCE: torch.ones(EXAMPLE_G),
-        names.RESCALE: torch.zeros(1),
         names.NOISE: torch.zeros(size),
     }
+    rescale = model.guidance_rescale and any(c.null is not None for c in model.conditions)
+    if rescale:
+        fixed[names.RESCALE] = torch.zeros(1)
     if clash := set(fixed) & {name for name, _ in conditioning}:
         raise MmgenError(
             f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
@@ -167,7 +171,7 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         )
     varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
     axes = dict.fromkeys(varying, ("G", "B")) | {names.STATE: ("", "B"), names.GUIDANCE: ("G",), names.NOISE: ("B",)}
-    module = StepGraph(model.denoiser, model.guided_channels)
+    module = StepGraph(model.denoiser, model.guided_channels, rescale=rescale)
     return Source("step", module, fixed | varying, axes, (names.NEXT_STATE, names.X0))
 
 

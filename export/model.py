@@ -29,6 +29,7 @@ class Model:
     defaults: Defaults
     decoder: nn.Module  # latents (B, *L), quantised if there is a quantiser -> media; pictures (B, 3, H, W) in [-1, 1]
     guided_channels: int | None = None  # guidance acts on the first so many of L[0] alone, as DiT's does; None: on all
+    guidance_rescale: bool = True  # whether requests can ask for it, where there is guidance; under 1 % of a DiT's step
     quantiser: nn.Module | None = None  # latents (B, *L) -> (decoder's input, codes int64 (B, ...)); stays float32
     encoder: nn.Module | None = None  # media as the decoder makes it -> latents (B, *L)
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)

@@ -113,7 +113,7 @@ def _loop(
                 names.INPUT_SCALE: table.input_scale[i : i + 1],
                 names.TIMESTEP: table.timestep[i : i + 1],
                 names.GUIDANCE: asked.weights,
-                names.RESCALE: np.zeros(1, np.float32),
+                **({names.RESCALE: np.zeros(1, np.float32)} if names.RESCALE in step.inputs else {}),
                 names.NOISE: drawn,
                 **grouped,
             }
@@ -141,8 +141,10 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
         transition[K - 1] = 0
         transition[K - 1, K + 1] = 1
         one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
-        changed = {names.TRANSITION: transition, names.GUIDANCE: one, names.RESCALE: np.full(1, turn / 2, np.float32)}
-        chosen.append((feeds[i] | changed, f"row {i + 1} of {len(feeds)}"))
+        changed = feeds[i] | {names.TRANSITION: transition, names.GUIDANCE: one}
+        if names.RESCALE in changed:
+            changed[names.RESCALE] = np.full(1, turn / 2, np.float32)
+        chosen.append((changed, f"row {i + 1} of {len(feeds)}"))
     inputs, place = chosen[len(chosen) // 2]
     fixed = {
         names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.RESCALE,

@@ -175,7 +175,7 @@ def _checked_options(bundle: Bundle, options: Options) -> Options:
     if not _is_number(rescale) or not 0 <= rescale <= 1:
         raise MmgenError("guidance_rescale", got=repr(rescale), wanted="0, which is none, to 1")
     if rescale and all(spec.name != RESCALE for spec in bundle.graphs["step"].inputs):
-        raise MmgenError("this bundle's step graph can't rescale guidance", remedy="export the bundle again")
+        raise MmgenError("this bundle can't rescale guidance", remedy="export it again, with Model.guidance_rescale")
     if options.guidance_interval is not None:
         _check_interval(options.guidance_interval)
     if deadline is not None and not (_is_number(deadline) and deadline > 0):

@@ -212,6 +212,8 @@ def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:
         ({"quantiser": nn.Identity()}, "quantiser: what it returns"),
         ({"encoder": nn.Conv2d(3, 4, 1)}, "encoder: what it returns"),
         ({"conditions": (Condition("label", "text", null=""),)}, "condition 'label': length, wanted"),
+        ({"conditions": (Condition("image", "array", shape=(3,)),)}, "condition 'image' has the name of an argument"),
+        ({"guided_channels": 5}, "guided_channels, got 5, wanted 1 to 4, or None for all"),
         ({"defaults": Defaults("flow-euler", 4)}, "flow-euler"),
     ],
 )  # fmt: skip

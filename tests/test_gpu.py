@@ -205,15 +205,33 @@ def test_a_picture_is_the_same_in_every_batch(generator: Generator) -> None:
 
 
 @gpu
-def test_recorded_as_one_graph_it_is_to_the_bit_what_it_is_row_by_row(generator: Generator) -> None:
-    """The kernels and their order are the same: one graph only leaves the host out."""
-    request = asked(generator.bundle, guidance=3.0, count=2)
+@pytest.mark.parametrize("interval", [None, (0.2, 5.0)], ids=["guided", "guided in part"])
+def test_recorded_as_one_graph_it_is_to_the_bit_what_it_is_row_by_row(
+    generator: Generator, cpu: Generator, interval: tuple[float, float] | None
+) -> None:
+    """The kernels and their order are the same: one graph only leaves the host out; also where rows differ in shape."""
+    request = asked(generator.bundle, guidance=3.0, count=2, guidance_interval=interval)
+    wanted, other = cpu.generate(**request), cpu.generate(**{**request, "seed": 4})
+    require_parity(generator.generate(**request), wanted, other, generator.bundle.precision.policy)
     whole = generator.generate(**request)
     again = generator.generate(**request)
     rows, result = streamed(generator, **request)
     assert np.array_equal(whole.latents, result.latents) and np.array_equal(whole.media, result.media)
     assert np.array_equal(whole.latents, again.latents), "a replay reads the request, not what it was recorded with"
     assert np.array_equal(rows[-1], result.latents)
+
+
+@gpu
+def test_a_deadline_is_kept_but_for_a_step(generator: Generator) -> None:
+    request = asked(generator.bundle, steps=200)
+    generator.generate(**request, deadline=60)  # measures
+    for deadline in (0.05, 0.2, 0.5):
+        begun = time.perf_counter()
+        result = generator.generate(**request, deadline=deadline)
+        spent = time.perf_counter() - begun
+        jitter = result.timings.jitter
+        click.echo(f"deadline {deadline} s: {spent:.4f} s, {result.rows_run} rows, jitter {jitter:.6f} s")
+        assert spent <= deadline + max(result.timings.steps) or result.rows_run == 1
 
 
 @gpu
