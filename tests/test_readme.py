@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tree import ROOT
+
+from mmgen.runtime.pictures import png
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUNDLE = "build/emoji.mmgen"
@@ -28,8 +31,9 @@ COMMANDS = [line for line in LINES if line.startswith("mmgen ") and BUNDLE in li
 
 @pytest.fixture
 def here(bundle_folder: Path, tmp_path: Path) -> Path:
-    """A folder where the small test bundle stands for the embedded model."""
+    """A folder where the small test bundle stands for the embedded model, with a picture that was made before."""
     shutil.copytree(bundle_folder, tmp_path / BUNDLE, ignore=shutil.ignore_patterns("engines"))
+    (tmp_path / "build/pizza.png").write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
     return tmp_path
 
 
@@ -66,7 +70,7 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
 
 
 def test_something_is_shown() -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 9
 
 
 def test_files_it_names_are_there() -> None:
