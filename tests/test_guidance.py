@@ -142,7 +142,8 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
     def watched(self: OrtRunner, block: Any, calls: Any) -> Any:
         for call in calls:
-            role = "step" if "guidance" in call else "decode" if "latents" in call else "condition"
+            kinds = {"guidance": "step", "latents": "decode", "timestep": "timestep"}
+            role = next((kind for name, kind in kinds.items() if name in call), "condition")
             first = call["guidance"] if role == "step" else next(iter(call.values()))
             seen.setdefault(role, []).append(first.shape[0])
         return bind(self, block, calls)
