@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from mmgen.runtime.errors import MmgenError
 
@@ -44,7 +44,7 @@ def whole_folder(
     """
     out = Path(os.path.realpath(out))  # a link stays a link
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-    with _explained(out, remedy), _terminable():
+    with _explained(out, remedy), _endable() as end_if_asked:
         recover(out, carry=carry, alone=alone)
         if not out.parent.is_dir():
             raise MmgenError(f"folder {out.parent} is not there", remedy=f"make it, or {remedy}")
@@ -60,6 +60,7 @@ def whole_folder(
             yield partial
             if any(partial.iterdir()):
                 _to_disk(partial)
+                end_if_asked()
                 _swap(partial, out, old, carry)
         finally:
             _writing.discard(partial)
@@ -186,18 +187,31 @@ def _explained(out: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as an exception, so that it cleans up; only where nobody else handles it."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
+def _endable() -> Iterator[Callable[[], None]]:
+    """SIGTERM, like Ctrl-C, ends the block as an exception, so that it cleans up.
+
+    Yields a function that raises the exception again: a library that Python called back from may have swallowed it.
+    Only signals that nobody else handles are touched, and only in the main thread.
+    """
+    asked: list[BaseException] = []
+
+    def again() -> None:
+        if asked:
+            raise asked[0]
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        asked.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise asked[-1]
 
-    signal.signal(signal.SIGTERM, leave)
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handled: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+        for number, default in handled.items():
+            if signal.getsignal(number) is default:
+                before[number] = default
+                signal.signal(number, leave)
     try:
-        yield
+        yield again
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, default in before.items():
+            signal.signal(number, default)

@@ -1,5 +1,6 @@
 """From a model to a bundle that has been proven, or to nothing at all."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -383,7 +384,8 @@ def test_a_place_without_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "stage"), [(signal.SIGINT, "tracing step"), (signal.SIGTERM, "running torch")])
 def test_an_export_that_is_ended_half_way_leaves_the_older_bundle(number: int, stage: str, tmp_path: Path) -> None:
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # programs started in the background ignore it
         "from pathlib import Path; from tiny import tiny_model; from mmgen.export.exporter import export\n"
         "export(tiny_model(), Path(sys.argv[2]), policy='fp32', progress=lambda stage, _: print(stage, flush=True))"
     )
@@ -397,4 +399,23 @@ def test_an_export_that_is_ended_half_way_leaves_the_older_bundle(number: int, s
                 process.send_signal(number)
                 break
         assert process.wait(timeout=240) != 0
+    assert left_in(tmp_path) == ["a.mmgen"] and (out / "bundle.json").read_text() == "an older bundle"
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_an_end_that_a_library_swallows_is_not_forgotten(
+    number: int, error: type[BaseException], tmp_path: Path
+) -> None:
+    """Python raises in whatever runs, and what runs may be a callback whose caller ignores errors."""
+    out = old_bundle(tmp_path / "a.mmgen")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # programs started in the background ignore it
+    try:
+        with pytest.raises(error), placed(out, 0) as folder:
+            (folder / "bundle.json").write_text("a newer bundle")
+            with contextlib.suppress(error):
+                signal.raise_signal(number)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left_in(tmp_path) == ["a.mmgen"] and (out / "bundle.json").read_text() == "an older bundle"
