@@ -42,8 +42,8 @@ def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
               "and no need of a GPU; may be repeated for one engine that runs on all of them. "
               "Without it, host; on a machine without a GPU, all desktop GPUs from sm80.")  # fmt: skip
 @click.option("--axis", "axes", multiple=True, callback=_axes, metavar="NAME=N|MIN:OPT:MAX",
-              help="Range of an axis in place of the bundle's: B samples, G guidance branches; may be repeated. "
-              "One number makes it static.")  # fmt: skip
+              help="Range of an axis in place of the bundle's: B samples, G guidance branches, N rows of a solver's "
+              "table; may be repeated. One number makes it static.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB",
               help="Device memory that the compiler may use for a layer; all of it unless given.")  # fmt: skip
 @click.option("--optimization-level", "level", type=click.IntRange(0, 5),

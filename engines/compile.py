@@ -176,7 +176,8 @@ def _config(library: ModuleType, builder: Any, job: Job) -> Any:
                 raise MmgenError("target", got=name, wanted=f"one that {title(job.flavour, library)} builds for")
     if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX documents it for recorded loops
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    for ranges in job.profiles:
+    different = {tuple(shapes(spec, ranges) for spec in job.inputs): ranges for ranges in reversed(job.profiles)}
+    for ranges in reversed(different.values()):  # a graph needn't have every axis
         profile = builder.create_optimization_profile()
         for spec in job.inputs:
             if any(isinstance(n, str) for n in spec.shape):

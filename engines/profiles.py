@@ -1,4 +1,4 @@
-"""The shapes that engines are made for: ranges of the named axes B, G and R = G B."""
+"""The shapes that engines are made for: ranges of the named axes B, G, R = G B and N."""
 
 from collections.abc import Mapping
 

@@ -26,6 +26,7 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
               "With --fp16, what this machine can build unless given.")  # fmt: skip
 @click.option("--no-engines", is_flag=True, help="Build no engines.")
 @click.option("--no-islands", is_flag=True, hidden=True, help="Half precision whatever the ranges, for diagnosis.")
+@click.option("--no-hoist", is_flag=True, help="Leave in the step graph what is the same at every step, to compare.")
 @json_option
 def main(
     source: str | None,
@@ -34,6 +35,7 @@ def main(
     targets: tuple[str, ...],
     no_engines: bool,
     no_islands: bool,
+    no_hoist: bool,
     as_json: bool,
 ) -> None:
     """Turn a trained model into a bundle, proven against torch.
@@ -56,8 +58,9 @@ def main(
     with Progress() as progress:
         progress("reading the model", 0.0)
         model = resolve(source)
+        out = output or Path(f"{model.name}.mmgen")
         bundle = export(
-            model, output or Path(f"{model.name}.mmgen"), policy=policy, islands=not no_islands, progress=progress
+            model, out, policy=policy, islands=not no_islands, hoist=not no_hoist, progress=progress
         )
         del model
         if finish:

@@ -22,7 +22,7 @@ MOVES = {
 
 
 def emulate_half(source: Path, target: Path) -> None:
-    """Write a float32 graph that rounds every value which is half in ``source``.
+    """Write a float32 graph that rounds every value which is half in ``source``; inputs and outputs keep their types.
 
     ``target`` must be in the folder of ``source``: both use the same external weights.
     """
@@ -30,6 +30,10 @@ def emulate_half(source: Path, target: Path) -> None:
     graph = model.graph
     half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     nodes: list[NodeProto] = []
+    outside = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for value in graph.input:
+        if value.name in outside:
+            nodes.append(helper.make_node("Cast", [value.name], [f"{value.name}.float"], to=TensorProto.FLOAT))
     for weight in graph.initializer:
         if weight.data_type == TensorProto.FLOAT16:
             name, weight.name = weight.name, f"{weight.name}.half"
@@ -38,7 +42,14 @@ def emulate_half(source: Path, target: Path) -> None:
         nodes.append(node)
         for attribute in node.attribute:
             _widen(attribute)
+        for i, name in enumerate(node.input):
+            if name in outside:
+                node.input[i] = f"{name}.float"
         for i, name in enumerate(node.output):
+            if name in outside:
+                node.output[i] = f"{name}.exact"
+                nodes.append(helper.make_node("Cast", [node.output[i]], [name], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
             if name in half and node.op_type not in MOVES:
                 node.output[i] = f"{name}.float"
                 nodes.append(helper.make_node("Cast", [node.output[i]], [f"{name}.half"], to=TensorProto.FLOAT16))

@@ -13,6 +13,8 @@ import onnxruntime
 from mmgen.export.check import check, weight_bytes
 from mmgen.export.emulate import EmulatedHalf
 from mmgen.export.graphs import sources
+from mmgen.export.hoist import hoist as hoist_graphs
+from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
 from mmgen.export.place import placed
@@ -39,6 +41,7 @@ from mmgen.runtime.bundle import (
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
 from mmgen.runtime.ort import open_backend
+from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.verify import measure, require
 
 Report = Callable[[str, float], None]
@@ -46,10 +49,19 @@ Report = Callable[[str, float], None]
 DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room
 MAX_B = 8  # largest batch that engines are made for
 MAX_G = 4  # most branches: what is asked, what isn't wanted, and two more; only memory for the largest request is more
-GRAPHS, FLOAT = "graphs", "float"  # folders; the second is gone when the bundle is complete
+MAX_N = 128  # most rows of a solver's table that engines compute invariants for at once
+GRAPHS, FLOAT, TRACED = "graphs", "float", "traced"  # folders; all but the first are gone when the bundle is complete
 
 
-def export(model: Model, out: Path, *, policy: Policy, islands: bool = True, progress: Report | None = None) -> Bundle:
+def export(
+    model: Model,
+    out: Path,
+    *,
+    policy: Policy,
+    islands: bool = True,
+    hoist: bool = True,
+    progress: Report | None = None,
+) -> Bundle:
     """Write a bundle.
 
     Args:
@@ -57,6 +69,7 @@ def export(model: Model, out: Path, *, policy: Policy, islands: bool = True, pro
         out: the folder to write; an older bundle there is replaced when the new one is complete.
         policy: fp16 makes weights and activations half; the state, the solver and the code search stay float32.
         islands: with fp16, keep those tensors in float32 whose measured range half precision doesn't have.
+        hoist: compute before the loop what is the same in every step; False leaves it in the step graph.
         progress: called with what is being done and the share of everything that is done.
 
     Raises:
@@ -67,10 +80,10 @@ def export(model: Model, out: Path, *, policy: Policy, islands: bool = True, pro
     with placed(Path(out), round(DISK * weight_bytes(model))) as folder:
         report("checking the model", 0.0)
         check(model)
-        bundle, run = _leave_torch(model, folder, policy, report)
+        bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)
         del model  # from here on its weights are needed no more
         gc.collect()
-        bundle = _prove_graphs(bundle, run, folder, islands, report)
+        bundle = _prove_graphs(bundle, run, folder, islands, invariants, report)
         report("comparing the loop and the media", 0.9)
         write_golden(run.golden, folder / GOLDEN)
         bundle = _prove_loop(dataclasses.replace(bundle, golden_sha256=sha256(folder / GOLDEN)), folder)
@@ -78,29 +91,50 @@ def export(model: Model, out: Path, *, policy: Policy, islands: bool = True, pro
     return dataclasses.replace(bundle, folder=Path(out))
 
 
-def _leave_torch(model: Model, folder: Path, policy: Policy, report: Report) -> tuple[Bundle, TorchRun]:
-    """The golden run, and every graph as float32 ONNX; the manifest without graphs."""
+def _leave_torch(
+    model: Model, folder: Path, policy: Policy, hoisting: bool, report: Report
+) -> tuple[Bundle, TorchRun, frozenset[str]]:
+    """The manifest without graphs, the golden run, and every graph as float32 ONNX; names of what they hand on."""
     if model.tokenizer is not None:
         (folder / TOKENIZER).write_bytes(model.tokenizer)
     bundle = _manifest(model, folder, policy)
     parts = sources(model)
     report("running torch", 0.05)
     run = run_torch(model, parts, bundle)
+    kind = FLOAT if policy == "fp16" else GRAPHS
     for i, source in enumerate(parts.values()):
-        report(f"tracing {source.role}", 0.2 + 0.3 * i / len(parts))
-        path = _graph(folder, FLOAT if policy == "fp16" else GRAPHS, source.role)
+        report(f"tracing {source.role}", 0.2 + 0.25 * i / len(parts))
+        path = _graph(folder, TRACED if hoisting and source.role in ("condition", "step") else kind, source.role)
         trace(source, path)
         lint(path)
-    return bundle, run
+    if not hoisting:
+        return bundle, run, frozenset()
+    report("hoisting", 0.45)
+    (folder / kind).mkdir(exist_ok=True)
+    hoisted = hoist_graphs(folder / TRACED, folder / kind, bundle.axes["R"].opt)
+    if hoisted is None:
+        for file in (folder / TRACED).iterdir():
+            file.rename(folder / kind / file.name)
+    else:
+        run = follow(run, folder / TRACED / "step.onnx", folder / kind, hoisted.packs)
+        for role in ("condition", "timestep", "step"):
+            if role in run.samples:
+                lint(_graph(folder, kind, role))
+        bundle = dataclasses.replace(bundle, hoisting=hoisted.summary)
+    shutil.rmtree(folder / TRACED)
+    return bundle, run, frozenset() if hoisted is None else frozenset(hoisted.summary.tensors)
 
 
-def _prove_graphs(bundle: Bundle, run: TorchRun, folder: Path, islands: bool, report: Report) -> Bundle:
+def _prove_graphs(
+    bundle: Bundle, run: TorchRun, folder: Path, islands: bool, invariants: frozenset[str], report: Report
+) -> Bundle:
     """Levels 1 and 2, and the conversion between them; the manifest with graphs and their receipts."""
     half = bundle.precision.policy == "fp16"
-    receipts: list[Receipt] = []
-    kept: list[Island] = []
+    receipts: dict[str, tuple[Receipt, ...]] = {}
+    kept: dict[str, tuple[Island, ...]] = {}
     shares: dict[str, HalfShare] = {}
-    for i, (role, samples) in enumerate(run.samples.items()):
+    narrowed: frozenset[str] = frozenset()
+    for i, (role, samples) in enumerate(reversed(run.samples.items())):  # a graph after those that read what it makes
 
         def part(stage: str, share: float, role: Role = role, i: int = i) -> None:
             report(f"{stage} {role}", 0.5 + 0.4 * (i + share) / len(run.samples))
@@ -108,17 +142,21 @@ def _prove_graphs(bundle: Bundle, run: TorchRun, folder: Path, islands: bool, re
         source, target = (_graph(folder, name, role) for name in (FLOAT if half else GRAPHS, GRAPHS))
         part("comparing", 0.0)
         passed, answers = against_torch(role, source, samples)
-        receipts += passed
+        receipts[role] = passed
         if half:
             part("measuring ranges of", 0.2)
             ranges = measure_ranges(source, run.feeds[role])
             part("halving", 0.5)
-            halved = to_half(source, target, ranges, role=role, islands=islands)
-            kept += halved.islands
+            halved = to_half(
+                source, target, ranges,
+                role=role, islands=islands, narrow_inputs=invariants, narrow_outputs=narrowed,
+            )  # fmt: skip
+            kept[role] = halved.islands
             shares[role] = halved.share
+            narrowed |= halved.narrowed
             lint(target)
             part("comparing", 0.7)
-            receipts += against_float(role, target, answers, ranges)
+            receipts[role] += against_float(role, target, answers, ranges)
     shutil.rmtree(folder / FLOAT, ignore_errors=True)
     for data in (folder / GRAPHS).glob("*.data"):
         if data.stat().st_size == 0:  # every weight was small enough to stay in the graph
@@ -126,8 +164,12 @@ def _prove_graphs(bundle: Bundle, run: TorchRun, folder: Path, islands: bool, re
     return dataclasses.replace(
         bundle,
         graphs={role: describe(_graph(folder, GRAPHS, role), folder) for role in run.samples},
-        precision=dataclasses.replace(bundle.precision, half_share=shares, islands=tuple(kept)),
-        receipts=tuple(receipts),
+        precision=dataclasses.replace(
+            bundle.precision,
+            half_share={role: shares[role] for role in run.samples if half},
+            islands=tuple(island for role in run.samples for island in kept.get(role, ())),
+        ),
+        receipts=tuple(receipt for role in run.samples for receipt in receipts[role]),
     )
 
 
@@ -145,6 +187,10 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
     """What is known before there are graphs."""
     usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
+    defaults = model.defaults
+    table = solver_table(
+        defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=defaults.solver_options
+    )
     versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
     return Bundle(
         name=model.name,
@@ -157,7 +203,12 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         conditions=model.conditions,
         media=model.media,
         graphs={},
-        axes={"B": Axis(1, 1, MAX_B), "G": Axis(1, usual, most), "R": Axis(1, usual, most * MAX_B)},
+        axes={
+            "B": Axis(1, 1, MAX_B),
+            "G": Axis(1, usual, most),
+            "R": Axis(1, usual, most * MAX_B),
+            "N": Axis(1, min(len(table), MAX_N), MAX_N),
+        },
         precision=Precision(policy),
         receipts=(),
         defaults=model.defaults,

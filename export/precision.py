@@ -4,7 +4,7 @@ The types are in the graph, so every compiler does the same with it (TensorRT 11
 more), and what was achieved is counted in the file that was written, not assumed from what was asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,7 @@ class Halved:
 
     islands: tuple[Island, ...]
     share: HalfShare
+    narrowed: frozenset[str] = frozenset()  # the inputs that became half
 
 
 def to_half(
@@ -45,12 +46,15 @@ def to_half(
     *,
     role: Role,
     islands: bool = True,
+    narrow_inputs: Container[str] = (),
+    narrow_outputs: Container[str] = (),
     progress: Callable[[float], None] | None = None,
 ) -> Halved:
     """Write a strongly typed float16 version of a float32 ONNX graph.
 
-    Inputs and outputs keep their types.  Weights are stored in the type that their reader wants, tensor by tensor, so
-    that no more than the largest of them is in memory; Casts stand where float32 and float16 meet and nowhere else.
+    Inputs and outputs keep their types unless they are named here.  Weights are stored in the type that their reader
+    wants, tensor by tensor, so that no more than the largest of them is in memory; Casts stand where float32 and
+    float16 meet and nowhere else.
 
     Args:
         source: a float32 graph, with or without external weights.
@@ -58,6 +62,9 @@ def to_half(
         ranges: max |value| of every float32 tensor, from ``measure_ranges`` on ``source``.
         role: what the graph is for; it decides what must stay float32 whatever the ranges.
         islands: False makes activations half even where their range doesn't fit, which gives infinities.
+        narrow_inputs: those that become half if all that read them want that; whoever makes them then rounds as this
+            graph would.
+        narrow_outputs: those that become half.
         progress: called with the share of the work that is done, 0 to 1.
 
     Raises:
@@ -75,7 +82,8 @@ def to_half(
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     weights = _examine(model, role, lambda share: report(share / 2))
     choice = choose(model, weights, ranges if islands else None, role)
-    _retype(model, choice)
+    _retype(model, choice, narrow_outputs)
+    narrowed = _narrow_inputs(model.graph, narrow_inputs)
     data = target.with_name(f"{target.name}.data")
     try:
         ir.save(
@@ -91,7 +99,7 @@ def to_half(
         target.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
         raise
-    return Halved(choice.islands, share)
+    return Halved(choice.islands, share, narrowed)
 
 
 def half_share(path: Path) -> HalfShare:
@@ -146,7 +154,7 @@ def _read(tensor: ir.TensorProtocol, use: Callable[[np.ndarray], _T]) -> _T:
     return result
 
 
-def _retype(model: ir.Model, choice: Choice) -> None:
+def _retype(model: ir.Model, choice: Choice, narrow: Container[str]) -> None:
     """Make the chosen nodes half, and cast or store each tensor in the type that its readers want."""
     graph = model.graph
     opset = model.opset_imports.get("", 0)
@@ -176,7 +184,7 @@ def _retype(model: ir.Model, choice: Choice) -> None:
                 graph.insert_before(node, cast)
                 others[value] = cast.outputs[0]
             node.replace_input_with(i, others[value])
-    _settle_outputs(graph, others)
+    _settle_outputs(graph, others, narrow)
     _settle_weights(graph, others)
 
 
@@ -229,17 +237,32 @@ def _half(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16)
 
 
-def _settle_outputs(graph: ir.Graph, others: dict[ir.Value, ir.Value]) -> None:
-    """Outputs of the graph stay float32, under their names."""
+def _settle_outputs(graph: ir.Graph, others: dict[ir.Value, ir.Value], narrow: Container[str]) -> None:
+    """Outputs of the graph stay float32, or become half, under their names."""
     for i, value in enumerate(graph.outputs):
-        if value.dtype != _HALF:
+        if value.dtype not in _OTHER or value.dtype == (_HALF if value.name in narrow else _FLOAT):
             continue
         if value not in others:
             cast = _cast(value)
             graph.append(cast)
             others[value] = cast.outputs[0]
-        value.name, others[value].name = f"{value.name}{_SUFFIX[_HALF]}", value.name
+        value.name, others[value].name = f"{value.name}{_SUFFIX[value.dtype]}", value.name
         graph.outputs[i] = others[value]
+
+
+def _narrow_inputs(graph: ir.Graph, narrow: Container[str]) -> frozenset[str]:
+    """Make inputs half that are read as half only, and drop the casts behind them."""
+    narrowed = set()
+    for value in graph.inputs:
+        readers = value.consumers()
+        casts = all(node.op_type == "Cast" and node.outputs[0].dtype == _HALF for node in readers)
+        if value.name in narrow and readers and casts:
+            value.dtype = _HALF
+            for cast in readers:
+                ir.convenience.replace_all_uses_with(cast.outputs[0], value)
+            graph.remove(readers, safe=True)
+            narrowed.add(value.name or "")
+    return frozenset(narrowed)
 
 
 def _settle_weights(graph: ir.Graph, others: dict[ir.Value, ir.Value]) -> None:

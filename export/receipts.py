@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
+from mmgen.export.answer import answers
 from mmgen.export.dtypes import load
 from mmgen.export.emulate import emulated
 from mmgen.export.islands import LARGEST
@@ -126,20 +126,8 @@ def _worst(receipts: list[Receipt]) -> list[Receipt]:
 
 def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
     """The same calls, answered by a graph."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    answered = []
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        outputs = [output.name for output in session.get_outputs()]
-        for sample in samples:
-            made = session.run(outputs, sample.inputs)
-            answered.append(dataclasses.replace(sample, outputs=dict(zip(outputs, made, strict=True))))
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise MmgenError(
-            f"graph {role} fails in ONNX Runtime: {error}", remedy="its module may depend on the size of the batch"
-        ) from error
-    return answered
+    answer = answers(role, path)
+    return [dataclasses.replace(sample, outputs=answer(sample.inputs)) for sample in samples]
 
 
 def _overflow(path: Path, ranges: Mapping[str, float]) -> str | None:

@@ -39,6 +39,7 @@ class Sample:
     inputs: Arrays
     outputs: Arrays
     place: str = ""  # where in the trajectory
+    row: int = 0  # of the solver's table
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TorchRun:
     """The golden run, and of each graph what it was given on the way."""
 
     golden: Golden
+    conditions: Arrays  # (R, ...) encoded
     samples: dict[Role, list[Sample]]  # with what torch answered: for the comparison of single graphs
     feeds: dict[Role, list[Arrays]]  # all inputs of the run: for the ranges of its tensors
 
@@ -77,7 +79,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
     other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
     other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
-    samples["step"] = [_call(sources["step"], inputs, place) for inputs, place in _step_inputs(feeds["step"])]
+    samples["step"] = [_call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
 
     samples["decode"] = [_call(sources["decode"], {names.LATENTS: trajectory[-1]})]
     feeds["decode"] = [{names.LATENTS: trajectory[-1]}, {names.LATENTS: other}]
@@ -89,7 +91,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, noise, trajectory, other,
         media, samples["decode"][0].outputs.get(names.CODES),
     )  # fmt: skip
-    return TorchRun(golden, samples, feeds)
+    return TorchRun(golden, asked.inputs, samples, feeds)
 
 
 def _loop(
@@ -128,7 +130,7 @@ def _loop(
     return feeds, np.stack(latents)
 
 
-def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
+def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
     """First, middle and last row, changed so that an error of the denoiser shows as it is.
 
     Guidance would amplify it, so each takes one branch alone; the update would shrink it, so the last slot, which few
@@ -144,8 +146,8 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
         changed = feeds[i] | {names.TRANSITION: transition, names.GUIDANCE: one}
         if names.RESCALE in changed:
             changed[names.RESCALE] = np.full(1, turn / 2, np.float32)
-        chosen.append((changed, f"row {i + 1} of {len(feeds)}"))
-    inputs, place = chosen[len(chosen) // 2]
+        chosen.append((changed, f"row {i + 1} of {len(feeds)}", i))
+    inputs, place, row = chosen[len(chosen) // 2]
     fixed = {
         names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.RESCALE,
     }  # fmt: skip
@@ -155,14 +157,14 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
         names.GUIDANCE: np.ones(1, np.float32),
     }
     single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}
-    return [*chosen, (single, f"{place}, one sample alone")]
+    return [*chosen, (single, f"{place}, one sample alone", row)]
 
 
-def _call(source: Source, inputs: Arrays, place: str = "") -> Sample:
+def _call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sample:
     with torch.no_grad():
         made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
     outputs = (made,) if isinstance(made, torch.Tensor) else made
-    return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place)
+    return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place, row)
 
 
 def _conditions(model: Model) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class Block(Protocol):
         """The bytes to write in; waits until an upload under way has left them."""
         ...
 
-    def upload(self) -> None:
-        """Make what was written visible to the calls that follow."""
+    def upload(self, end: int | None = None) -> None:
+        """Make what was written visible to the calls that follow: the first ``end`` bytes; None: all of them."""
         ...
 
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:

@@ -28,7 +28,10 @@ K = 4  # state slots of a step graph: the current latents and up to three older 
 Role = Literal["condition", "timestep", "step", "decode", "encode"]
 
 # Tensor names of the graphs.  A conditioning tensor has a name of its own: it is an output of the condition graph
-# and an input of the step graph; where there is no condition graph, it is the condition of that name itself.
+# and an input of the step graph; where there is no condition graph, it is the condition of that name itself.  What
+# hoisting took out of the step has names that the exporter gave: an output (R, ...) of the condition graph, or (N, ...)
+# or (N, R, ...) of the timestep graph, whose item i is the step's input in row i.  All that is float32, or integers,
+# but what is hoisted may be float16.
 STATE = "state"  # (K, B, *L) float32; slot 0 holds the latents
 TRANSITION = "transition"  # (K, K + 3) float32, over [state; x0; model output; noise]
 PREDICTION = "prediction"  # (2,) float32: x0 = prediction[0] x + prediction[1] output
@@ -47,7 +50,10 @@ CODES = "codes"  # (B, ...) int64, where the decoder has a codebook
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype and shape of a graph's input or output; a string is a named axis (B, G or R = G B)."""
+    """Name, numpy dtype and shape of a graph's input or output; a string is a named axis.
+
+    B samples, G guidance branches, R = G B rows, N rows of a solver's table.
+    """
 
     name: str
     dtype: str
@@ -131,6 +137,15 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Hoisting:
+    """What was moved from the step graph to before the loop, and what a step has less of: figures before and after."""
+
+    weight_bytes: tuple[int, int]  # that a step reads, in float32
+    operations: tuple[int, int]  # of products and convolutions in a step, for one row; a multiply-add is two
+    tensors: dict[str, int]  # by name of what the graphs hand on: how many of the denoiser's tensors it holds
+
+
+@dataclass(frozen=True)
 class Receipt:
     """One comparison that passed before the bundle was written.
 
@@ -191,6 +206,7 @@ class Bundle:
     defaults: Defaults
     tokenizer_sha256: str | None = None
     golden_sha256: str | None = None
+    hoisting: Hoisting | None = None  # None: the step graph does all that the denoiser does
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
 

@@ -203,7 +203,8 @@ def _said(files: list[Path], result: Result, backend: str) -> str:
     """The files, one a line, and where the time went."""
     timings = result.timings
     times = (
-        f"{backend}: condition {timings.condition:.3f} s, {len(timings.steps)} steps {timings.loop:.3f} s, "
+        f"{backend}: condition {timings.condition:.3f} s, timesteps {timings.timestep:.3f} s, "
+        f"{len(timings.steps)} steps {timings.loop:.3f} s, "
         f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all; samples: {len(result.media)}"
     )
     if not result.complete:

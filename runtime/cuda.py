@@ -301,9 +301,9 @@ class CudaBlock:
         self._device.wait(self._uploaded)
         return self._staging.array[: self._host_bytes]
 
-    def upload(self) -> None:
+    def upload(self, end: int | None = None) -> None:
         self._check()
-        self._device.to_device(self._memory.address, self._staging.address, self._host_bytes)
+        self._device.to_device(self._memory.address, self._staging.address, self._host_bytes if end is None else end)
         self._device.mark(self._uploaded)
 
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:

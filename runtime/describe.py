@@ -57,7 +57,8 @@ def text(bundle: Bundle) -> str:
         ("axes", ", ".join(f"{name} {a.min}..{a.max}, best at {a.opt}" for name, a in bundle.axes.items())),
     ]
     known = [(key, value) for key, value in facts if value]
-    parts = [table(known), _graphs(bundle), _tensors(bundle), _precision(bundle), receipts(bundle.receipts)]
+    parts = [table(known), _graphs(bundle), _tensors(bundle), _hoisting(bundle), _precision(bundle)]
+    parts.append(receipts(bundle.receipts))
     if built := _builds(bundle):
         parts.append(_engines(built))
     return "\n\n".join(parts)
@@ -159,6 +160,27 @@ def _tensors(bundle: Bundle) -> str:
         for side, specs in (("in", graph.inputs), ("out", graph.outputs)):
             rows += [(role, side, spec.name, spec.dtype, _shape(spec.shape)) for spec in specs]
     return table(rows)
+
+
+def _hoisting(bundle: Bundle) -> str:
+    """What a step is spared, and where it is computed instead."""
+    hoisting = bundle.hoisting
+    if hoisting is None:
+        return "nothing is hoisted: each step computes all of the denoiser"
+    (weights, left), (operations, remaining) = hoisting.weight_bytes, hoisting.operations
+    makers = {spec.name: role for role, graph in bundle.graphs.items() for spec in graph.outputs}
+    moved = [f"  {makers[name]}: {count} tensors as {name}" for name, count in hoisting.tensors.items()]
+    lines = [
+        "hoisted out of the step graph:",
+        f"  weights {weights / 2**20:.1f} -> {left / 2**20:.1f} MiB in float32 ({_change(weights, left)})",
+        f"  products and convolutions {operations / 1e9:.2f} -> {remaining / 1e9:.2f} billion operations a row "
+        f"({_change(operations, remaining)})",
+    ]
+    return "\n".join([*lines, *moved])
+
+
+def _change(before: int, after: int) -> str:
+    return f"{100 * (after / before - 1) if before else 0.0:+.0f} %"
 
 
 def _precision(bundle: Bundle) -> str:

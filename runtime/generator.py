@@ -52,7 +52,7 @@ class Generator:
         self._plans: dict[Size, Plan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
-        roles: tuple[Role, ...] = ("condition", "step", "decode")
+        roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
         for role in roles:
             if role in bundle.graphs:
                 self._runners[role] = backend.runner(bundle, role)
@@ -237,7 +237,7 @@ class Generator:
             left = clock + deadline - time.perf_counter()
             course = fitting(pace, request.course, request.steps, request.least, left)
         with self._written(request, course, latents, timings) as plan:
-            pace.condition.append(timings.condition)
+            pace.condition.append(timings.condition + timings.timestep)
             yield _Run(request, course, plan, timings, pace, None if deadline is None else clock + deadline)
 
     @contextmanager
@@ -250,10 +250,13 @@ class Generator:
         try:
             start, noises = request.start(course.table, latents), request.noises(course.table)
             plan.write(course.table, request.asked, start, noises, course.rescale)
-            for call in plan.conditions:
-                call()
+            plan.make_conditions()
             self._backend.wait()
-            timings.condition = time.perf_counter() - clock
+            made = time.perf_counter()
+            timings.condition = made - clock
+            if plan.make_timesteps():
+                self._backend.wait()
+                timings.timestep = time.perf_counter() - made
             yield plan
         except Exception:
             if self._plans.pop(size, None):  # what half-ran is not for the next request
@@ -275,7 +278,7 @@ class Generator:
         """Time the rows of the shortest course and the decoder, each the second time it runs."""
         course, timings = request.course(request.least), Timings()
         with self._written(request, course, latents, timings) as plan:
-            pace.condition.append(timings.condition)
+            pace.condition.append(timings.condition + timings.timestep)
             for _ in range(2):
                 clock = time.perf_counter()
                 plan.steps[0]()

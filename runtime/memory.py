@@ -28,6 +28,10 @@ class Slot:
         item = dataclasses.replace(self, shape=self.shape[1:])
         return dataclasses.replace(item, offset=self.offset + index * item.bytes)
 
+    def part(self, start: int, stop: int) -> "Slot":
+        """Items ``start`` to ``stop`` of the first axis."""
+        return dataclasses.replace(self[start], shape=(stop - start, *self.shape[1:]))
+
     def reshape(self, *shape: int) -> "Slot":
         """The same bytes in another shape."""
         return dataclasses.replace(self, shape=shape)

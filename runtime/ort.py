@@ -21,7 +21,7 @@ class HostBlock:
         start = -room.ctypes.data % ALIGNMENT
         self.host: NDArray[np.uint8] = room[start : start + size]
 
-    def upload(self) -> None:
+    def upload(self, end: int | None = None) -> None:
         """It is there already."""
 
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:

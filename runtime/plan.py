@@ -1,11 +1,14 @@
 """The memory of a request and the graphs bound to it, kept so that the next request of that shape only writes and runs.
 
 All tensors of a request lie in one block.  What the host writes comes first and goes to the device in one piece: the
-start, the rows of the solver's table, the guidance weights, the conditions and the noise.  The state moves between two
+start, the rows of the solver's table, the guidance weights, the noise and the conditions.  The state moves between two
 slots, row i reads its numbers at their offsets, and nothing returns before somebody reads it.
+
+What the condition graph and the timestep graph make stays in the block too.  As long as the conditions and the
+timesteps are the same, it is there for the next request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,59 +79,73 @@ class Plan:
         latents = (size.batch, *bundle.latent_shape)
         layout = Layout()
         self._states = [layout.slot((K, *latents))]
-        self._rows = {name: layout.slots(len(size.stochastic), shape) for name, shape in ROWS.items()}
-        self._rescale = layout.slots(len(size.stochastic), (1,))
+        count = len(size.stochastic)
+        step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
+        self._rows = {name: layout.slots(count, shape) for name, shape in ROWS.items() if name in step}
+        self._rescale = layout.slots(count, (1,))
         self._guidance, self._one = layout.slot((size.guides,)), layout.slot((1,))
+        self._no_noise = layout.slot(latents)
+        self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
+        self._chunks = _chunks(count, bundle.axes["N"].max) if "timestep" in bundle.graphs else []
+        self._times = [layout.slot((stop - start,)) for start, stop in self._chunks]
+        self._unconditional_bytes = layout.bytes
         self._inputs = {
             name: layout.slot((size.guides * size.batch, *shape), dtype)
             for name, (shape, dtype) in _condition_inputs(bundle).items()
         }
-        self._no_noise = layout.slot(latents)
-        self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
         host_bytes = layout.bytes
         self._states.append(layout.slot((K, *latents)))
         self._x0 = layout.slot(latents)
-        made = self._inputs
+        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
+        made = dict(self._inputs)
         if "condition" in runners:
-            axes = {"R": size.guides * size.batch}
-            outputs = bundle.graphs["condition"].outputs
-            made = {s.name: layout.slot(_shape(s, axes), s.dtype) for s in outputs}
+            made |= _slots(layout, bundle.graphs["condition"].outputs, axes)
+        timestep = bundle.graphs.get("timestep")
+        timed = _slots(layout, timestep.outputs, axes) if timestep else {}
+        self._timed_by_condition = timestep is not None and len(timestep.inputs) > 1
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
         self._block = backend.block(host_bytes, layout.bytes - host_bytes)
         try:  # the step graph first: it knows B from G, which makes for better refusals
-            guided = {name: slot.reshape(size.guides, size.batch, *slot.shape[1:]) for name, slot in made.items()}
-            first = {name: slot[0].reshape(1, *slot.shape[1:]) for name, slot in guided.items()}  # the same memory
-            branches = {
-                False: {**guided, names.GUIDANCE: self._guidance},
-                True: {**first, names.GUIDANCE: self._one},
-            }
-            rows = [
-                {
-                    **branches[alone],
+            guidance = {False: self._guidance, True: self._one}
+
+            def row(i: int, alone: bool) -> dict[str, Slot]:
+                """What a row of the table reads and writes; alone: of what has branches, the first, in the same memory."""
+                given = made | {name: slot[i] for name, slot in timed.items()}
+                shapes = {name: _shape(step[name], axes) for name in given if name in step}
+                grouped = {name: given[name].reshape(*shape) for name, shape in shapes.items()}
+                if alone:
+                    branched = [name for name in grouped if step[name].shape[0] == "G"]
+                    grouped |= {name: grouped[name].part(0, 1) for name in branched}
+                return {
+                    **grouped,
+                    names.GUIDANCE: guidance[alone],
                     **{name: slots[i] for name, slots in self._rows.items()},
                     names.RESCALE: self._rescale[i],
-                    names.NOISE: noise,
+                    names.NOISE: self._noises[i],
                     names.STATE: self._states[i % 2],
                     names.NEXT_STATE: self._states[(i + 1) % 2],
                     names.X0: self._x0,
                 }
-                for i, (noise, alone) in enumerate(zip(self._noises, size.alone, strict=True))
-            ]
+
             bound: dict[int, Call] = {}
             for kind in sorted(set(size.alone)):  # calls that are bound at once have the same shapes
                 chosen = [i for i, alone in enumerate(size.alone) if alone == kind]
-                bound |= zip(chosen, runners["step"].bind(self._block, [rows[i] for i in chosen]), strict=True)
-            self.steps = [bound[i] for i in range(len(rows))]
-            self.conditions = (
-                runners["condition"].bind(self._block, [{**self._inputs, **made}]) if "condition" in runners else []
-            )
+                calls = runners["step"].bind(self._block, [row(i, kind) for i in chosen])
+                bound |= zip(chosen, calls, strict=True)
+            self.steps = [bound[i] for i in range(count)]
+            self._conditions = runners["condition"].bind(self._block, [made]) if "condition" in runners else []
+            self._timesteps: list[Call] = []
+            for times, (start, stop) in zip(self._times, self._chunks, strict=True):  # bound alone: the last is shorter
+                parts = {name: slot.part(start, stop) for name, slot in timed.items()}
+                self._timesteps += runners["timestep"].bind(self._block, [{**made, **parts, names.TIMESTEP: times}])
             self._decode.bind(self._block, self._states[0][0], self._states[1][0], self._x0)
         except BaseException:
             self._block.close()
             raise
         self._loop: Call | None = None
         self._recorded = False
+        self._due = {"condition", "timestep"}  # graphs whose results are not in the block, or not those of the request
 
     def write(
         self,
@@ -138,7 +155,7 @@ class Plan:
         noises: Mapping[int, Any],
         rescale: NDArray[np.float32],
     ) -> None:
-        """Give the device a request.
+        """Give the device a request, of which only what changed since the last one.
 
         Args:
             table: N rows.
@@ -156,12 +173,37 @@ class Plan:
         stacked(host, self._rescale)[:] = rescale[:, None]
         self._guidance.of(host)[:] = asked.weights
         self._one.of(host)[:] = 1
-        for name, slot in self._inputs.items():
-            slot.of(host)[:] = asked.inputs[name]
+        for times, (first, stop) in zip(self._times, self._chunks, strict=True):
+            if not np.array_equal(times.of(host), table.timestep[first:stop]):
+                self._due.add("timestep")
+                times.of(host)[:] = table.timestep[first:stop]
+        same = (np.array_equal(slot.of(host), asked.inputs[name]) for name, slot in self._inputs.items())
+        if "condition" in self._due or not all(same):
+            self._due.add("condition")
+            for name, slot in self._inputs.items():
+                slot.of(host)[:] = asked.inputs[name]
         self._no_noise.of(host)[:] = 0
         for row, noise in noises.items():
             self._noises[row].of(host)[:] = noise
-        self._block.upload()
+        self._block.upload(None if "condition" in self._due else self._unconditional_bytes)
+
+    def make_conditions(self) -> None:
+        """Compute what depends on the condition alone, unless it is there."""
+        if "condition" in self._due:
+            if self._timed_by_condition:
+                self._due.add("timestep")
+            for call in self._conditions:
+                call()
+            self._due.remove("condition")
+
+    def make_timesteps(self) -> bool:
+        """Compute what depends on the timestep for all rows, unless it is there; returns whether there was work."""
+        if not self._timesteps or "timestep" not in self._due:
+            return False
+        for call in self._timesteps:
+            call()
+        self._due.remove("timestep")
+        return True
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
@@ -194,7 +236,7 @@ class Plan:
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called any more."""
-        self._loop, self.steps, self.conditions = None, [], []
+        self._loop, self.steps, self._conditions, self._timesteps = None, [], [], []
         self._decode.forget()
         self._block.close()
 
@@ -229,6 +271,15 @@ def _condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
             case "array":
                 shapes[condition.name] = (condition.shape, condition.dtype)
     return shapes
+
+
+def _chunks(count: int, largest: int) -> list[tuple[int, int]]:
+    """Rows of the table, start and stop, in pieces that the timestep graph can run."""
+    return [(start, min(start + largest, count)) for start in range(0, count, largest)]
+
+
+def _slots(layout: Layout, specs: Iterable[TensorSpec], axes: dict[str, int]) -> dict[str, Slot]:
+    return {spec.name: layout.slot(_shape(spec, axes), spec.dtype) for spec in specs}
 
 
 def _shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:

@@ -15,13 +15,14 @@ class Timings:
 
     encode: float = 0.0  # of what the request starts from, if anything
     condition: float = 0.0  # with the request's way to the device
+    timestep: float = 0.0  # what depends on the timestep and not on the latents; 0 where it is still there
     loop: float = 0.0  # all rows of the solver's table
     steps: list[float] = field(default_factory=list)  # each row; empty where a GPU ran all of them as one graph
     decode: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.encode + self.condition + self.loop + self.decode
+        return self.encode + self.condition + self.timestep + self.loop + self.decode
 
     @property
     def jitter(self) -> float | None:

@@ -114,7 +114,8 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
         "conditions": {"prompt": ["red"]}, "steps": 2, "guidance": 2.0, "seed": 0, "solver": "ddim",
         "sigmas": "schedule", "count": 1,
     }  # fmt: skip
-    assert set(record["timings"]) == {"encode", "condition", "loop", "steps", "decode", "total", "jitter"}
+    times = {"encode", "condition", "timestep", "loop", "steps", "decode", "total", "jitter"}
+    assert set(record["timings"]) == times
     assert json.dumps(record["request"]).encode() in (here / "out.png").read_bytes(), "the picture says how it was made"
 
 

@@ -81,7 +81,7 @@ def test_profiles_have_the_order_that_the_sidecar_has(
 
 @tensorrt
 def test_static_axes_are_one_profile(release: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    axes = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2)}
+    axes = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2), "N": Axis(6, 6, 6)}
     folder, build = Machine(release, monkeypatch).build(bundle, axes=axes)
     assert build.identity.options.profiles == ({**axes, "R": Axis(2, 2, 2)},)
     assert headers(folder, build)["condition"]["profiles"][0]["prompt"] == [[2, 4]] * 3

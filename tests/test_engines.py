@@ -67,18 +67,19 @@ def compiled(made: Job, command: tuple[str, ...] = COMMAND) -> GraphReport:
 
 
 def test_rtx_gets_the_whole_range_and_tensorrt_the_usual_request_first(bundle: Bundle) -> None:
-    full = {"B": Axis(1, 1, 8), "G": Axis(1, 2, 2), "R": Axis(1, 2, 16)}
+    full = {"B": Axis(1, 1, 8), "G": Axis(1, 2, 2), "R": Axis(1, 2, 16), "N": Axis(1, 6, 128)}
     assert profiles(bundle, "tensorrt-rtx") == (full,)
-    assert profiles(bundle, "tensorrt") == ({"B": Axis(1, 1, 1), "G": Axis(2, 2, 2), "R": Axis(2, 2, 2)}, full)
+    usual = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2), "R": Axis(2, 2, 2), "N": Axis(6, 6, 6)}
+    assert profiles(bundle, "tensorrt") == (usual, full)
 
 
 def test_axes_are_overridden_and_r_follows(bundle: Bundle) -> None:
-    one = {"B": Axis(2, 3, 4), "G": Axis(2, 2, 2)}
+    one = {"B": Axis(2, 3, 4), "G": Axis(2, 2, 2), "N": Axis(1, 4, 10)}
     assert profiles(bundle, "tensorrt-rtx", one) == ({**one, "R": Axis(4, 6, 8)},)
 
 
 def test_static_axes_are_one_profile_on_either_flavour(bundle: Bundle) -> None:
-    static = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2)}
+    static = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2), "N": Axis(20, 20, 20)}
     assert profiles(bundle, "tensorrt", static) == profiles(bundle, "tensorrt-rtx", static)
     assert len(profiles(bundle, "tensorrt", static)) == 1
 
@@ -86,8 +87,8 @@ def test_static_axes_are_one_profile_on_either_flavour(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("name", "axis", "words"),
     [
-        ("Q", Axis(1, 1, 1), "axis, got 'Q', wanted B or G"),
-        ("R", Axis(1, 1, 1), "axis R is G times B, wanted ranges of B or G"),
+        ("Q", Axis(1, 1, 1), "axis, got 'Q', wanted B or G or N"),
+        ("R", Axis(1, 1, 1), "axis R is G times B, wanted ranges of B or G or N"),
         ("B", Axis(1, 9, 8), "axis B, got min 1, opt 9, max 8, wanted 1 <= min <= opt <= max"),
         ("B", Axis(0, 1, 8), "axis B, got min 0, opt 1, max 8, wanted 1 <= min <= opt <= max"),
     ],

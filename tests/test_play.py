@@ -75,6 +75,7 @@ def wanted(bundle_folder: Path) -> Iterator[Generator]:
         yield generator
 
 
+ROLES = ("condition", "decode", "step", "timestep")
 every_release = pytest.mark.parametrize("release", api.VERSIONS)
 rtx = pytest.mark.parametrize("release", [api.RTX])
 each_flavour = pytest.mark.parametrize("release", [OLDEST, api.RTX])
@@ -172,7 +173,7 @@ def test_all_contexts_share_one_scratch_memory(machine: Machine, bundle: Path) -
     with load(bundle, machine.flavour) as generator:
         for count in (1, 2, 3):
             generator.generate(**ASKED | {"count": count})
-        assert machine.library.live()["IExecutionContext"] == 9, "condition, step and decode for each size"
+        assert machine.library.live()["IExecutionContext"] == 12, "condition, timestep, step and decode for each size"
         assert machine.cuda.live()["device memory"] == 3 + 1
 
 
@@ -230,7 +231,7 @@ def test_compiled_kernels_are_kept_for_the_next_start(
         generator.generate(**ASKED)
         assert list(bundle.glob("engines/*/step.*.cache")), "a program may never come to close"
     caches = sorted(bundle.glob("engines/*/*.cache"))
-    assert [path.name for path in caches] == [f"{r}.rtx-4090.cuda-12.8.cache" for r in ("condition", "decode", "step")]
+    assert [path.name for path in caches] == [f"{role}.rtx-4090.cuda-12.8.cache" for role in ROLES]
     assert "kernels are compiled" in caplog.text
     caplog.clear()
 

@@ -34,4 +34,6 @@ LIMITS: dict[str, float] = {
     "ranges": 2e-6,  # 4.0e-7; two programs, largest value after a norm
     "guidance": 1e-6,  # 1.1e-7; branches apart and summed outside, six steps
     "solver from the middle": 1e-9,  # 2.7e-10, DDPM; 2.2e-11 the others
+    "hoisted graph": 5e-6,  # 2.0e-6, written by hand with sums that cancel
+    "hoisted latents": 1e-6,  # 0.0 in float32; a compiler may fuse the two differently
 }
