@@ -110,7 +110,7 @@ class Plan:
             guidance = {False: self._guidance, True: self._one}
 
             def row(i: int, alone: bool) -> dict[str, Slot]:
-                """What a row of the table reads and writes; alone: of what has branches, the first, in the same memory."""
+                """What a row of the table reads and writes; alone: of all branches the first, in the same memory."""
                 given = made | {name: slot[i] for name, slot in timed.items()}
                 shapes = {name: _shape(step[name], axes) for name in given if name in step}
                 grouped = {name: given[name].reshape(*shape) for name, shape in shapes.items()}
