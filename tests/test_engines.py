@@ -67,7 +67,7 @@ def compiled(made: Job, command: tuple[str, ...] = COMMAND) -> GraphReport:
 
 
 def test_rtx_gets_the_whole_range_and_tensorrt_the_usual_request_first(bundle: Bundle) -> None:
-    full = {"B": Axis(1, 1, 8), "G": Axis(1, 2, 2), "R": Axis(1, 2, 16), "N": Axis(1, 6, 128)}
+    full = {"B": Axis(1, 1, 8), "G": Axis(1, 2, 4), "R": Axis(1, 2, 32), "N": Axis(1, 6, 128)}
     assert profiles(bundle, "tensorrt-rtx") == (full,)
     usual = {"B": Axis(1, 1, 1), "G": Axis(2, 2, 2), "R": Axis(2, 2, 2), "N": Axis(6, 6, 6)}
     assert profiles(bundle, "tensorrt") == (usual, full)
