@@ -49,4 +49,18 @@ class Flow:
     kind: Literal["flow"] = "flow"
 
 
-Process = Diffusion | Flow
+@dataclass(frozen=True)
+class Masked:
+    """Tokens that are hidden one by one: a place holds one of the codes 0 to ``codes`` - 1, or the mask.
+
+    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L); how much is hidden is all the time there is.
+    """
+
+    codes: int  # entries of the codebook
+    mask_id: int  # the token of a hidden place; often ``codes``, the first number that is no code
+    schedule: Literal["cosine", "linear"] = "cosine"  # share of hidden places over time, for maskgit and amused
+    candidates: int = 3840  # the most likely codes of a place, of which one is drawn; TensorRT sorts no more
+    kind: Literal["masked"] = "masked"
+
+
+Process = Diffusion | Flow | Masked

@@ -1,4 +1,4 @@
-"""Solvers by name: a whole run as a table of numbers.
+"""Solvers by name: a whole run as a table of numbers.  Those for tokens are in ``masked``.
 
 Each solver is a function (process, steps, sigmas, options, begin) -> Table in float64; a
 new one is one more function and one more line here.
@@ -7,7 +7,7 @@ new one is one more function and one more line here.
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,14 @@ from mmgen.runtime.dpm import (
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.euler import Euler, EulerAncestral, Heun, euler, euler_ancestral, heun
 from mmgen.runtime.flow import FlowEuler, FlowHeun, flow_euler, flow_heun
+from mmgen.runtime.masked import SAMPLERS
 from mmgen.runtime.onestep import DDIM, DDPM, ddim, ddpm
-from mmgen.runtime.process import Diffusion, Flow, Process
+from mmgen.runtime.process import Diffusion, Flow, Masked, Process
 from mmgen.runtime.schedules import Sigmas, check_steps
+from mmgen.runtime.solver_options import Option, checked_options, either
 from mmgen.runtime.table import Table
 from mmgen.runtime.unipc import FlowUniPC, UniPC, flow_unipc, unipc
 
-Option = str | int | float | bool
 _Solver = tuple[Callable[[Any, int, Sigmas, Any, int], Table], type]  # with the dataclass of its options
 
 ON_DIFFUSION: Mapping[str, _Solver] = {
@@ -58,15 +59,15 @@ ALONG_FLOW: Mapping[str, _Solver] = {
     "unipc": (flow_unipc, FlowUniPC),
     "lms": (flow_lms, LMS),
 }
-SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW)))
+SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW, *SAMPLERS)))
 
 
 def solvers_for(process: Process) -> tuple[str, ...]:
     """Names of the solvers that fit a process."""
-    return tuple(_fitting(process))
+    return tuple(SAMPLERS if isinstance(process, Masked) else _fitting(process))
 
 
-def _fitting(process: Process) -> Mapping[str, _Solver]:
+def _fitting(process: Diffusion | Flow) -> Mapping[str, _Solver]:
     match process:
         case Diffusion():
             return ON_DIFFUSION
@@ -76,7 +77,7 @@ def _fitting(process: Process) -> Mapping[str, _Solver]:
 
 def table(
     solver: str,
-    process: Process,
+    process: Diffusion | Flow,
     steps: int,
     *,
     sigmas: Sigmas = "schedule",
@@ -110,7 +111,7 @@ def table(
 
 def exact(
     solver: str,
-    process: Process,
+    process: Diffusion | Flow,
     steps: int,
     *,
     sigmas: Sigmas = "schedule",
@@ -119,36 +120,13 @@ def exact(
 ) -> Table:
     """As ``table``, before rounding: the arrays are float64."""
     if sigmas not in typing.get_args(Sigmas):
-        raise MmgenError("sigmas", got=repr(sigmas), wanted=_either(typing.get_args(Sigmas)))
+        raise MmgenError("sigmas", got=repr(sigmas), wanted=either(typing.get_args(Sigmas)))
     fitting = _fitting(process)
     if solver not in fitting:
         what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
-        raise MmgenError(what, got=repr(solver), wanted=_either(fitting))
+        raise MmgenError(what, got=repr(solver), wanted=either(fitting))
     function, kind = fitting[solver]
     check_steps(steps)
     if not 0 <= begin < steps:
         raise MmgenError("begin", got=begin, wanted=f"0 to {steps - 1}, as there are {steps} steps")
-    return function(process, steps, sigmas, _options(solver, kind, options), begin)
-
-
-def _options(solver: str, kind: type, given: Mapping[str, Option]) -> Any:
-    """A solver's options from names and values, each checked against its field's type."""
-    hints = typing.get_type_hints(kind)
-    for name, value in given.items():
-        what = f"option {name!r} of solver {solver!r}"
-        if name not in hints:
-            raise MmgenError(what, wanted=_either(hints) or "no options", remedy="leave it out")
-        hint = hints[name]
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            fits, wanted = value in choices and type(value) is type(choices[0]), _either(choices)
-        else:
-            fits = type(value) is hint or (hint is float and type(value) is int)
-            wanted = {bool: "True or False", float: "a number", str: "text"}[hint]
-        if not fits:
-            raise MmgenError(what, got=repr(value), wanted=wanted)
-    return kind(**given)
-
-
-def _either(choices: typing.Iterable[object]) -> str:
-    return " or ".join(map(repr, choices))
+    return function(process, steps, sigmas, checked_options(solver, kind, options), begin)

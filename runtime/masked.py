@@ -1,0 +1,200 @@
+"""Masked-token samplers by name: a whole run as a table of numbers.
+
+A sampler is a function (process, places, steps, options) -> MaskedTable in float64; one graph plays all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Masked
+from mmgen.runtime.schedules import check_steps
+from mmgen.runtime.solver_options import Option, checked_options
+
+Numbers = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class MaskedTable:
+    """N rows.  Row i gives every hidden place a code and hides the least confident of them again:
+
+        code    ~ softmax(sharpness logits), of the ``top_k`` most likely codes
+        score   = confidence[0] log p(code) + confidence[1] Gumbel noise; lowest from place ``window`` on
+        hidden' = the ``masked`` lowest scores, and each place with probability ``stay``
+
+    At least one hidden place is settled in a row, if there are two, and what is settled stays.  Before the first row
+    all places are hidden; in the last row ``masked`` and ``stay`` are 0.  ``masked_reference`` is the definition.
+    """
+
+    sharpness: Numbers  # (N,) 1 / temperature
+    top_k: Numbers  # (N,) 1: the most likely code, whatever the uniform number is
+    confidence: Numbers  # (N, 2) weights of log p and of the noise
+    masked: Numbers  # (N,) places that are hidden after the row
+    stay: Numbers  # (N,) probability
+    window: Numbers  # (N,) places before it may be settled
+
+    def __len__(self) -> int:
+        return len(self.masked)
+
+
+@dataclass(frozen=True)
+class MaskGIT:
+    """Options of ``maskgit``."""
+
+    temperature: float = 4.5  # of the confidence's noise; falls to 0 with the share of steps that are done
+    compounding: bool = False  # each row multiplies the one before it, as in Show-o and MMaDA
+    sampling_temperature: float = 1.0  # 0: the most likely code
+    top_k: int = 0  # 0: all codes
+
+
+@dataclass(frozen=True)
+class Amused:
+    """Options of ``amused``; the defaults are AmusedPipeline's."""
+
+    temperature: float = 2.0  # of the confidence's noise, at the first step
+    last_temperature: float = 0.0  # at the last one
+    sampling_temperature: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class MDLM:
+    """Options of ``mdlm``."""
+
+    end: float = 1e-5  # the last time
+    greedy_end: bool = True  # what is hidden at the end becomes the most likely code
+    sampling_temperature: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class LLaDA:
+    """Options of ``llada``."""
+
+    blocks: int = 1  # settled one after the other, each in an equal number of steps
+    order: Literal["confidence", "random"] = "confidence"  # which places are settled first
+    sampling_temperature: float = 0.0
+    top_k: int = 0
+
+
+def maskgit(process: Masked, places: int, steps: int, options: MaskGIT) -> MaskedTable:
+    """Chang et al. 2022, section 3.2."""
+    done = np.arange(1, steps + 1) / steps
+    noise = options.temperature * (np.cumprod(1 - done) if options.compounding else 1 - done)
+    return _by_confidence(process, places, _hidden(process, places, done), noise, options)
+
+
+def amused(process: Masked, places: int, steps: int, options: Amused) -> MaskedTable:
+    """Patil et al. 2024, as diffusers' AmusedScheduler.
+
+    It counts in float32, where cos(pi / 3) is a little less than a half: of 256 places 127 are hidden there, not 128.
+    """
+    done = np.arange(1, steps + 1, dtype=np.float32) / np.float32(steps)
+    noise = np.linspace(options.temperature, options.last_temperature, steps)
+    return _by_confidence(process, places, _hidden(process, places, done), noise, options)
+
+
+def mdlm(process: Masked, places: int, steps: int, options: MDLM) -> MaskedTable:
+    """Sahoo et al. 2024, eq. 7 with the log-linear schedule: at time t a place is hidden with probability t.
+
+    From t to s a hidden place stays hidden with probability s / t; ``steps`` such rows, and one that settles the rest.
+    """
+    times = np.linspace(1, options.end, steps + 1)
+    stay = np.append(times[1:] / times[:-1], 0)
+    sharpness, top_k = _draw(process, steps + 1, options)
+    if options.greedy_end:
+        top_k[-1] = 1
+    none = np.zeros(steps + 1)
+    return MaskedTable(sharpness, top_k, np.zeros((steps + 1, 2)), none, stay, np.full(steps + 1, float(places)))
+
+
+def llada(process: Masked, places: int, steps: int, options: LLaDA) -> MaskedTable:
+    """Nie et al. 2025, algorithms 4 and 5: blocks from left to right, in each an even number of places a step."""
+    if options.blocks < 1 or places % options.blocks or steps % options.blocks:
+        raise MmgenError(
+            "blocks", got=options.blocks, wanted=f"a divisor of {places} places and of {steps} steps",
+            remedy="change steps or blocks",
+        )  # fmt: skip
+    length, rows = places // options.blocks, steps // options.blocks
+    even, more = divmod(length, rows)  # the first steps of a block settle one place more
+    settled = np.cumsum(np.tile(np.where(np.arange(rows) < more, even + 1, even), options.blocks))
+    weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
+    window = np.repeat(np.arange(1, options.blocks + 1) * length, rows).astype(np.float64)
+    sharpness, top_k = _draw(process, steps, options)
+    masked = (places - settled).astype(np.float64)
+    return MaskedTable(sharpness, top_k, np.tile(weights, (steps, 1)), masked, np.zeros(steps), window)
+
+
+SAMPLERS: Mapping[str, tuple[Callable[[Masked, int, int, Any], MaskedTable], type]] = {
+    "maskgit": (maskgit, MaskGIT),
+    "amused": (amused, Amused),
+    "mdlm": (mdlm, MDLM),
+    "llada": (llada, LLaDA),
+}
+
+
+def table(
+    sampler: str, process: Masked, places: int, steps: int, *, options: Mapping[str, Option] = {}
+) -> MaskedTable:
+    """The rows of a sampler's run, float32.
+
+    Args:
+        sampler: a name of ``SAMPLERS``.
+        process: what the denoiser was trained to undo.
+        places: tokens of a sample, the product of its latent shape.
+        steps: from 1 to the number of places; ``mdlm`` may take more, and has one row more than steps.
+        options: fields of the sampler's options, the dataclass beside it in ``SAMPLERS``.
+
+    Raises:
+        MmgenError: unknown sampler, an unknown option or a bad value of one, a number of steps that is impossible.
+    """
+    rows = exact(sampler, process, places, steps, options=options)
+    return replace(rows, **{f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)})
+
+
+def exact(
+    sampler: str, process: Masked, places: int, steps: int, *, options: Mapping[str, Option] = {}
+) -> MaskedTable:
+    """As ``table``, before rounding: the arrays are float64."""
+    if sampler not in SAMPLERS:
+        raise MmgenError(
+            "solver for a masked process", got=repr(sampler), wanted=" or ".join(map(repr, SAMPLERS))
+        )
+    check_steps(steps)
+    if sampler != "mdlm" and steps > places:
+        raise MmgenError(f"steps of solver {sampler!r}", got=steps, wanted=f"at most {places}, one for each token")
+    function, kind = SAMPLERS[sampler]
+    return function(process, places, int(steps), checked_options(sampler, kind, options))
+
+
+def _hidden(process: Masked, places: int, done: Numbers) -> Numbers:
+    """How many places are hidden after each step, in the precision of ``done``, its share of all steps."""
+    ratio = np.cos(done * done.dtype.type(np.pi) / 2) if process.schedule == "cosine" else 1 - done
+    hidden: Numbers = np.maximum(np.floor(places * ratio), 1)
+    hidden[-1] = 0
+    return hidden
+
+
+def _by_confidence(
+    process: Masked, places: int, hidden: Numbers, noise: Numbers, options: MaskGIT | Amused
+) -> MaskedTable:
+    steps = len(hidden)
+    sharpness, top_k = _draw(process, steps, options)
+    confidence = np.stack([np.ones(steps), noise], 1)
+    masked, window = hidden.astype(np.float64), np.full(steps, float(places))
+    return MaskedTable(sharpness, top_k, confidence, masked, np.zeros(steps), window)
+
+
+def _draw(process: Masked, rows: int, options: MaskGIT | Amused | MDLM | LLaDA) -> tuple[Numbers, Numbers]:
+    """``sharpness`` and ``top_k`` of all rows."""
+    temperature, top_k = options.sampling_temperature, options.top_k or process.codes
+    if not 0 <= temperature < np.inf:
+        raise MmgenError("sampling_temperature", got=temperature, wanted="a number from 0")
+    if not 1 <= top_k <= process.codes:
+        raise MmgenError("top_k", got=top_k, wanted=f"1 to {process.codes}, or 0 for all codes")
+    greedy = temperature == 0
+    return np.full(rows, 1.0 if greedy else 1 / temperature), np.full(rows, 1.0 if greedy else float(top_k))

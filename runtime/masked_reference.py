@@ -1,0 +1,96 @@
+"""A masked step and its loop in plain numpy: the definition that the graph and faster loops are compared with."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.masked import MaskedTable
+from mmgen.runtime.process import Masked
+
+Tokens = NDArray[np.int64]
+Array = NDArray[np.floating[Any]]
+
+TINY = 1e-20  # below it, probabilities and uniform numbers count as it
+FAR = 1e30  # a score above and, negative, below all others
+
+
+def step(
+    process: Masked,
+    table: MaskedTable,
+    row: int,
+    tokens: Tokens,
+    logits: Array,
+    choice: Array,
+    order: Array,
+) -> tuple[Tokens, Tokens]:
+    """One row of a table; all arithmetic is in the dtype of the logits.
+
+    Args:
+        process: says what the mask is.
+        table, row: the numbers of the step.
+        tokens: (B, N), with masks.
+        logits: (B, N, codes), after guidance.
+        choice: uniform numbers (B, N) in [0, 1) that choose the codes.
+        order: uniform numbers (B, N) in [0, 1) of the confidence's noise, and of what stays hidden.
+
+    Returns:
+        Tokens (B, N) after the step; the codes (B, N) that every place has before some are hidden again.
+    """
+    real = logits.dtype.type
+    hidden = tokens == process.mask_id
+
+    kept = min(process.codes, process.candidates)
+    best_first = np.argsort(-logits, -1, kind="stable")[..., :kept]  # (B, N, K) codes
+    sorted_logits = np.take_along_axis(logits, best_first, -1)
+    sharp = (sorted_logits - sorted_logits[..., :1]) * real(table.sharpness[row])
+    weights = np.exp(sharp) * (np.arange(kept) < table.top_k[row])  # not yet divided by their sum
+    cumulative = running_sum(weights)
+    passed = (cumulative <= choice[..., None] * cumulative[..., -1:]).sum(-1)
+    place = np.minimum(passed, (weights > 0).sum(-1) - 1)[..., None]  # rounding must not pass the last that can be
+    drawn = np.take_along_axis(best_first, place, -1)[..., 0]
+    codes = np.where(hidden, drawn, tokens)
+
+    spread = np.exp(logits - sorted_logits[..., :1]).sum(-1)
+    log_p = np.take_along_axis(sorted_logits, place, -1)[..., 0] - sorted_logits[..., 0] - np.log(spread)
+    gumbel = -np.log(np.maximum(-np.log(np.maximum(order, real(TINY))), real(TINY)))
+    score = real(table.confidence[row][0]) * log_p + real(table.confidence[row][1]) * gumbel
+    score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))
+    score = np.where(hidden, score, real(FAR))
+
+    # One place at least is settled.  Places of equal score are settled together.
+    target = np.minimum(table.masked[row], np.maximum(hidden.sum(-1, keepdims=True) - 1, 1))  # (B, 1)
+    not_above = (score[:, None, :] <= score[:, :, None]).sum(-1)  # (B, N) how many scores are at most this one
+    again = hidden & ((not_above <= target) | (order < table.stay[row]))
+    return np.where(again, process.mask_id, codes), codes
+
+
+def run(
+    process: Masked,
+    table: MaskedTable,
+    denoiser: Callable[[Tokens], Array],
+    tokens: Tokens,
+    uniforms: Array,
+) -> Iterator[tuple[Tokens, Tokens]]:
+    """Yield tokens and codes after each row.
+
+    Args:
+        process: says what the mask is.
+        table: N rows.
+        denoiser: from tokens (B, places) to logits (B, places, codes) after guidance.
+        tokens: (B, places) that the run starts from, masks or not.
+        uniforms: (N, 2, B, places) in [0, 1): of each row those for the choice and those for the order.
+    """
+    for row, (choice, order) in enumerate(uniforms):
+        tokens, codes = step(process, table, row, tokens, denoiser(tokens), choice, order)
+        yield tokens, codes
+
+
+def running_sum(x: Array) -> Array:
+    """Sums of the last axis up to each entry, in log2 of its length additions that any machine makes in this order."""
+    shift = 1
+    while shift < x.shape[-1]:
+        x = np.concatenate([x[..., :shift], x[..., shift:] + x[..., :-shift]], -1)
+        shift *= 2
+    return x

@@ -1,0 +1,231 @@
+"""Samplers for tokens: their tables, and the numpy definition of a step, against diffusers and against the papers."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers import scheduling_amused
+from diffusers.schedulers.scheduling_amused import AmusedScheduler
+
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked import SAMPLERS, exact, table
+from mmgen.runtime.masked_reference import run, running_sum, step
+from mmgen.runtime.process import Masked
+from mmgen.runtime.solvers import SOLVERS, solvers_for
+
+PROCESS = Masked(codes=64, mask_id=70)
+PLACES = 36
+
+
+def draws(rows: int, batch: int = 3, places: int = PLACES, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((rows, 2, batch, places), np.float32)
+
+
+def random_logits(seed: int, spread: float = 4.0):
+    """A denoiser whose answer depends on the tokens."""
+    mix = np.random.default_rng(seed).normal(0, spread, (PROCESS.mask_id + 1, PLACES, PROCESS.codes))
+
+    def denoiser(tokens: np.ndarray) -> np.ndarray:
+        seen = mix[tokens, np.arange(PLACES)].mean(1, keepdims=True)  # (B, 1, codes)
+        return (seen + mix[0]).astype(np.float32)
+
+    return denoiser
+
+
+def masks(batch: int = 3) -> np.ndarray:
+    return np.full((batch, PLACES), PROCESS.mask_id)
+
+
+class InjectedNoise:
+    """What torch draws inside AmusedScheduler.step, from given uniform numbers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.choice = self.order = np.zeros(0, np.float32)
+        monkeypatch.setattr(torch, "multinomial", self.multinomial)
+        monkeypatch.setattr(scheduling_amused, "gumbel_noise", self.gumbel)
+
+    def multinomial(self, probs: torch.Tensor, number: int, generator: object = None) -> torch.Tensor:
+        assert number == 1
+        ordered, ids = probs.sort(stable=True, dim=-1, descending=True)
+        passed = (ordered.cumsum(-1) <= torch.from_numpy(self.choice).reshape(-1, 1)).sum(-1, keepdim=True)
+        return ids.gather(-1, passed.clamp_max(probs.shape[-1] - 1))
+
+    def gumbel(self, t: torch.Tensor, generator: object = None) -> torch.Tensor:
+        return -torch.log((-torch.log(torch.from_numpy(self.order).clamp(1e-20))).clamp(1e-20))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 12, 20])
+@pytest.mark.parametrize(("temperature", "options"), [
+    ((2, 0), {}),
+    ((0, 0), {"temperature": 0.0}),
+    (5, {"temperature": 5.0, "last_temperature": 0.01}),
+])  # fmt: skip
+def test_amused_is_diffusers_token_for_token(monkeypatch, schedule, steps, temperature, options):
+    process = dataclasses.replace(PROCESS, schedule=schedule)
+    rows, uniforms, denoiser = table("amused", process, PLACES, steps, options=options), draws(steps), random_logits(1)
+    noise = InjectedNoise(monkeypatch)
+    scheduler = AmusedScheduler(mask_token_id=process.mask_id, masking_schedule=schedule)
+    scheduler.set_timesteps(steps, temperature)
+    sample = torch.from_numpy(masks())
+    ours = run(process, rows, denoiser, masks(), uniforms)
+    for timestep, (noise.choice, noise.order), (tokens, codes) in zip(
+        scheduler.timesteps, uniforms, ours, strict=True
+    ):
+        logits = torch.from_numpy(denoiser(sample.numpy())).transpose(1, 2).reshape(3, -1, 6, 6)
+        out = scheduler.step(logits, timestep, sample.reshape(3, 6, 6))
+        sample = out.prev_sample.reshape(3, PLACES)
+        np.testing.assert_array_equal(tokens, sample.numpy())
+        np.testing.assert_array_equal(codes, out.pred_original_sample.reshape(3, PLACES).numpy())
+    assert (tokens != process.mask_id).all()
+
+
+@pytest.mark.parametrize("places", [16, 36, 256, 1024, 4096])
+def test_amused_hides_as_many_as_diffusers_counts_in_float32(places):
+    for steps in range(2, min(places, 64) + 1):
+        ratio = (torch.arange(steps) + 1) / steps
+        wanted = (places * torch.cos(ratio * math.pi / 2)).floor().clamp_min(1)
+        np.testing.assert_array_equal(exact("amused", PROCESS, places, steps).masked[:-1], wanted[:-1].numpy())
+
+
+def test_amused_256_in_12_steps_is_what_the_released_model_saw():
+    rows = exact("amused", PROCESS, 256, 12)
+    assert rows.masked.tolist() == [253, 247, 236, 221, 203, 181, 155, 127, 97, 66, 33, 0]
+    np.testing.assert_allclose(rows.confidence[:, 1], np.linspace(2, 0, 12))
+
+
+def test_maskgit_is_the_papers_schedule():
+    rows = exact("maskgit", PROCESS, 256, 12)
+    done = np.arange(1, 13) / 12
+    np.testing.assert_array_equal(rows.masked, [*np.floor(256 * np.cos(np.pi / 2 * done))[:-1], 0])
+    assert rows.masked[7] == 128
+    np.testing.assert_allclose(rows.confidence[:, 1], 4.5 * (1 - done))
+
+
+def test_compounding_temperature_is_multiplied_row_by_row():
+    rows, temperature = exact("maskgit", PROCESS, 256, 6, options={"compounding": True, "temperature": 1.0}), 1.0
+    for row in range(6):
+        temperature *= 1 - (row + 1) / 6
+        assert rows.confidence[row, 1] == pytest.approx(temperature)
+
+
+def test_mdlm_draws_from_the_papers_posterior():
+    """Sahoo et al. 2024, eq. 7: from t to s, the mask with s / t, and a code with (1 - s / t) p(code)."""
+    process = Masked(codes=5, mask_id=5)
+    rows = exact("mdlm", process, 1, 4)
+    times = np.linspace(1, 1e-5, 5)
+    grid = (np.arange(256) + 0.5) / 256
+    choice, order = (g.reshape(-1, 1) for g in np.meshgrid(grid, grid))  # every pair of uniform numbers
+    logits = np.array([0.3, 2.0, -1.0, 0.0, 1.1])
+    p = np.exp(logits) / np.exp(logits).sum()
+    for row in range(4):
+        t, s = times[row], times[row + 1]
+        tokens, _ = step(process, rows, row, np.full(choice.shape, 5), np.tile(logits, (len(choice), 1, 1)), choice, order)
+        share = np.bincount(tokens[:, 0], minlength=6) / len(tokens)
+        np.testing.assert_allclose(share, [*(p * (t - s) / t), s / t], atol=1 / 256)
+    known, _ = step(process, rows, 0, np.array([[3]]), logits[None, None], choice[:1], order[:1])
+    assert known == 3  # carried over
+    last, _ = step(process, rows, 4, np.array([[5]]), logits[None, None], choice[-1:], order[:1])
+    assert last == 1  # the most likely
+
+
+@pytest.mark.parametrize(("blocks", "steps"), [(1, 8), (1, 5), (3, 6), (4, 36)])
+def test_llada_is_the_papers_loop(blocks, steps):
+    """Nie et al. 2025, algorithm 5, block by block, greedy: commit the k most probable of the block's hidden places."""
+    denoiser = random_logits(2)
+    rows = table("llada", PROCESS, PLACES, steps, options={"blocks": blocks})
+    length, per_block = PLACES // blocks, steps // blocks
+    wanted, wanted_rows = masks(1), []
+    for block in range(blocks):
+        base, more = divmod(length, per_block)
+        for i in range(per_block):
+            logits = denoiser(wanted)[0].astype(np.float64)
+            p = np.exp(logits - logits.max(-1, keepdims=True))
+            p /= p.sum(-1, keepdims=True)
+            confidence = np.where(wanted[0] == PROCESS.mask_id, p.max(-1), -np.inf)
+            confidence[(block + 1) * length :] = -np.inf
+            chosen = np.argsort(-confidence)[: base + (i < more)]
+            wanted[0, chosen] = p.argmax(-1)[chosen]
+            wanted_rows.append(wanted.copy())
+    got = [tokens for tokens, _ in run(PROCESS, rows, denoiser, masks(1), draws(steps, batch=1))]
+    np.testing.assert_array_equal(got, wanted_rows)
+
+
+def test_llada_in_random_order_doesnt_look_at_the_probabilities():
+    rows = table("llada", PROCESS, PLACES, 6, options={"order": "random"})
+    uniforms = draws(6)
+    a, b = ([t == PROCESS.mask_id for t, _ in run(PROCESS, rows, random_logits(s), masks(), uniforms)] for s in (1, 2))
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 3, 12, PLACES])
+def test_every_sampler_settles_all_places_and_changes_none_that_is_settled(sampler, steps):
+    rows = table(sampler, PROCESS, PLACES, steps)
+    before = masks()
+    for row, (tokens, codes) in enumerate(run(PROCESS, rows, random_logits(3), masks(), draws(len(rows)))):
+        settled = before != PROCESS.mask_id
+        assert (tokens[settled] == before[settled]).all()
+        assert ((0 <= codes) & (codes < PROCESS.codes)).all()
+        if rows.stay[row] == 0:
+            hidden = np.minimum(rows.masked[row], max((~settled[0]).sum() - 1, 1))
+            assert ((tokens == PROCESS.mask_id).sum(1) == hidden).all()
+        before = tokens
+    assert (before < PROCESS.codes).all()
+
+
+def test_a_start_that_is_partly_known_is_kept_and_finished():
+    start = masks(2)
+    start[:, 10:] = np.arange(PLACES - 10)
+    rows = table("maskgit", PROCESS, PLACES, 8)
+    done = [tokens for tokens, _ in run(PROCESS, rows, random_logits(4), start, draws(8, batch=2))]
+    hidden = [(tokens == PROCESS.mask_id).sum() for tokens in done]
+    assert hidden[0] == 18 and hidden == sorted(hidden, reverse=True) and hidden[-1] == 0
+    assert all((tokens[:, 10:] == start[:, 10:]).all() for tokens in done)
+
+
+def test_choices_follow_the_probabilities_of_the_most_likely_codes():
+    process, grid = Masked(codes=4, mask_id=4), (np.arange(1000) + 0.5) / 1000
+    logits = np.log([[[0.1, 0.4, 0.3, 0.2]]])
+    for top_k, temperature, wanted in ((4, 1.0, [0.1, 0.4, 0.3, 0.2]), (2, 1.0, [0, 4 / 7, 3 / 7, 0]),
+                                       (4, 0.0, [0, 1, 0, 0]), (4, 0.5, np.array([1, 16, 9, 4]) / 30)):  # fmt: skip
+        rows = exact("maskgit", process, 1, 1, options={"top_k": top_k, "sampling_temperature": temperature})
+        choice = grid[:, None]
+        codes, _ = step(process, rows, 0, np.full((1000, 1), 4), np.tile(logits, (1000, 1, 1)), choice, choice)
+        np.testing.assert_allclose(np.bincount(codes[:, 0], minlength=4) / 1000, wanted, atol=1.1e-3)
+
+
+def test_the_largest_uniform_number_chooses_a_code_that_can_be():
+    rows = table("maskgit", PROCESS, PLACES, 1)
+    logits = np.full((1, PLACES, 64), -200.0, np.float32)
+    logits[..., :3] = 0.1, 0.2, 0.3
+    top = np.full((1, PLACES), np.nextafter(np.float32(1), np.float32(0)))
+    tokens, _ = step(PROCESS, rows, 0, masks(1), logits, top, top)
+    assert (tokens < 3).all()
+
+
+def test_running_sum_is_the_sum_up_to_each():
+    x = np.random.default_rng(0).integers(0, 9, (2, 37)).astype(np.float64)
+    np.testing.assert_array_equal(running_sum(x), x.cumsum(-1))
+
+
+def test_names_of_the_samplers_are_among_all_solvers():
+    assert solvers_for(PROCESS) == ("maskgit", "amused", "mdlm", "llada")
+    assert set(SAMPLERS) < set(SOLVERS)
+
+
+@pytest.mark.parametrize(("sampler", "steps", "options", "message"), [
+    ("ddim", 4, {}, "solver for a masked process, got 'ddim', wanted 'maskgit' or 'amused'"),
+    ("maskgit", 0, {}, "steps, got 0"),
+    ("maskgit", 37, {}, "at most 36"),
+    ("maskgit", 4, {"temprature": 1.0}, "option 'temprature' of solver 'maskgit'"),
+    ("maskgit", 4, {"temperature": "hot"}, "got 'hot', wanted a number"),
+    ("maskgit", 4, {"top_k": 65}, "top_k, got 65, wanted 1 to 64"),
+    ("maskgit", 4, {"sampling_temperature": -1.0}, "sampling_temperature, got -1.0"),
+    ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 places and of 8 steps"),
+])  # fmt: skip
+def test_what_cannot_be_sampled_is_said(sampler, steps, options, message):
+    with pytest.raises(MmgenError, match=message):
+        table(sampler, PROCESS, PLACES, steps, options=options)
