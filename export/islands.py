@@ -37,7 +37,11 @@ ROUNDING = 1e-2  # a weight that float16's narrow exponent changes by more than 
 SATURATED = 20.0  # from here on the functions in SATURATING are constant
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's metadata of a node: the submodules it is in, as a Python list
-SOLVER = frozenset((bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE))
+SOLVER = frozenset((
+    bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE,
+    bundle.SHARPNESS, bundle.TOP_K, bundle.CONFIDENCE, bundle.MASKED, bundle.STAY, bundle.WINDOW,
+    bundle.CHOICE, bundle.ORDER,
+))  # fmt: skip
 
 
 @dataclass(frozen=True)

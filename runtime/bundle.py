@@ -47,6 +47,18 @@ LATENTS = "latents"  # (B, *L) float32
 MEDIA = "media"  # (B, *media shape)
 CODES = "codes"  # (B, ...) int64, where the decoder has a codebook
 
+# Of a masked process, in place of the state and a row's numbers; ``masked.MaskedTable`` says what the numbers do.
+TOKENS = "tokens"  # (B, *L) int64, with masks
+NEXT_TOKENS = "next_tokens"  # (B, *L) int64
+SHARPNESS = "sharpness"  # (1,) float32, as all numbers of a row
+TOP_K = "top_k"  # (1,)
+CONFIDENCE = "confidence"  # (2,)
+MASKED = "masked"  # (1,)
+STAY = "stay"  # (1,)
+WINDOW = "window"  # (1,)
+CHOICE = "choice"  # (B, *L) float32 uniform in [0, 1): chooses the codes
+ORDER = "order"  # (B, *L) float32 uniform in [0, 1): noise of the confidence, and what stays hidden
+
 
 @dataclass(frozen=True)
 class TensorSpec:

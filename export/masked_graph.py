@@ -1,0 +1,150 @@
+"""The graphs of a masked process as torch modules: a step that settles tokens, and media from codes.
+
+``runtime/masked_reference.py`` defines the step.  B samples, G guidance branches, R = G B rows (branch by branch), L
+the latent shape, N its product, K the candidates.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.graphs import EXAMPLE_B, EXAMPLE_G, Source
+from mmgen.export.model import Model
+from mmgen.runtime import bundle as names
+from mmgen.runtime.bundle import Media
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked_reference import FAR, TINY
+from mmgen.runtime.process import Masked
+
+ROWS = {  # shapes of a row's inputs, float32
+    names.SHARPNESS: (1,),
+    names.TOP_K: (1,),
+    names.CONFIDENCE: (2,),
+    names.MASKED: (1,),
+    names.STAY: (1,),
+    names.WINDOW: (1,),
+}
+
+
+class MaskedStepGraph(nn.Module):
+    """One row of a ``MaskedTable`` around one evaluation of the denoiser; float32 behind the logits.
+
+    The score's rank is counted by comparing every pair: TensorRT sorts no more than 3840 numbers, and the number of
+    places to hide stays a plain input.
+    """
+
+    def __init__(self, denoiser: nn.Module, process: Masked) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.mask_id = process.mask_id
+        self.candidates = min(process.codes, process.candidates)
+
+    def forward(
+        self,
+        tokens: Tensor,  # (B, *L) int64
+        sharpness: Tensor,  # (1,)
+        top_k: Tensor,  # (1,)
+        confidence: Tensor,  # (2,)
+        masked: Tensor,  # (1,)
+        stay: Tensor,  # (1,)
+        window: Tensor,  # (1,)
+        guidance: Tensor,  # (G,)
+        choice: Tensor,  # (B, *L) in [0, 1)
+        order: Tensor,  # (B, *L) in [0, 1)
+        *conditioning: Tensor,  # (G, B, ...)
+    ) -> tuple[Tensor, Tensor]:
+        logits = self._logits(tokens, guidance, conditioning)  # (B, N, codes)
+        flat, choice, order = tokens.flatten(1), choice.flatten(1), order.flatten(1)  # (B, N)
+        hidden = flat == self.mask_id
+
+        sorted_logits, best_first = logits.topk(self.candidates, -1)  # (B, N, K)
+        best = sorted_logits[..., :1]
+        likely = (torch.arange(self.candidates, dtype=torch.float32) < top_k).float()
+        weights = ((sorted_logits - best) * sharpness).exp() * likely
+        cumulative = running_sum(weights)
+        passed = (cumulative <= choice[..., None] * cumulative[..., -1:]).long().sum(-1, keepdim=True)
+        place = torch.minimum(passed, (weights > 0).long().sum(-1, keepdim=True) - 1)  # (B, N, 1)
+        codes = torch.where(hidden, best_first.gather(-1, place)[..., 0], flat)
+
+        log_p = (sorted_logits.gather(-1, place) - best)[..., 0] - (logits - best).exp().sum(-1).log()
+        gumbel = -(-order.clamp_min(TINY).log()).clamp_min(TINY).log()
+        score = confidence[0] * log_p + confidence[1] * gumbel
+        score = torch.where(torch.arange(flat.shape[1], dtype=torch.float32) < window, score, -FAR)
+        score = torch.where(hidden, score, FAR)
+
+        target = torch.minimum(masked, (hidden.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
+        not_above = (score[:, None] <= score[:, :, None]).float().sum(-1)  # (B, N)
+        again = torch.logical_and(hidden, torch.logical_or(not_above <= target, order < stay))
+        next_tokens = torch.where(again, self.mask_id, codes)
+        return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
+
+    def _logits(self, tokens: Tensor, guidance: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
+        """Guided logits (B, N, codes)."""
+        branches, batch = guidance.shape[0], tokens.shape[0]
+        rows = tokens.expand(branches, *tokens.shape).flatten(0, 1)  # (R, *L)
+        logits: Tensor = self.denoiser(rows, *(c.flatten(0, 1) for c in conditioning)).flatten(2)  # (R, codes, N)
+        logits = logits.reshape(branches, batch, *logits.shape[1:])
+        return (guidance[:, None, None, None] * logits).sum(0).transpose(1, 2)
+
+
+class CodesDecodeGraph(nn.Module):
+    """Codes (B, *L) int64 to media; pictures from [-1, 1] to uint8 (B, H, W, 3)."""
+
+    def __init__(self, decoder: nn.Module, media: Media) -> None:
+        super().__init__()
+        self.decoder, self.media = decoder, media
+
+    def forward(self, codes: Tensor) -> Tensor:
+        out: Tensor = self.decoder(codes)
+        if self.media.kind == "image":
+            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        return out.to(getattr(torch, self.media.dtype))
+
+
+def running_sum(x: Tensor) -> Tensor:
+    """Sums of the last axis up to each entry.
+
+    In log2 of its length additions: older TensorRTs make a loop over the axis of a CumSum, and a product with a
+    triangle may run in TF32.
+    """
+    shift = 1
+    while shift < x.shape[-1]:
+        x = torch.cat([x[..., :shift], x[..., shift:] + x[..., :-shift]], -1)
+        shift *= 2
+    return x
+
+
+def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:
+    """The step graph.
+
+    Args:
+        conditioning: name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B.
+    """
+    assert isinstance(model.process, Masked)
+    size = (EXAMPLE_B, *model.latent_shape)
+    fixed = {
+        names.TOKENS: torch.full(size, model.process.mask_id),
+        **{name: torch.ones(shape) for name, shape in ROWS.items()},
+        names.GUIDANCE: torch.ones(EXAMPLE_G),
+        names.CHOICE: torch.zeros(size),
+        names.ORDER: torch.zeros(size),
+    }
+    if clash := set(fixed) & {name for name, _ in conditioning}:
+        raise MmgenError(
+            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
+            remedy="give it another name",
+        )
+    varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(varying, ("G", "B"))
+    axes |= dict.fromkeys((names.TOKENS, names.CHOICE, names.ORDER), ("B",)) | {names.GUIDANCE: ("G",)}
+    module = MaskedStepGraph(model.denoiser, model.process)
+    return Source("step", module, fixed | varying, axes, (names.NEXT_TOKENS, names.CODES))
+
+
+def codes_decode_source(model: Model) -> Source:
+    """The decode graph."""
+    inputs = {names.CODES: torch.zeros(EXAMPLE_B, *model.latent_shape, dtype=torch.int64)}
+    return Source(
+        "decode", CodesDecodeGraph(model.decoder, model.media), inputs, {names.CODES: ("B",)}, (names.MEDIA,)
+    )
