@@ -1,0 +1,171 @@
+"""A folder written by diffusers' ``AmusedPipeline.save_pretrained`` as an ``export.Model``.
+
+aMUSEd (Patil et al. 2024): a transformer over the codes of a VQModel, asked by a CLIP text encoder.  What
+pipeline_amused.py does around its modules is written down here once: which hidden states it takes, the sizes and the
+aesthetic score that every request has, codes straight to pictures in [0, 1].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.diffusers_parts import (
+    AS_FLOAT,
+    check_autoencoder,
+    class_name,
+    config_of,
+    from_pretrained,
+    import_diffusers,
+    want,
+    weight_files,
+)
+from mmgen.export.model import Model
+from mmgen.export.weights import files_sha256, read_json
+from mmgen.runtime.bundle import Condition, Defaults, Media
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Masked
+
+# diffusers' own defaults, from the signature of AmusedPipeline.__call__
+STEPS, GUIDANCE, AESTHETIC_SCORE, CROP = 12, 10.0, 6, (0, 0)
+PARTS = {
+    "transformer": ("diffusers", ("UVit2DModel",)),
+    "vqvae": ("diffusers", ("VQModel",)),
+    "text_encoder": ("transformers", ("CLIPTextModelWithProjection",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "scheduler": ("diffusers", ("AmusedScheduler",)),
+}
+
+
+class TokenDenoiser(nn.Module):
+    """(tokens int64 (R, h, w), text (R, T, D), text_embeds (R, E)) to logits (R, codes, h, w).
+
+    Every row is told the size of the picture, that nothing was cropped and how beautiful it should be.
+    """
+
+    micro_conditions: Tensor  # (1, 5)
+
+    def __init__(self, transformer: nn.Module, micro_conditions: Tensor) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.register_buffer("micro_conditions", micro_conditions)
+
+    def forward(self, tokens: Tensor, text: Tensor, text_embeds: Tensor) -> Tensor:
+        micro = self.micro_conditions.expand(len(tokens), -1)
+        logits: Tensor = self.transformer(
+            tokens, encoder_hidden_states=text, pooled_text_emb=text_embeds, micro_conds=micro
+        )
+        return logits
+
+
+class Text(nn.Module):
+    """prompt int64 (R, T) to (last hidden states but one (R, T, D), projected end of the text (R, E))."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.encoder(prompt, output_hidden_states=True)
+        return out.hidden_states[-2], out.text_embeds
+
+
+class CodesDecoder(nn.Module):
+    """Codes int64 (B, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped."""
+
+    def __init__(self, vqvae: Any) -> None:
+        super().__init__()
+        self.codebook = vqvae.quantize.embedding
+        self.post_quant_conv = vqvae.post_quant_conv
+        self.decoder = vqvae.decoder
+
+    def forward(self, codes: Tensor) -> Tensor:
+        latents = self.codebook(codes).permute(0, 3, 1, 2)
+        pictures: Tensor = self.decoder(self.post_quant_conv(latents))
+        return 2 * pictures - 1
+
+
+def load(folder: Path) -> Model:
+    """The model of an aMUSEd folder.
+
+    Args:
+        folder: holds ``model_index.json``, ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
+
+    Raises:
+        MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
+            are missing, damaged or not all there.
+    """
+    diffusers, transformers = import_diffusers(), _import_transformers()
+    index = read_json(folder / "model_index.json")
+    for part, (library, supported) in PARTS.items():
+        class_name(index, part, supported, folder, library)
+    uvit = config_of(folder / "transformer", diffusers.UVit2DModel)
+    vae = config_of(folder / "vqvae", diffusers.VQModel)
+    scheduler = config_of(folder / "scheduler", diffusers.AmusedScheduler, "scheduler_config.json")
+    check_autoencoder(vae, folder / "vqvae")
+    codes, mask_id = vae["num_vq_embeddings"], scheduler["mask_token_id"]
+    _check_fit(folder, uvit, vae, mask_id)
+    files = {
+        "transformer": weight_files(folder / "transformer"),
+        "vqvae": weight_files(folder / "vqvae"),
+        "text_encoder": weight_files(folder / "text_encoder", "model.safetensors"),
+    }
+    transformer = from_pretrained(diffusers.UVit2DModel, folder / "transformer", files["transformer"], **AS_FLOAT)
+    vqvae = from_pretrained(diffusers.VQModel, folder / "vqvae", files["vqvae"], **AS_FLOAT)
+    encoder = from_pretrained(
+        transformers.CLIPTextModelWithProjection, folder / "text_encoder", files["text_encoder"], dtype=torch.float32
+    )
+    tokenizer = _tokenizer(transformers, folder / "tokenizer")
+
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    places = uvit["sample_size"]
+    size = places * scale
+    micro = torch.tensor([[size, size, *CROP, AESTHETIC_SCORE]], dtype=torch.float32)
+    return Model(
+        name=folder.resolve().name,
+        process=Masked(codes=codes, mask_id=mask_id, schedule=scheduler["masking_schedule"]),
+        latent_shape=(places, places),
+        denoiser=TokenDenoiser(transformer, micro),
+        conditions=(
+            Condition(
+                "prompt", "text", null="", length=encoder.config.max_position_embeddings, pad_id=tokenizer.pad_token_id
+            ),
+        ),
+        media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
+        defaults=Defaults("amused", STEPS, guidance=GUIDANCE),
+        decoder=CodesDecoder(vqvae),
+        condition=Text(encoder),
+        conditioning=("text", "text_embeds"),
+        tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
+        source=folder.resolve().name,
+        source_sha256=files_sha256([file for part in files.values() for file in part]),
+        versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
+    )
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MmgenError(f"transformers can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
+    return transformers
+
+
+def _check_fit(folder: Path, uvit: dict[str, Any], vae: dict[str, Any], mask_id: object) -> None:
+    codes = vae["num_vq_embeddings"]
+    wanted = f"{codes}, the entries of the vqvae's codebook"
+    want(uvit, "codebook_size", uvit["codebook_size"] == codes, wanted, folder / "transformer")
+    want(uvit, "upsample", uvit["upsample"] == uvit["downsample"], "the same as downsample", folder / "transformer")
+    want(vae, "lookup_from_codebook", vae["lookup_from_codebook"] is True, "True", folder / "vqvae")
+    if not isinstance(mask_id, int) or not codes <= mask_id < uvit["vocab_size"]:
+        raise MmgenError(
+            f"{folder}/scheduler: mask_token_id", got=mask_id, wanted=f"{codes} to {uvit['vocab_size'] - 1}"
+        )
+
+
+def _tokenizer(transformers: Any, folder: Path) -> Any:
+    try:
+        return transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers has no error of its own for it
+        raise MmgenError(f"{folder} can't be read as a tokenizer ({error})", remedy="copy the folder again") from error

@@ -1,0 +1,129 @@
+"""The parts of a diffusers folder, read with errors that say what is wrong: class names, configurations, weights."""
+
+import inspect
+import warnings
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mmgen.export.weights import check_safetensors, read_json
+from mmgen.runtime.errors import MmgenError
+
+DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+AS_FLOAT = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # what diffusers' loaders are told
+
+
+def import_diffusers() -> ModuleType:
+    """The package.
+
+    Raises:
+        MmgenError: it isn't installed.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MmgenError(f"diffusers can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
+    return diffusers
+
+
+def class_name(
+    index: dict[str, Any], part: str, supported: tuple[str, ...], folder: Path, library: str = "diffusers"
+) -> str:
+    """What ``model_index.json`` says a part is, one of those that are supported."""
+    entry = index.get(part)
+    if not isinstance(entry, list) or len(entry) != 2 or entry[0] != library or entry[1] not in supported:
+        raise MmgenError(
+            f"{folder}/model_index.json: {part}",
+            got=entry,
+            wanted=" or ".join(f'["{library}", "{name}"]' for name in supported),
+            remedy="for other models write a module:function",
+        )
+    return str(entry[1])
+
+
+def config_of(folder: Path, kind: Any, file: str = "config.json") -> dict[str, Any]:
+    """A configuration with the class's own defaults where it is silent.
+
+    Old folders carry settings of a larger class; one that is set to nothing is ignored, any other is an error.
+    """
+    record = read_json(folder / file)
+    known = {n: p.default for n, p in inspect.signature(kind.__init__).parameters.items() if n != "self"}
+    for name, value in record.items():
+        if name not in known and not name.startswith("_") and value not in (None, False, "default"):
+            raise MmgenError(f"{folder}/{file}: {name} = {value!r} isn't supported for {kind.__name__}")
+    return known | {name: value for name, value in record.items() if name in known}
+
+
+def want(config: dict[str, Any], field: str, ok: bool, wanted: str, folder: Path) -> None:
+    """Raise unless a field of a configuration is ``ok``."""
+    if not ok:
+        raise MmgenError(f"{folder}/config.json: {field}", got=repr(config[field]), wanted=wanted)
+
+
+def weight_files(folder: Path, name: str = "diffusion_pytorch_model.safetensors") -> list[Path]:
+    """The files that will be read: safetensors, in one piece or several; else a .bin in one piece."""
+    whole = folder / name
+    index = folder / f"{whole.name}.index.json"
+    if index.is_file():
+        names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+        if outside := [name for name in names if PurePosixPath(name).name != name]:
+            raise MmgenError(f"{index}: {outside[0]!r} leaves the folder", remedy="do not use this model")
+        files = [folder / name for name in names]
+    else:
+        files = [whole] if whole.is_file() else [whole.with_suffix(".bin")]
+    for file in files:
+        if not file.is_file():
+            raise MmgenError(
+                f"{folder} has no {whole.name}" if len(files) == 1 else f"{file} is missing",
+                remedy="copy the whole folder again",
+            )
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+        else:
+            warnings.warn(
+                f"{file} is a pickle: only its tensors are read, with torch's weights_only loader", stacklevel=4
+            )
+    return files
+
+
+def from_pretrained(kind: Any, folder: Path, files: list[Path], **options: Any) -> Any:
+    """A module of diffusers or transformers with all of its weights; they know their own older names of them."""
+    library = kind.__module__.partition(".")[0]
+    try:
+        module, report = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=files[0].suffix == ".safetensors",
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:  # whatever it is, the folder can't be loaded
+        raise MmgenError(
+            f"{folder} can't be loaded by {library} ({error})", remedy="check config.json, or copy the folder again"
+        ) from error
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if names := sorted(map(str, report[problem])):
+            raise MmgenError(
+                f"{folder}: {problem.replace('_', ' ')}: {names[0]} and {len(names) - 1} more",
+                remedy="the weights don't belong to this config.json",
+            )
+    return module
+
+
+def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
+    """Raise unless a VQModel's or AutoencoderKL's configuration is one of pictures that is supported."""
+    channels, scale = config["block_out_channels"], config["scaling_factor"]
+    ok = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(type(n) is int and n > 0 for n in channels)
+    want(config, "block_out_channels", ok, "a list of positive numbers", folder)
+    for field, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+        ok = isinstance(config[field], (list, tuple)) and len(config[field]) == len(channels)
+        ok = ok and all(kind in kinds for kind in config[field])
+        want(config, field, ok, f"{len(channels)} of {' or '.join(kinds)}, as many as block_out_channels", folder)
+    for field in ("in_channels", "out_channels"):
+        want(config, field, config[field] == 3, "3 (pictures)", folder)
+    want(config, "scaling_factor", type(scale) in (int, float) and scale > 0, "a positive number", folder)
+    for field, only in (("norm_type", "group"), ("latents_mean", None), ("latents_std", None)):
+        if field in config:
+            want(config, field, config[field] == only, repr(only), folder)

@@ -1,0 +1,150 @@
+"""aMUSEd folders, against diffusers' own AmusedPipeline with the same noise."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from amused_models import CODES, GRID, LENGTH, MASK, amused_pipeline
+from diffusers import AmusedPipeline
+from test_masked import InjectedNoise
+
+from mmgen.export.graphs import condition_source
+from mmgen.export.lint import lint
+from mmgen.export.masked_graph import ROWS, codes_decode_source, masked_step_source
+from mmgen.export.model import Model
+from mmgen.export.sources import resolve
+from mmgen.export.trace import trace
+from mmgen.runtime import bundle as names
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked import table
+from mmgen.runtime.process import Masked
+from mmgen.runtime.text import open_tokenizer
+
+PROMPTS = ["a red apple", "zebra"]
+STEPS, WEIGHT = 8, 3.0
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> AmusedPipeline:
+    return amused_pipeline(tmp_path_factory.mktemp("tokenizer") / "files")
+
+
+@pytest.fixture(scope="module")
+def written(pipeline: AmusedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("amused") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(written: Path) -> Model:
+    return resolve(str(written))
+
+
+def uniforms() -> np.ndarray:
+    return np.random.default_rng(0).random((STEPS, 2, len(PROMPTS), GRID * GRID), np.float32)
+
+
+def theirs(pipeline: AmusedPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tokens after every step, and the pictures, of diffusers with our noise."""
+    noise, drawn, seen = InjectedNoise(monkeypatch), iter(uniforms()), []
+    step = pipeline.scheduler.step
+
+    def with_noise(**arguments: Any) -> Any:
+        noise.choice, noise.order = next(drawn)
+        out = step(**arguments)
+        seen.append(out.prev_sample.numpy().copy())
+        return out
+
+    monkeypatch.setattr(pipeline.scheduler, "step", with_noise)
+    made = pipeline(PROMPTS, num_inference_steps=STEPS, guidance_scale=WEIGHT, output_type="np")
+    return seen, (made.images * 255).round().astype(np.uint8)
+
+
+def test_the_folder_says_what_it_takes_and_makes(model):
+    assert model.process == Masked(codes=CODES, mask_id=MASK)
+    assert model.latent_shape == (GRID, GRID) and model.media.shape == (2 * GRID, 2 * GRID, 3)
+    assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("amused", 12, 10.0)
+    (prompt,) = model.conditions
+    assert (prompt.kind, prompt.null, prompt.length) == ("text", "", LENGTH)
+
+
+def test_prompts_become_the_ids_that_clips_tokenizer_gives(model, pipeline, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(model.tokenizer)
+    (prompt,) = model.conditions
+    encode = open_tokenizer(tmp_path / "tokenizer.json", prompt.length, prompt.pad_id)
+    texts = ["", "Red  APPLE", "a red apple"]
+    wanted = pipeline.tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    np.testing.assert_array_equal(encode(texts), wanted)
+    long = "abcdefghijklmnopqrstuvwxyz"
+    with pytest.warns(UserWarning, match="text cut to 12 tokens"):
+        cut = encode([long])
+    np.testing.assert_array_equal(cut, pipeline.tokenizer([long], truncation=True, max_length=LENGTH).input_ids)
+
+
+def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path, monkeypatch):
+    """From prompts to pictures in float32, through ONNX: every step's tokens, from the same noise."""
+    wanted, wanted_pictures = theirs(pipeline, monkeypatch)
+    (tmp_path / "tokenizer.json").write_bytes(model.tokenizer)
+    (prompt,) = model.conditions
+    ids = open_tokenizer(tmp_path / "tokenizer.json", prompt.length, prompt.pad_id)(["", "", *PROMPTS])
+    condition = condition_source(model)
+    with torch.no_grad():
+        examples = list(zip(model.conditioning, condition.module(*condition.inputs.values()), strict=True))
+    sessions = {}
+    for source in (condition, masked_step_source(model, examples), codes_decode_source(model)):
+        trace(source, tmp_path / f"{source.role}.onnx")
+        lint(tmp_path / f"{source.role}.onnx")
+        sessions[source.role] = onnxruntime.InferenceSession(tmp_path / f"{source.role}.onnx")
+
+    made = sessions["condition"].run(None, {"prompt": ids})
+    conditioning = {n: m.reshape(2, 2, *m.shape[1:]) for n, m in zip(model.conditioning, made, strict=True)}
+    rows, tokens = table("amused", model.process, GRID * GRID, STEPS), np.full((2, GRID, GRID), MASK)
+    agree = []
+    for row, (choice, order) in enumerate(uniforms().reshape(STEPS, 2, 2, GRID, GRID)):
+        numbers = {name: getattr(rows, name)[row].reshape(shape) for name, shape in ROWS.items()}
+        feed = {
+            names.TOKENS: tokens, names.CHOICE: choice, names.ORDER: order, **numbers, **conditioning,
+            names.GUIDANCE: np.array([1 - WEIGHT, WEIGHT], np.float32),
+        }  # fmt: skip
+        tokens, _ = sessions["step"].run(None, feed)
+        agree.append((tokens == wanted[row]).mean())
+    assert min(agree) >= 0.999  # 1.0
+    assert len(np.unique(tokens)) > 20  # or it proves nothing
+    (pictures,) = sessions["decode"].run(None, {"codes": tokens})
+    assert np.abs(pictures.astype(int) - wanted_pictures).max() <= 1
+    assert pictures.std() > 5
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    shutil.copytree(written, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(("file", "change", "message"), [
+    ("model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "model_index.json: scheduler, got"),
+    ("transformer/config.json", {"codebook_size": 50}, "codebook_size, got 50, wanted 60, the entries of the vqvae"),
+    ("transformer/config.json", {"downsample": True}, "upsample, got False, wanted the same as downsample"),
+    ("vqvae/config.json", {"lookup_from_codebook": False}, "lookup_from_codebook, got False"),
+    ("scheduler/scheduler_config.json", {"mask_token_id": 64}, "mask_token_id, got 64, wanted 60 to 63"),
+    ("text_encoder/config.json", {"hidden_size": 64}, "text_encoder"),
+])  # fmt: skip
+def test_what_is_not_supported_is_named(folder, file, change, message):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("missing", ["text_encoder/model.safetensors", "tokenizer", "scheduler/scheduler_config.json"])
+def test_what_is_missing_is_named(folder, missing):
+    path = folder / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(MmgenError, match=missing.partition("/")[0]):
+        resolve(str(folder))
