@@ -12,8 +12,8 @@ from mmgen.runtime.errors import MmgenError
 
 EMBEDDED = Path(__file__).parent / "checkpoints" / "emoji"
 ACCEPTED = (
-    "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline or AmusedPipeline folder "
-    "(model_index.json), package.module:function, or file.py:function"
+    "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline or "
+    "AmusedPipeline folder (model_index.json), package.module:function, or file.py:function"
 )
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gguf")
 

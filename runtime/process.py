@@ -53,7 +53,8 @@ class Flow:
 class Masked:
     """Tokens that are hidden one by one: a place holds one of the codes 0 to ``codes`` - 1, or the mask.
 
-    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L); how much is hidden is all the time there is.
+    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L); there is no time but the share that is
+    hidden.
     """
 
     codes: int  # entries of the codebook

@@ -89,7 +89,8 @@ def test_prompts_become_the_ids_that_clips_tokenizer_gives(model, pipeline, tmp_
 
 def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path, monkeypatch):
     """From prompts to pictures in float32, through ONNX: every step's tokens, from the same noise."""
-    wanted, wanted_pictures = theirs(pipeline, monkeypatch)
+    with monkeypatch.context() as patched:
+        wanted, wanted_pictures = theirs(pipeline, patched)
     (tmp_path / "tokenizer.json").write_bytes(model.tokenizer)
     (prompt,) = model.conditions
     ids = open_tokenizer(tmp_path / "tokenizer.json", prompt.length, prompt.pad_id)(["", "", *PROMPTS])

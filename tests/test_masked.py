@@ -122,7 +122,8 @@ def test_mdlm_draws_from_the_papers_posterior():
     p = np.exp(logits) / np.exp(logits).sum()
     for row in range(4):
         t, s = times[row], times[row + 1]
-        tokens, _ = step(process, rows, row, np.full(choice.shape, 5), np.tile(logits, (len(choice), 1, 1)), choice, order)
+        hidden, many = np.full(choice.shape, 5), np.tile(logits, (len(choice), 1, 1))
+        tokens, _ = step(process, rows, row, hidden, many, choice, order)
         share = np.bincount(tokens[:, 0], minlength=6) / len(tokens)
         np.testing.assert_allclose(share, [*(p * (t - s) / t), s / t], atol=1 / 256)
     known, _ = step(process, rows, 0, np.array([[3]]), logits[None, None], choice[:1], order[:1])
@@ -168,7 +169,7 @@ def test_every_sampler_settles_all_places_and_changes_none_that_is_settled(sampl
     for row, (tokens, codes) in enumerate(run(PROCESS, rows, random_logits(3), masks(), draws(len(rows)))):
         settled = before != PROCESS.mask_id
         assert (tokens[settled] == before[settled]).all()
-        assert ((0 <= codes) & (codes < PROCESS.codes)).all()
+        assert ((codes >= 0) & (codes < PROCESS.codes)).all()
         if rows.stay[row] == 0:
             hidden = np.minimum(rows.masked[row], max((~settled[0]).sum() - 1, 1))
             assert ((tokens == PROCESS.mask_id).sum(1) == hidden).all()

@@ -1,4 +1,4 @@
-"""The masked step as a graph: token for token the numpy definition, in either precision, and NVIDIA's compiler takes it."""
+"""The masked step as a graph: token for token the numpy definition, and NVIDIA's compiler takes it."""
 
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def graph(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return traced_step(model, tmp_path_factory.mktemp("masked"))
 
 
-def inputs(rows: MaskedTable, row: int, tokens: np.ndarray, uniforms: np.ndarray, context: np.ndarray, grid=GRID) -> Arrays:
+def inputs(
+    rows: MaskedTable, row: int, tokens: np.ndarray, uniforms: np.ndarray, context: np.ndarray, grid=GRID
+) -> Arrays:
     """Of one row; tokens (B, places), uniforms (2, B, places)."""
     weights = np.array([-2, 3], np.float32) if len(context) == 2 else np.ones(1, np.float32)
     choice, order = uniforms.reshape(2, len(tokens), *grid)
@@ -136,7 +138,8 @@ def test_half_precision_ends_at_the_logits(graph, model, tmp_path):
     with emulated(path) as rounded:
         session = onnxruntime.InferenceSession(rounded, providers=["CPUExecutionProvider"])
         for feed in feeds:
-            agree.append([(a == b).mean() for a, b in zip(session.run(None, feed), single.run(None, feed), strict=True)])
+            both = zip(session.run(None, feed), single.run(None, feed), strict=True)
+            agree.append([(a == b).mean() for a, b in both])
     assert np.mean(agree) > 0.97  # rounded logits move the limits between codes
 
 
