@@ -52,7 +52,7 @@ class TokenDenoiser(nn.Module):
         self.register_buffer("micro_conditions", micro_conditions)
 
     def forward(self, tokens: Tensor, text: Tensor, text_embeds: Tensor) -> Tensor:
-        micro = self.micro_conditions.expand(len(tokens), -1)
+        micro = self.micro_conditions.expand(tokens.shape[0], -1)
         logits: Tensor = self.transformer(
             tokens, encoder_hidden_states=text, pooled_text_emb=text_embeds, micro_conds=micro
         )

@@ -1,6 +1,7 @@
 """Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from mmgen.export.graphs import example
 from mmgen.export.model import Model
 from mmgen.export.weights import check_finite
+from mmgen.runtime import masked
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.options import Options
+from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import table
 
 ARGUMENTS = {f.name for f in dataclasses.fields(Options)}  # conditions are keyword arguments beside these
@@ -29,10 +32,19 @@ def check(model: Model) -> None:
         _check_weights(f"{part} of {model.name}", module)
         module.eval()
     channels = model.guided_channels
+    if channels is not None and isinstance(model.process, Masked):
+        raise MmgenError("guided_channels", got=channels, wanted="None: all logits of a masked process are guided")
     if channels is not None and not 1 <= channels <= model.latent_shape[0]:
         raise MmgenError("guided_channels", got=channels, wanted=f"1 to {model.latent_shape[0]}, or None for all")
     defaults = model.defaults
-    table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=defaults.solver_options)
+    options = defaults.solver_options
+    if isinstance(model.process, Masked):
+        places = math.prod(model.latent_shape)
+        masked.table(defaults.solver, model.process, places, defaults.steps, options=options)
+        if model.quantiser is not None or model.encoder is not None:
+            raise MmgenError("a masked process with a quantiser or an encoder", remedy="its decoder takes codes alone")
+    else:
+        table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
     with torch.no_grad():
         _check_denoiser(model)
         _check_media(model)
@@ -97,12 +109,17 @@ def _check_denoiser(model: Model) -> None:
         for name, tensor in zip(model.conditioning, conditioning, strict=True):
             if tensor.ndim == 0 or len(tensor) != 1:
                 raise MmgenError(f"condition: {name} for one row", got=tuple(tensor.shape), wanted="(1, ...)")
+    if isinstance(process := model.process, Masked):
+        tokens = torch.full((1, *model.latent_shape), process.mask_id)
+        logits = _call("denoiser", model.denoiser, tokens, *conditioning)
+        _want("denoiser", logits, (1, process.codes, *model.latent_shape), torch.float32)
+        return
     out = _call("denoiser", model.denoiser, torch.zeros(1, *model.latent_shape), torch.ones(1), *conditioning)
     _want("denoiser", out, (1, *model.latent_shape), torch.float32)
 
 
 def _check_media(model: Model) -> None:
-    latents = torch.zeros(1, *model.latent_shape)
+    latents = torch.zeros(1, *model.latent_shape, dtype=torch.int64 if isinstance(model.process, Masked) else None)
     if model.quantiser is not None:
         made = _call("quantiser", model.quantiser, latents)
         if not isinstance(made, tuple) or len(made) != 2 or made[1].dtype != torch.int64:

@@ -12,16 +12,16 @@ import onnxruntime
 
 from mmgen.export.check import check, weight_bytes
 from mmgen.export.emulate import EmulatedHalf
-from mmgen.export.graphs import sources
 from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
+from mmgen.export.parts import run_torch, sources
 from mmgen.export.place import placed
 from mmgen.export.precision import to_half
 from mmgen.export.ranges import measure_ranges
 from mmgen.export.receipts import Policy, against_float, against_torch
-from mmgen.export.torch_run import TorchRun, run_torch
+from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
 from mmgen.runtime.bundle import (
     GOLDEN,
@@ -41,6 +41,7 @@ from mmgen.runtime.bundle import (
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
 from mmgen.runtime.ort import open_backend
+from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.verify import measure, require
 
@@ -188,9 +189,12 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
     """What is known before there are graphs."""
     usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
     defaults = model.defaults
-    table = solver_table(
-        defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=defaults.solver_options
-    )
+    evaluations = defaults.steps
+    if not isinstance(model.process, Masked):  # which has no timestep graph
+        options = defaults.solver_options
+        evaluations = len(
+            solver_table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
+        )
     versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
     return Bundle(
         name=model.name,
@@ -207,7 +211,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
             "B": Axis(1, 1, MAX_B),
             "G": Axis(1, usual, most),
             "R": Axis(1, usual, most * MAX_B),
-            "N": Axis(1, min(len(table), MAX_N), MAX_N),
+            "N": Axis(1, min(evaluations, MAX_N), MAX_N),
         },
         precision=Precision(policy),
         receipts=(),

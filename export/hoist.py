@@ -26,6 +26,7 @@ from mmgen.export.rows import ELEMENTWISE, ROWS, Rows, behind, find_rows, rank
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Hoisting
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked_plan import ROWS as MASKED_ROWS
 from mmgen.runtime.memory import ALIGNMENT
 
 EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
@@ -40,7 +41,7 @@ PACKS: Mapping[Space, str] = {
 FOR_TIMESTEP = "condition_for_timestep"  # from the condition graph to the timestep graph
 STEP_INPUTS = frozenset({
     names.STATE, names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.GUIDANCE,
-    names.NOISE, names.RESCALE,
+    names.NOISE, names.RESCALE, names.TOKENS, names.CHOICE, names.ORDER, *MASKED_ROWS,
 })  # fmt: skip  # all but the conditioning
 
 

@@ -53,8 +53,8 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
         feeds["timestep"] = [inputs]
 
     def hand_on(given: Arrays, row: int) -> Arrays:
-        guides, batch = len(given[names.GUIDANCE]), given[names.STATE].shape[1]
-        size = (len(feeds["step"][0][names.GUIDANCE]), feeds["step"][0][names.STATE].shape[1])
+        guides, batch = _size(given)
+        size = _size(feeds["step"][0])
         in_rows = made | {name: array[row] for name, array in timed.items() if name not in single}
         grouped = {n: a.reshape(*size, *a.shape[1:])[-guides:, :batch] for n, a in in_rows.items() if n not in given}
         shared = {name: timed[name][row : row + 1] for name in single}
@@ -69,6 +69,12 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
         samples={role: samples[role] for role in order if role in samples},
         feeds={role: feeds[role] for role in order if role in feeds},
     )
+
+
+def _size(given: Arrays) -> tuple[int, int]:
+    """G and B of a step's inputs."""
+    batch = len(given[names.TOKENS]) if names.TOKENS in given else given[names.STATE].shape[1]
+    return len(given[names.GUIDANCE]), batch
 
 
 def _truth(traced: Path, packs: Sequence[Pack], feeds: Sequence[Arrays]) -> Arrays:

@@ -9,22 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmgen.export.graphs import EXAMPLE_B, EXAMPLE_G, Source
+from mmgen.export.graphs import EXAMPLE_B, EXAMPLE_G, Source, condition_source, example
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
-from mmgen.runtime.bundle import Media
+from mmgen.runtime.bundle import Media, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.masked_reference import FAR, TINY
 from mmgen.runtime.process import Masked
-
-ROWS = {  # shapes of a row's inputs, float32
-    names.SHARPNESS: (1,),
-    names.TOP_K: (1,),
-    names.CONFIDENCE: (2,),
-    names.MASKED: (1,),
-    names.STAY: (1,),
-    names.WINDOW: (1,),
-}
 
 
 class MaskedStepGraph(nn.Module):
@@ -148,3 +140,19 @@ def codes_decode_source(model: Model) -> Source:
     return Source(
         "decode", CodesDecodeGraph(model.decoder, model.media), inputs, {names.CODES: ("B",)}, (names.MEDIA,)
     )
+
+
+def sources(model: Model) -> dict[Role, Source]:
+    """Every graph of a model of tokens, in the order a request meets them."""
+    condition = condition_source(model)
+    if condition is None:
+        conditioning = [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+        return {"step": masked_step_source(model, conditioning), "decode": codes_decode_source(model)}
+    with torch.no_grad():
+        made = condition.module(*condition.inputs.values())
+    conditioning = list(zip(model.conditioning, made, strict=True))
+    return {
+        "condition": condition,
+        "step": masked_step_source(model, conditioning),
+        "decode": codes_decode_source(model),
+    }

@@ -19,6 +19,7 @@ from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, K, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Branches, branches
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.table import Table
@@ -58,11 +59,12 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     Args:
         bundle: the manifest so far; its folder holds the tokenizer.
     """
-    conditions = _conditions(model)
+    conditions = golden_conditions(model)
     guided = any(c.null is not None for c in model.conditions)
     defaults = model.defaults
     guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
     steps = min(defaults.steps, STEPS)
+    assert not isinstance(model.process, Masked)
     table = solver_table(defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
     texts = [c for c in model.conditions if c.kind == "text"]
     encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
@@ -71,7 +73,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     samples: dict[Role, list[Sample]] = {}
     conditioning = asked.inputs
     if "condition" in sources:
-        samples["condition"] = [_call(sources["condition"], asked.inputs)]
+        samples["condition"] = [call(sources["condition"], asked.inputs)]
         conditioning = samples["condition"][0].outputs
         feeds["condition"] = [asked.inputs]
 
@@ -79,13 +81,13 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
     other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
     other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
-    samples["step"] = [_call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
+    samples["step"] = [call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
 
-    samples["decode"] = [_call(sources["decode"], {names.LATENTS: trajectory[-1]})]
+    samples["decode"] = [call(sources["decode"], {names.LATENTS: trajectory[-1]})]
     feeds["decode"] = [{names.LATENTS: trajectory[-1]}, {names.LATENTS: other}]
     media = samples["decode"][0].outputs[names.MEDIA]
     if "encode" in sources:
-        samples["encode"] = [_call(sources["encode"], {names.MEDIA: media})]
+        samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
         feeds["encode"] = [{names.MEDIA: media}]
     golden = Golden(
         conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, noise, trajectory, other,
@@ -120,7 +122,7 @@ def _loop(
                 **grouped,
             }
         )
-        state = _call(step, feeds[-1]).outputs[names.NEXT_STATE]
+        state = call(step, feeds[-1]).outputs[names.NEXT_STATE]
         latents.append(state[0])
         if not np.isfinite(state[0]).all():
             raise MmgenError(
@@ -160,14 +162,15 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
     return [*chosen, (single, f"{place}, one sample alone", row)]
 
 
-def _call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sample:
+def call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sample:
+    """A graph's module on these inputs."""
     with torch.no_grad():
         made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
     outputs = (made,) if isinstance(made, torch.Tensor) else made
     return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place, row)
 
 
-def _conditions(model: Model) -> dict[str, Any]:
+def golden_conditions(model: Model) -> dict[str, Any]:
     """Values for B samples: the model's examples, or made-up ones."""
     rng = np.random.default_rng(0)
     values: dict[str, Any] = {}

@@ -119,7 +119,7 @@ def _process(process: Process) -> str:
     changed = [
         f"{f.name} {getattr(process, f.name)}"
         for f in fields(process)
-        if f.name not in ("kind", "betas") and getattr(process, f.name) != f.default
+        if f.name not in ("kind", "betas", "codes", "mask_id") and getattr(process, f.name) != f.default
     ]
     match process.kind:
         case "diffusion":
@@ -127,6 +127,8 @@ def _process(process: Process) -> str:
             what = f"predicts {process.prediction}, {process.train_timesteps} timesteps, {betas} betas"
         case "flow":
             what = f"noise at time {process.noise_time}, velocity {process.velocity}"
+        case "masked":
+            what = f"{process.codes} codes, mask {process.mask_id}"
     return "; ".join([f"{process.kind}, {what}", *changed])
 
 

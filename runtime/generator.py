@@ -25,13 +25,17 @@ from mmgen.runtime.building import ensure_engines
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked_plan import MaskedPlan
+from mmgen.runtime.masked_request import checked_codes
 from mmgen.runtime.options import Course, Options, Request, check, checked
 from mmgen.runtime.pace import Pace, fitting
 from mmgen.runtime.plan import Plan, Size, decode
+from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
 from mmgen.runtime.results import Progress, Result, Timings
 from mmgen.runtime.text import open_tokenizer
 
+AnyPlan = Plan | MaskedPlan
 PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again
 
 
@@ -49,7 +53,7 @@ class Generator:
             for c in bundle.conditions
             if c.kind == "text"
         }
-        self._plans: dict[Size, Plan] = {}  # the least recently used first
+        self._plans: dict[Size, AnyPlan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
         roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
@@ -156,10 +160,12 @@ class Generator:
         )  # fmt: skip
         return self._loop(check(self.bundle, self._encoders, options, conditions))
 
-    def decode(self, latents: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L)."""
+    def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
-        given = checked(latents, (batch, *self.bundle.latent_shape), "latents")
+        shape, process = (batch, *self.bundle.latent_shape), self.bundle.process
+        masked = isinstance(process, Masked)
+        given: Any = checked_codes(latents, shape, process) if masked else checked(latents, shape, "latents")
         with self._exclusive():
             return decode(self.bundle, self._backend, self._runners["decode"], given)
 
@@ -243,7 +249,7 @@ class Generator:
     @contextmanager
     def _written(
         self, request: Request, course: Course, latents: NDArray[np.float32] | None, timings: Timings
-    ) -> Iterator[Plan]:
+    ) -> Iterator[AnyPlan]:
         """The plan of a course, with everything ready for its first row."""
         clock, size = time.perf_counter(), course.size(request.asked)
         plan = self._plan(size)
@@ -290,13 +296,14 @@ class Generator:
             pace.add_row(course.alone[0], row)
             pace.decode.append(decode)
 
-    def _plan(self, size: Size) -> Plan:
+    def _plan(self, size: Size) -> AnyPlan:
         """The plan of a size: a kept one, or a new one in place of the least recently used."""
         plan = self._plans.pop(size, None)
         if plan is None:
             while len(self._plans) >= PLANS:
                 self._plans.pop(next(iter(self._plans))).close()
-            plan = Plan(self.bundle, self._backend, self._runners, size)
+            kind = MaskedPlan if isinstance(self.bundle.process, Masked) else Plan
+            plan = kind(self.bundle, self._backend, self._runners, size)
         self._plans[size] = plan
         return plan
 
@@ -307,7 +314,7 @@ class _Run:
 
     request: Request
     course: Course
-    plan: Plan
+    plan: AnyPlan
     timings: Timings
     pace: Pace
     end: float | None  # by ``time.perf_counter``, when the media are to be there

@@ -22,9 +22,9 @@ class Golden:
     guidance: float
     sigmas: str
     seed: int  # of the noise inside the loop
-    noise: NDArray[np.float32]  # (B, *L) that the loop starts from
-    trajectory: NDArray[np.float32]  # (N, B, *L) latents after every row
-    other: NDArray[np.float32]  # (B, *L) latents at the end for another seed: how much two samples differ
+    noise: NDArray[np.float32] | None  # (B, *L) that the loop starts from; None: it starts from masks
+    trajectory: NDArray[Any]  # (N, B, *L) latents float32, or tokens int64, after every row
+    other: NDArray[Any]  # (B, *L) those at the end for another seed: how much two samples differ
     media: NDArray[Any]  # (B, ...) decoded from trajectory[-1]
     codes: NDArray[np.int64] | None = None  # (B, ...) where there is a codebook
 
@@ -32,11 +32,11 @@ class Golden:
     def request(self) -> dict[str, Any]:
         """Arguments of ``generate`` and ``stream``."""
         names = ("solver", "steps", "guidance", "sigmas", "seed", "noise")
-        count = None if self.conditions else len(self.noise)
+        count = None if self.conditions else len(self.other)
         return {**{name: getattr(self, name) for name in names}, "count": count, **self.conditions}
 
 
-ARRAYS = ("noise", "trajectory", "other", "media")
+ARRAYS = ("trajectory", "other", "media")
 REQUEST = ("solver", "steps", "guidance", "sigmas", "seed")
 CONDITION = "condition."  # prefix of conditions that are arrays
 
@@ -44,8 +44,9 @@ CONDITION = "condition."  # prefix of conditions that are arrays
 def write_golden(golden: Golden, path: Path) -> None:
     """Write a golden; the same golden gives the same bytes."""
     arrays = {name: getattr(golden, name) for name in ARRAYS}
-    if golden.codes is not None:
-        arrays["codes"] = golden.codes
+    for name in ("noise", "codes"):
+        if getattr(golden, name) is not None:
+            arrays[name] = getattr(golden, name)
     plain = {}
     for name, value in golden.conditions.items():
         if isinstance(value, np.ndarray):
@@ -69,7 +70,7 @@ def read_golden(path: Path) -> Golden:
         request = json.loads(str(arrays.pop("request")))
         conditions = request.pop("conditions")
         conditions |= {n.removeprefix(CONDITION): arrays.pop(n) for n in list(arrays) if n.startswith(CONDITION)}
-        return Golden(conditions, **request, **arrays)
+        return Golden(conditions, **request, **{"noise": None, **arrays})
     except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         remedy = "copy or export the bundle again"
         raise MmgenError(f"{path} can't be read as a golden ({error})", remedy=remedy) from error

@@ -11,6 +11,10 @@ GRAPH_RMS = {"fp32": 1e-4, "fp16": 2e-2}  # 9.4e-7, 1.2e-3
 GRAPH_PSNR = {"fp32": 55.0, "fp16": 35.0}  # 85, 59
 # Codes of one graph on the same latents: the search is in float32 everywhere, so only ties may go either way.
 GRAPH_CODES = 0.99  # 1.0
+# Tokens of one masked step on the same tokens: rounded logits move the limits between codes.
+GRAPH_TOKENS = {"fp32": 0.98, "fp16": 0.9}
+# Tokens after each row that differ, as a share of those that differ between two seeds; one that differs changes others.
+TOKENS_SHARE = {"fp32": 0.05, "fp16": 0.5}
 # Latents after each row, as a share of the relative RMS between two seeds; and where seeds hardly matter, alone.
 TRAJECTORY_SHARE = {"fp32": 1e-3, "fp16": 0.1}  # 1.5e-7, 1.8e-3
 TRAJECTORY_RMS = {"fp32": 1e-4, "fp16": 1e-2}

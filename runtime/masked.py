@@ -37,6 +37,11 @@ class MaskedTable:
     stay: Numbers  # (N,) probability
     window: Numbers  # (N,) places before it may be settled
 
+    @property
+    def stochastic(self) -> NDArray[np.bool_]:
+        """(N,): whether a row uses uniform numbers; they all may."""
+        return np.ones(len(self), bool)
+
     def __len__(self) -> int:
         return len(self.masked)
 

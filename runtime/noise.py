@@ -17,3 +17,12 @@ def noise(seed: int, count: int, shape: tuple[int, ...], stream: int = START) ->
         sequence = np.random.SeedSequence(seed, spawn_key=(index, stream))
         np.random.Generator(np.random.Philox(sequence)).standard_normal(dtype=np.float32, out=samples[index])
     return samples
+
+
+def uniform(seed: int, count: int, shape: tuple[int, ...], stream: int) -> NDArray[np.float32]:
+    """Uniform numbers in [0, 1), float32 (count, *shape), drawn as ``noise`` is."""
+    samples = np.empty((count, *shape), np.float32)
+    for index in range(count):
+        sequence = np.random.SeedSequence(seed, spawn_key=(index, stream))
+        np.random.Generator(np.random.Philox(sequence)).random(dtype=np.float32, out=samples[index])
+    return samples

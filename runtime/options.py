@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime import masked_request
 from mmgen.runtime.bundle import RESCALE, Bundle
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.plan import Size
+from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also, Branches, branches
 from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solvers import table as solver_table
@@ -47,7 +49,7 @@ class Course:
     """A request in a number of steps: N rows, B samples, G branches."""
 
     steps: int
-    table: Table
+    table: Any  # Table, or MaskedTable of a masked process
     alone: tuple[bool, ...]  # (N,): rows that run what is asked alone, without guidance
     rescale: NDArray[np.float32]  # (N,): share of guidance's own spread that is taken back
 
@@ -82,14 +84,17 @@ class Request:
         return self.courses[steps]
 
     def _course(self, steps: int) -> Course:
-        options, defaults = self.options, self.bundle.defaults
+        options, defaults, process = self.options, self.bundle.defaults, self.bundle.process
+        if isinstance(process, Masked):
+            rows = masked_request.rows(self.bundle, options.solver, steps)
+            return Course(steps, rows, (False,) * len(rows), np.zeros(len(rows), np.float32))
         own = options.solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
         sigmas = options.sigmas
         if sigmas is None:
             sigmas = defaults.sigmas if own else "schedule"
         table = solver_table(
             defaults.solver if options.solver is None else options.solver,
-            self.bundle.process,
+            process,
             steps,
             sigmas=sigmas,  # type: ignore[arg-type]  # checked there
             options=defaults.solver_options if own else {},
@@ -103,15 +108,19 @@ class Request:
         rescale = np.where(guided, np.float32(options.guidance_rescale), np.float32(0))
         return Course(steps, table, tuple(map(bool, alone)), rescale)
 
-    def start(self, table: Table, latents: NDArray[np.float32] | None) -> NDArray[np.float32]:
-        """What slot 0 holds before the first row: noise, or latents (B, *L) noised to that row's level."""
+    def start(self, table: Table, latents: NDArray[np.float32] | None) -> NDArray[Any]:
+        """What slot 0 holds before the first row: noise, or latents (B, *L) noised to that row's level; or masks."""
+        if isinstance(self.bundle.process, Masked):
+            return masked_request.start(self.bundle.process, self.noise.shape)
         start: NDArray[np.float32] = self.noise * np.float32(table.initial_scale)
         if latents is not None:
             start = table.level[0, 0] * latents + table.level[0, 1] * self.noise
         return start
 
     def noises(self, table: Table) -> dict[int, NDArray[np.float32]]:
-        """Unit noise (B, *L) of the rows that use it."""
+        """Unit noise (B, *L) of the rows that use it; of a masked process, uniform numbers (B, 2, *L)."""
+        if isinstance(self.bundle.process, Masked):
+            return masked_request.uniforms(self.options.seed, self.noise.shape, len(table))
         batch, *latent = self.noise.shape
         rows = np.flatnonzero(table.stochastic)
         return {int(row): seeded_noise(self.options.seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
@@ -138,6 +147,8 @@ def check(
     Raises:
         MmgenError: a bad argument.
     """
+    if isinstance(bundle.process, Masked):
+        masked_request.refuse(options)
     options = _checked_options(bundle, options)
     defaults = bundle.defaults
     weight = defaults.guidance if options.guidance is None else options.guidance

@@ -48,14 +48,15 @@ class Decoding:
 
     def __init__(self, bundle: Bundle, runner: Runner, layout: Layout, batch: int) -> None:
         self._runner = runner
+        (self._input,) = (s.name for s in bundle.graphs["decode"].inputs)  # latents, or codes
         self._outputs = {
-            s.name: layout.slot(_shape(s, {"B": batch}), s.dtype) for s in bundle.graphs["decode"].outputs
+            s.name: layout.slot(shape_of(s, {"B": batch}), s.dtype) for s in bundle.graphs["decode"].outputs
         }
         self._calls: dict[Slot, Call] = {}
 
     def bind(self, block: Block, *latents: Slot) -> None:
         """Bind the graph to every slot that will be decoded."""
-        calls = self._runner.bind(block, [{names.LATENTS: slot, **self._outputs} for slot in latents])
+        calls = self._runner.bind(block, [{self._input: slot, **self._outputs} for slot in latents])
         self._calls = dict(zip(latents, calls, strict=True))
 
     def __call__(self, block: Block, latents: Slot) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
@@ -91,7 +92,7 @@ class Plan:
         self._unconditional_bytes = layout.bytes
         self._inputs = {
             name: layout.slot((size.guides * size.batch, *shape), dtype)
-            for name, (shape, dtype) in _condition_inputs(bundle).items()
+            for name, (shape, dtype) in condition_inputs(bundle).items()
         }
         host_bytes = layout.bytes
         self._states.append(layout.slot((K, *latents)))
@@ -112,7 +113,7 @@ class Plan:
             def row(i: int, alone: bool) -> dict[str, Slot]:
                 """What a row of the table reads and writes; alone: of all branches the first, in the same memory."""
                 given = made | {name: slot[i] for name, slot in timed.items()}
-                shapes = {name: _shape(step[name], axes) for name in given if name in step}
+                shapes = {name: shape_of(step[name], axes) for name in given if name in step}
                 grouped = {name: given[name].reshape(*shape) for name, shape in shapes.items()}
                 if alone:
                     branched = [name for name in grouped if step[name].shape[0] == "G"]
@@ -242,11 +243,11 @@ class Plan:
 
 
 def decode(
-    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[np.float32]
+    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Media (B, ...) and codes (B, ...) or None, of latents (B, *L) from the host."""
+    """Media (B, ...) and codes (B, ...) or None, of latents or codes (B, *L) from the host."""
     layout = Layout()
-    slot = layout.slot(latents.shape)
+    slot = layout.slot(latents.shape, latents.dtype.name)
     host_bytes = layout.bytes
     decoding = Decoding(bundle, runner, layout, len(latents))
     block = backend.block(host_bytes, layout.bytes - host_bytes)
@@ -259,7 +260,7 @@ def decode(
         block.close()
 
 
-def _condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
+def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape without the rows' axis and dtype of each condition, as ``request.branches`` makes them."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for condition in bundle.conditions:
@@ -279,8 +280,9 @@ def _chunks(count: int, largest: int) -> list[tuple[int, int]]:
 
 
 def _slots(layout: Layout, specs: Iterable[TensorSpec], axes: dict[str, int]) -> dict[str, Slot]:
-    return {spec.name: layout.slot(_shape(spec, axes), spec.dtype) for spec in specs}
+    return {spec.name: layout.slot(shape_of(spec, axes), spec.dtype) for spec in specs}
 
 
-def _shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
+def shape_of(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
+    """A tensor's shape with its named axes filled in."""
     return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)

@@ -35,7 +35,7 @@ class Result:
     """B samples; L the latent shape."""
 
     media: NDArray[Any]  # (B, *media shape); pictures uint8 (B, height, width, 3)
-    latents: NDArray[np.float32]  # (B, *L)
+    latents: NDArray[Any]  # (B, *L) float32; tokens int64 of a masked process
     codes: NDArray[np.int64] | None  # (B, ...), where the decoder has a codebook
     timings: Timings
     steps_asked: int
@@ -57,6 +57,6 @@ class Progress:
     rows: int  # that were planned
     last: bool  # no row follows: all are done, or a deadline is near
     timings: Timings  # so far
-    latents: Callable[[], NDArray[np.float32]]  # a copy of the latents (B, *L)
+    latents: Callable[[], NDArray[Any]]  # a copy of the latents, or tokens (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last row, the result

@@ -14,6 +14,7 @@ from mmgen.runtime.bundle import GOLDEN, Receipt, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.golden import Golden, read_golden
+from mmgen.runtime.process import Masked
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
@@ -44,12 +45,17 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
             f"solver {golden.solver} with {golden.steps} steps: rows", got=len(rows), wanted=len(golden.trajectory),
             remedy="the bundle was exported with another version of the solver; export it again",
         )  # fmt: skip
-    errors = np.array([relative_rms(got, want) for got, want in zip(rows, golden.trajectory, strict=True)])
+    masked = isinstance(generator.bundle.process, Masked)
+    apart_by = differing if masked else relative_rms
+    errors = np.array([apart_by(got, want) for got, want in zip(rows, golden.trajectory, strict=True)])
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    apart = relative_rms(golden.other, golden.trajectory[-1])
-    limit = max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
-    place = f"latents after row {worst + 1} of {len(rows)}"
-    trajectory = Receipt(3, "loop", "relative RMS", float(errors[worst]), limit, place)
+    apart = apart_by(golden.other, golden.trajectory[-1])
+    if masked:
+        figure, limit = "share that differs", limits.TOKENS_SHARE[policy] * apart
+    else:
+        figure, limit = "relative RMS", max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
+    place = f"{'tokens' if masked else 'latents'} after row {worst + 1} of {len(rows)}"
+    trajectory = Receipt(3, "loop", figure, float(errors[worst]), limit, place)
 
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
@@ -123,6 +129,11 @@ def psnr(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB, the peak being 255."""
     error = float(np.mean((got.astype(np.float64) - wanted) ** 2))
     return 10 * math.log10(255**2 / error) if error > 0 else EXACT_DB
+
+
+def differing(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Share of the elements that differ."""
+    return 1 - share(got, wanted)
 
 
 def share(got: NDArray[Any], wanted: NDArray[Any]) -> float:

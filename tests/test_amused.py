@@ -15,13 +15,14 @@ from test_masked import InjectedNoise
 
 from mmgen.export.graphs import condition_source
 from mmgen.export.lint import lint
-from mmgen.export.masked_graph import ROWS, codes_decode_source, masked_step_source
+from mmgen.export.masked_graph import codes_decode_source, masked_step_source
 from mmgen.export.model import Model
 from mmgen.export.sources import resolve
 from mmgen.export.trace import trace
 from mmgen.runtime import bundle as names
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked import table
+from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.process import Masked
 from mmgen.runtime.text import open_tokenizer
 

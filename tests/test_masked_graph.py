@@ -15,7 +15,7 @@ from mmgen.export.dtypes import load
 from mmgen.export.emulate import emulated
 from mmgen.export.graphs import EXAMPLE_B, EXAMPLE_G
 from mmgen.export.lint import lint
-from mmgen.export.masked_graph import ROWS, codes_decode_source, masked_step_source
+from mmgen.export.masked_graph import codes_decode_source, masked_step_source
 from mmgen.export.model import Model
 from mmgen.export.precision import to_half
 from mmgen.export.ranges import measure_ranges
@@ -23,6 +23,7 @@ from mmgen.export.trace import describe, trace
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Axis
 from mmgen.runtime.masked import SAMPLERS, MaskedTable, table
+from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.masked_reference import run, step
 from mmgen.runtime.process import Masked
 

@@ -1,0 +1,113 @@
+"""What torch makes of a small request for tokens, as ``torch_run`` does it for latents."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.export.graphs import Source
+from mmgen.export.model import Model
+from mmgen.export.torch_run import (
+    GUIDANCE,
+    OTHER_SEED,
+    SEED,
+    STEPS,
+    Arrays,
+    B,
+    Sample,
+    TorchRun,
+    call,
+    golden_conditions,
+)
+from mmgen.runtime import bundle as names
+from mmgen.runtime.bundle import TOKENIZER, Bundle, Role
+from mmgen.runtime.golden import Golden
+from mmgen.runtime.masked import MaskedTable, table
+from mmgen.runtime.masked_plan import ROWS
+from mmgen.runtime.masked_request import start, uniforms
+from mmgen.runtime.process import Masked
+from mmgen.runtime.request import Branches, branches
+from mmgen.runtime.text import open_tokenizer
+
+
+def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
+    """Run the golden request.
+
+    Args:
+        bundle: the manifest so far; its folder holds the tokenizer.
+    """
+    assert isinstance(model.process, Masked)
+    conditions, defaults = golden_conditions(model), model.defaults
+    guided = any(c.null is not None for c in model.conditions)
+    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
+    steps, places = min(defaults.steps, STEPS), math.prod(model.latent_shape)
+    rows = table(defaults.solver, model.process, places, steps, options=defaults.solver_options)
+    texts = [c for c in model.conditions if c.kind == "text"]
+    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
+    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
+    feeds: dict[Role, list[Arrays]] = {}
+    samples: dict[Role, list[Sample]] = {}
+    conditioning = asked.inputs
+    if "condition" in sources:
+        samples["condition"] = [call(sources["condition"], asked.inputs)]
+        conditioning = samples["condition"][0].outputs
+        feeds["condition"] = [asked.inputs]
+
+    shape = (B, *model.latent_shape)
+    feeds["step"], trajectory = _loop(sources["step"], model.process, rows, asked, conditioning, shape, SEED)
+    other = _loop(sources["step"], model.process, rows, asked, conditioning, shape, OTHER_SEED)[1][-1]
+    samples["step"] = [call(sources["step"], inputs, place) for inputs, place in _step_inputs(feeds["step"])]
+    samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
+    feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
+    media = samples["decode"][0].outputs[names.MEDIA]
+    golden = Golden(
+        conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, None, trajectory, other, media
+    )
+    return TorchRun(golden, asked.inputs, samples, feeds)
+
+
+def _loop(
+    step: Source,
+    process: Masked,
+    rows: MaskedTable,
+    asked: Branches,
+    conditioning: Arrays,
+    shape: tuple[int, ...],
+    seed: int,
+) -> tuple[list[Arrays], NDArray[np.int64]]:
+    """Inputs of every row, and the tokens (N, B, *L) after it."""
+    tokens: NDArray[Any] = start(process, shape)
+    grouped = {n: array.reshape(len(asked.weights), B, *array.shape[1:]) for n, array in conditioning.items()}
+    feeds: list[Arrays] = []
+    made: list[NDArray[Any]] = []
+    for row, drawn in uniforms(seed, shape, len(rows)).items():
+        feeds.append(
+            {
+                names.TOKENS: tokens,
+                **{name: getattr(rows, name)[row].reshape(size) for name, size in ROWS.items()},
+                names.GUIDANCE: asked.weights,
+                names.CHOICE: np.ascontiguousarray(drawn[:, 0]),
+                names.ORDER: np.ascontiguousarray(drawn[:, 1]),
+                **grouped,
+            }
+        )
+        tokens = call(step, feeds[-1]).outputs[names.NEXT_TOKENS]
+        made.append(tokens)
+    return feeds, np.stack(made)
+
+
+def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
+    """First, middle and last row, one branch alone in each; and a single sample in a single branch."""
+    branches = len(feeds[0][names.GUIDANCE])
+    chosen = []
+    for turn, i in enumerate(sorted({0, len(feeds) // 2, len(feeds) - 1})):
+        one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
+        chosen.append((feeds[i] | {names.GUIDANCE: one}, f"row {i + 1} of {len(feeds)}"))
+    inputs, place = chosen[len(chosen) // 2]
+    single = {name: array for name, array in inputs.items() if name in ROWS}
+    single |= {n: inputs[n][:1] for n in (names.TOKENS, names.CHOICE, names.ORDER)}
+    single |= {names.GUIDANCE: np.ones(1, np.float32)}
+    single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}
+    return [*chosen, (single, f"{place}, one sample alone")]

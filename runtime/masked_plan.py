@@ -1,0 +1,150 @@
+"""The memory of a request for tokens, laid out and bound as ``plan`` does it for latents, with the same methods."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime import bundle as names
+from mmgen.runtime.backend import Backend, Call
+from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.masked import MaskedTable
+from mmgen.runtime.memory import Layout, stacked
+from mmgen.runtime.plan import Decoding, Runners, Size, condition_inputs, shape_of
+from mmgen.runtime.request import Branches
+
+ROWS = {  # shapes of a row's inputs to the step graph, float32
+    names.SHARPNESS: (1,),
+    names.TOP_K: (1,),
+    names.CONFIDENCE: (2,),
+    names.MASKED: (1,),
+    names.STAY: (1,),
+    names.WINDOW: (1,),
+}
+
+
+class MaskedPlan:
+    """Made for one ``Size``; owns its block.  All branches run in every row."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, runners: Runners, size: Size) -> None:
+        self._backend = backend
+        places, rows = (size.batch, *bundle.latent_shape), len(size.stochastic)
+        layout = Layout()
+        self._tokens = [layout.slot(places, "int64")]
+        self._rows = {name: layout.slots(rows, shape) for name, shape in ROWS.items()}
+        self._uniforms = {name: [layout.slot(places) for _ in range(rows)] for name in (names.CHOICE, names.ORDER)}
+        self._guidance = layout.slot((size.guides,))
+        self._inputs = {
+            name: layout.slot((size.guides * size.batch, *shape), dtype)
+            for name, (shape, dtype) in condition_inputs(bundle).items()
+        }
+        host_bytes = layout.bytes
+        self._tokens.append(layout.slot(places, "int64"))
+        self._codes = layout.slot(places, "int64")
+        step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
+        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch}
+        made = dict(self._inputs)
+        if "condition" in runners:
+            made |= {s.name: layout.slot(shape_of(s, axes), s.dtype) for s in bundle.graphs["condition"].outputs}
+        self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
+
+        self._block = backend.block(host_bytes, layout.bytes - host_bytes)
+        try:
+            fixed = {
+                **{name: slot.reshape(*shape_of(step[name], axes)) for name, slot in made.items() if name in step},
+                names.GUIDANCE: self._guidance,
+                names.CODES: self._codes,
+            }
+            self.steps = runners["step"].bind(
+                self._block,
+                [
+                    {
+                        **fixed,
+                        **{name: slots[i] for name, slots in (self._rows | self._uniforms).items()},
+                        names.TOKENS: self._tokens[i % 2],
+                        names.NEXT_TOKENS: self._tokens[(i + 1) % 2],
+                    }
+                    for i in range(rows)
+                ],
+            )
+            self._conditions = runners["condition"].bind(self._block, [made]) if "condition" in runners else []
+            self._decode.bind(self._block, self._codes)
+        except BaseException:
+            self._block.close()
+            raise
+        self._loop: Call | None = None
+        self._recorded = False
+
+    def write(
+        self,
+        table: MaskedTable,
+        asked: Branches,
+        start: NDArray[np.int64],
+        noises: Mapping[int, NDArray[np.float32]],
+        rescale: object,
+    ) -> None:
+        """Give the device a request.
+
+        Args:
+            table: N rows.
+            asked: G branches for B samples.
+            start: tokens int64 (B, *L).
+            noises: uniform numbers float32 (B, 2, *L) of each row, by row from 0: for the choice and for the order.
+            rescale: not used: guidance is of logits.
+        """
+        host = self._block.host
+        self._tokens[0].of(host)[:] = start
+        for name, slots in self._rows.items():
+            stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
+        for row, uniforms in noises.items():
+            self._uniforms[names.CHOICE][row].of(host)[:] = uniforms[:, 0]
+            self._uniforms[names.ORDER][row].of(host)[:] = uniforms[:, 1]
+        self._guidance.of(host)[:] = asked.weights
+        for name, slot in self._inputs.items():
+            slot.of(host)[:] = asked.inputs[name]
+        self._block.upload()
+
+    def make_conditions(self) -> None:
+        """Compute what depends on the condition alone."""
+        for call in self._conditions:
+            call()
+
+    def make_timesteps(self) -> bool:
+        """There is no timestep."""
+        return False
+
+    def loop(self) -> Call | None:
+        """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
+        if not self._recorded:
+            self._loop, self._recorded = self._backend.record(self.steps), True
+            self._block.upload()  # what was run to record may have written over the start
+        return self._loop
+
+    def latents(self, row: int) -> NDArray[np.int64]:
+        """A copy of the tokens (B, *L) after ``row`` rows, with masks."""
+        (tokens,) = self._block.read(self._tokens[row % 2])
+        return tokens
+
+    def decode(self, row: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media of the last row's codes, and the codes; after all rows they are the tokens."""
+        return self._decode(self._block, self._codes)[0], self.x0()
+
+    def preview(self) -> NDArray[Any]:
+        """Media of the codes that every place had in the last row."""
+        return self._decode(self._block, self._codes)[0]
+
+    def x0(self) -> NDArray[np.int64]:
+        """A copy of these codes (B, *L)."""
+        (codes,) = self._block.read(self._codes)
+        return codes
+
+    def decode_x0(self) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Media of these, and they."""
+        return self._decode(self._block, self._codes)[0], self.x0()
+
+    def close(self) -> None:
+        """Free the memory; nothing of this plan may be called any more."""
+        self._loop, self.steps, self._conditions = None, [], []
+        self._decode.forget()
+        self._block.close()

@@ -1,0 +1,61 @@
+"""A request for tokens: what of its options there is no such thing for, and what its rows are given."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.masked import MaskedTable, table
+from mmgen.runtime.noise import uniform
+from mmgen.runtime.process import Masked
+
+NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval", "image", "latents", "strength")
+
+
+def refuse(options: object) -> None:
+    """Raise for an option that only a process of latents has.
+
+    Raises:
+        MmgenError: names it.
+    """
+    for name in NOT_FOR_TOKENS:
+        value = getattr(options, name)
+        if value is not None and not (name == "sigmas" and value == "schedule"):
+            raise MmgenError(f"{name} is of latents, and this bundle makes tokens", remedy=f"leave {name} out")
+
+
+def rows(bundle: Bundle, solver: str | None, steps: int) -> MaskedTable:
+    """The table of a request, by its solver or the bundle's default."""
+    assert isinstance(bundle.process, Masked)
+    defaults = bundle.defaults
+    own = solver in (None, defaults.solver)  # the options beside the solver are for that solver alone
+    return table(
+        defaults.solver if solver is None else solver, bundle.process, math.prod(bundle.latent_shape), steps,
+        options=defaults.solver_options if own else {},
+    )  # fmt: skip
+
+
+def start(process: Masked, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Tokens (B, *L) with nothing known."""
+    return np.full(shape, process.mask_id, np.int64)
+
+
+def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:
+    """Uniform numbers (B, 2, *L) of ``count`` rows, by row from 0; row i uses stream i + 1 of the seed."""
+    return {row: uniform(seed, shape[0], (2, *shape[1:]), row + 1) for row in range(count)}
+
+
+def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDArray[np.int64]:
+    """Codes as decode must get them.
+
+    Raises:
+        MmgenError: another shape or type, or a number that is no code.
+    """
+    if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype != np.int64:
+        got = f"{codes.dtype} {codes.shape}" if isinstance(codes, np.ndarray) else type(codes).__name__
+        raise MmgenError("codes", got=got, wanted=f"int64 {shape}")
+    if codes.min() < 0 or codes.max() >= process.codes:
+        raise MmgenError("codes", got=f"{codes.min()} to {codes.max()}", wanted=f"0 to {process.codes - 1}")
+    return codes
