@@ -164,8 +164,10 @@ class Generator:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
         shape, process = (batch, *self.bundle.latent_shape), self.bundle.process
-        masked = isinstance(process, Masked)
-        given: Any = checked_codes(latents, shape, process) if masked else checked(latents, shape, "latents")
+        if isinstance(process, Masked):
+            given: NDArray[Any] = checked_codes(latents, shape, process)
+        else:
+            given = checked(latents, shape, "latents")
         with self._exclusive():
             return decode(self.bundle, self._backend, self._runners["decode"], given)
 

@@ -1,0 +1,156 @@
+"""Bundles of a masked process, from export to pictures, as a user meets them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_tokens import CLASSES, CODES, GRID, PROCESS, tiny_token_model
+
+from mmgen.engines.builder import build
+from mmgen.engines.targets import parse
+from mmgen.export.exporter import export
+from mmgen.export.model import Model
+from mmgen.runtime import load
+from mmgen.runtime.bundle import Defaults, read_bundle
+from mmgen.runtime.describe import text
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.generator import Generator
+from mmgen.runtime.masked import table
+from mmgen.runtime.masked_reference import run
+from mmgen.runtime.masked_request import uniforms
+from mmgen.runtime.verify import verify
+
+PLACES = GRID[0] * GRID[1]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_token_model()
+
+
+@pytest.fixture(scope="module")
+def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masked") / "tokens.mmgen"
+    export(model, folder, policy="fp32")
+    return folder
+
+
+@pytest.fixture
+def generator(folder: Path):
+    with load(folder, "ort-cpu", threads=1) as opened:
+        yield opened
+
+
+def reference(model: Model, labels: list[int], seed: int, steps: int, weight: float, solver: str) -> np.ndarray:
+    """Tokens (B, 6, 6) of the numpy definition around the denoiser in torch."""
+    rows = table(solver, PROCESS, PLACES, steps)
+    drawn = uniforms(seed, (len(labels), *GRID), len(rows)).values()
+    with torch.no_grad():
+        context = [model.condition(torch.tensor(asked))[0] for asked in ([CLASSES] * len(labels), labels)]
+
+    @torch.no_grad()
+    def denoiser(tokens: np.ndarray) -> np.ndarray:
+        seen = torch.from_numpy(tokens).reshape(-1, *GRID)
+        null, asked = (model.denoiser(seen, c).flatten(2).transpose(1, 2).numpy() for c in context)
+        return (1 - np.float32(weight)) * null + np.float32(weight) * asked
+
+    noises = np.stack([d.reshape(len(labels), 2, PLACES).swapaxes(0, 1) for d in drawn])
+    *_, (tokens, _) = run(PROCESS, rows, denoiser, np.full((len(labels), PLACES), PROCESS.mask_id), noises)
+    return tokens.reshape(-1, *GRID)
+
+
+@pytest.mark.parametrize("solver", ["maskgit", "amused", "mdlm", "llada"])
+def test_generated_tokens_are_the_definitions(generator: Generator, model: Model, solver: str) -> None:
+    result = generator.generate(label=[3, 7], seed=5, steps=6, guidance=2.5, solver=solver)
+    np.testing.assert_array_equal(result.latents, reference(model, [3, 7], 5, 6, 2.5, solver))
+    np.testing.assert_array_equal(result.codes, result.latents)
+    assert result.media.shape == (2, 12, 12, 3) and result.media.dtype == np.uint8
+    assert result.complete and result.rows == (7 if solver == "mdlm" else 6)
+
+
+def test_streaming_shows_fewer_masks_each_time_and_ends_with_the_same(generator: Generator) -> None:
+    result = generator.generate(label=1, seed=2)
+    hidden = []
+    for progress in generator.stream(label=1, seed=2):
+        hidden.append(int((progress.latents() == PROCESS.mask_id).sum()))
+        assert progress.preview().shape == (1, 12, 12, 3)
+    assert hidden == sorted(hidden, reverse=True) and hidden[-1] == 0 and len(set(hidden)) == 6
+    np.testing.assert_array_equal(progress.latents(), result.latents)
+    np.testing.assert_array_equal(progress.result().media, result.media)
+
+
+def test_a_sample_of_a_seed_is_the_same_in_every_batch(generator: Generator) -> None:
+    one, three = (generator.generate(label=4, seed=9, count=n).latents for n in (1, 3))
+    np.testing.assert_array_equal(one[0], three[0])
+    assert (three[0] != three[1]).any()
+    assert (generator.generate(label=4, seed=10).latents != one).any()
+
+
+def test_guidance_of_one_runs_one_branch(generator: Generator, model: Model) -> None:
+    got = generator.generate(label=[2], seed=1, guidance=1.0, steps=4).latents
+    np.testing.assert_array_equal(got, reference(model, [2], 1, 4, 1.0, "maskgit"))
+
+
+def test_codes_are_decoded_and_what_is_none_is_refused(generator: Generator) -> None:
+    result = generator.generate(label=1, seed=2)
+    media, codes = generator.decode(result.codes)
+    np.testing.assert_array_equal(media, result.media)
+    assert codes is None
+    with pytest.raises(MmgenError, match=f"codes, got 0 to {PROCESS.mask_id}, wanted 0 to {CODES - 1}"):
+        generator.decode(np.array([0] * 35 + [PROCESS.mask_id]).reshape(1, *GRID))
+    with pytest.raises(MmgenError, match="codes, got float32"):
+        generator.decode(np.zeros((1, *GRID), np.float32))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"solver": "ddim"}, "solver for a masked process, got 'ddim'"),
+    ({"steps": 40}, "steps of solver 'maskgit', got 40, wanted at most 36"),
+    ({"sigmas": "karras"}, "sigmas is of latents"),
+    ({"noise": np.zeros((1, *GRID), np.float32)}, "noise is of latents"),
+    ({"guidance_interval": (0.1, 1.0)}, "guidance_interval is of latents"),
+    ({"strength": 0.5}, "strength is of latents"),
+    ({"guidance_rescale": 0.5}, "can't rescale guidance"),
+])  # fmt: skip
+def test_what_tokens_have_no_such_thing_for_is_said(generator: Generator, options: dict, message: str) -> None:
+    with pytest.raises(MmgenError, match=message):
+        generator.generate(label=1, **options)
+
+
+def test_a_deadline_that_is_near_leaves_codes_in_every_place(generator: Generator) -> None:
+    result = generator.generate(label=1, steps=30, deadline=1e-6)
+    assert not result.complete and (result.codes < CODES).all() and result.media.shape == (1, 12, 12, 3)
+
+
+def test_half_bundles_pass_their_receipts_and_verify_repeats_them(model: Model, tmp_path: Path) -> None:
+    bundle = export(model, tmp_path / "half.mmgen", policy="fp16")
+    assert bundle.precision.half_share["step"].weight_bytes > 0.9
+    figures = {(r.level, r.graph, r.figure) for r in bundle.receipts}
+    assert {(1, "step", "share"), (2, "step", "share"), (3, "loop", "share that differs")} <= figures
+    again = verify(tmp_path / "half.mmgen", "ort-cpu", threads=1)
+    assert any(r.figure == "share that differs" and r.limit is not None for r in again)
+
+
+def test_the_manifest_says_that_tokens_come_out(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    assert bundle.process == PROCESS
+    assert [(s.name, s.dtype) for s in bundle.graphs["decode"].inputs] == [("codes", "int64")]
+    assert "masked, 48 codes, mask 50" in text(bundle)
+
+
+def test_engines_are_built_for_all_of_its_graphs(folder: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    _, made, _ = build(read_bundle(folder), parse(["sm86"]))
+    assert set(made.engines) == {"condition", "step", "decode"}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"defaults": Defaults("ddim", 4)}, "solver for a masked process, got 'ddim'"),
+    ({"latent_shape": (5, 5)}, "denoiser fails"),
+    ({"guided_channels": 2}, "guided_channels, got 2"),
+    ({"encoder": torch.nn.Identity()}, "a masked process with a quantiser or an encoder"),
+])  # fmt: skip
+def test_a_model_that_is_not_what_it_says_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(MmgenError, match=message):
+        export(tiny_token_model(**changes), tmp_path / "wrong.mmgen", policy="fp32")
+    assert not (tmp_path / "wrong.mmgen").exists()
