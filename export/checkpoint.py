@@ -1,7 +1,7 @@
 """mmgen's own checkpoint: a folder of ``config.json``, ``weights.safetensors`` and ``tokenizer.json``.
 
-A text-conditional DiT over the codes of a VQ-VAE.  The writer and the reader
-stand here together; nothing else knows the format.
+A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and the
+reader stand here together; nothing else knows the format.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from mmgen.export.dit import TextDiT, TextDiTConfig
 from mmgen.export.model import Model
 from mmgen.export.quantiser import Quantiser
+from mmgen.export.token_dit import TokenDiT
 from mmgen.export.vqvae import VQVAE, VQVAEConfig
 from mmgen.export.weights import files_sha256, load_safetensors, load_strictly, read_json
 from mmgen.runtime.bundle import Condition, Defaults, Media, from_json, sha256, to_json
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.process import Process
+from mmgen.runtime.process import Masked, Process
 
 FAMILY = "mmgen-checkpoint/"
 FORMAT: Literal["mmgen-checkpoint/1"] = "mmgen-checkpoint/1"
@@ -40,7 +41,7 @@ class Checkpoint:
     process: Process
     defaults: Defaults
     autoencoder: VQVAEConfig
-    denoiser: TextDiTConfig
+    denoiser: TextDiTConfig  # of a masked process its latent_shape is that of the logits
     pad_id: int = 0  # the token that fills a prompt up to ``denoiser.text_length``
     examples: tuple[str, ...] = ()  # prompts typical of use
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; written by ``save``
@@ -75,6 +76,18 @@ class Encoder(nn.Module):
         return (z - self.mean) / self.std
 
 
+class CodesDecoder(nn.Module):
+    """Codes int64 (B, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped."""
+
+    def __init__(self, vqvae: VQVAE) -> None:
+        super().__init__()
+        self.vqvae = vqvae
+        del self.vqvae.encoder
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.vqvae.decode(self.vqvae.lookup(codes))
+
+
 def load(folder: Path) -> Model:
     """The model of a checkpoint folder.
 
@@ -89,21 +102,29 @@ def load(folder: Path) -> Model:
     text = dit.text
     del dit.text  # it runs once a request, in a graph of its own
     config = checkpoint.autoencoder
-    mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
     size = config.sample_size
+    if isinstance(checkpoint.process, Masked):
+        latent_shape: tuple[int, ...] = checkpoint.denoiser.latent_shape[1:]
+        parts: dict[str, Any] = {"decoder": CodesDecoder(vqvae)}
+    else:
+        latent_shape = checkpoint.denoiser.latent_shape
+        mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+        parts = {
+            "decoder": vqvae.decoder,
+            "quantiser": Quantiser(vqvae.codebook, mean, std),
+            "encoder": Encoder(vqvae.encoder, mean, std),
+        }
     return Model(
         name=checkpoint.name,
         process=checkpoint.process,
-        latent_shape=checkpoint.denoiser.latent_shape,
+        latent_shape=latent_shape,
         denoiser=dit,
         conditions=(
             Condition("prompt", "text", null="", length=checkpoint.denoiser.text_length, pad_id=checkpoint.pad_id),
         ),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=checkpoint.defaults,
-        decoder=vqvae.decoder,
-        quantiser=Quantiser(vqvae.codebook, mean, std),
-        encoder=Encoder(vqvae.encoder, mean, std),
+        **parts,
         condition=Text(text),
         conditioning=("context",),
         tokenizer=(folder / TOKENIZER).read_bytes(),
@@ -116,7 +137,7 @@ def load(folder: Path) -> Model:
 
 
 def save(
-    folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT, tokenizer: bytes, *, half: bool = True
+    folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | TokenDiT, tokenizer: bytes, *, half: bool = True
 ) -> None:
     """Write a checkpoint folder, replacing one that is there.
 
@@ -188,7 +209,13 @@ def _check_fit(checkpoint: Checkpoint, path: Path) -> None:
         for name, value in vars(config).items():
             if any(isinstance(v, int) and v < 1 for v in (value if isinstance(value, tuple) else (value,))):
                 raise MmgenError(f"{path}: {part}.{name}", got=value, wanted="1 or more")
-    shape = (vae.code_dim, vae.sample_size // 4, vae.sample_size // 4)
+    process, features = checkpoint.process, vae.code_dim
+    if isinstance(process, Masked):
+        features = vae.codes
+        if (process.codes, process.mask_id) != (vae.codes, vae.codes):
+            got = f"{process.codes} codes, mask {process.mask_id}"
+            raise MmgenError(f"{path}: process", got=got, wanted=f"{vae.codes} codes, mask {vae.codes}")
+    shape = (features, vae.sample_size // 4, vae.sample_size // 4)
     if dit.latent_shape != shape:
         raise MmgenError(f"{path}: denoiser.latent_shape", got=dit.latent_shape, wanted=f"{shape}, the autoencoder's")
     for name in ("latents_mean", "latents_std"):
@@ -213,8 +240,9 @@ def _check_tokenizer(path: Path, vocabulary: int) -> None:
         raise MmgenError(f"{path}: tokens", got=tokens, wanted=f"at most denoiser.vocabulary {vocabulary}")
 
 
-def _build(checkpoint: Checkpoint, path: Path) -> tuple[VQVAE, TextDiT]:
+def _build(checkpoint: Checkpoint, path: Path) -> tuple[VQVAE, TextDiT | TokenDiT]:
+    denoiser = TokenDiT if isinstance(checkpoint.process, Masked) else TextDiT
     try:
-        return VQVAE(checkpoint.autoencoder), TextDiT(checkpoint.denoiser)
+        return VQVAE(checkpoint.autoencoder), denoiser(checkpoint.denoiser)
     except (ArithmeticError, RuntimeError, ValueError, TypeError) as error:  # sizes that no network can have
         raise MmgenError(f"{path} describes no network ({error})", remedy="save the checkpoint again") from error
