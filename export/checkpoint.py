@@ -1,7 +1,7 @@
 """mmgen's own checkpoint: a folder of ``config.json``, ``weights.safetensors`` and ``tokenizer.json``.
 
-A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and the
-reader stand here together; nothing else knows the format.
+A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and
+the reader stand here together; nothing else knows the format.
 """
 
 import dataclasses
