@@ -29,7 +29,7 @@ class MaskedStepGraph(nn.Module):
     def __init__(self, denoiser: nn.Module, process: Masked) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.mask_id = process.mask_id
+        self.mask_id, self.codes = process.mask_id, process.codes
         self.candidates = min(process.codes, process.candidates)
 
     def forward(
@@ -51,15 +51,17 @@ class MaskedStepGraph(nn.Module):
         hidden = flat == self.mask_id
 
         sorted_logits, best_first = logits.topk(self.candidates, -1)  # (B, N, K)
-        best = sorted_logits[..., :1]
-        likely = (torch.arange(self.candidates, dtype=torch.float32) < top_k).float()
-        weights = ((sorted_logits - best) * sharpness).exp() * likely
+        best, last = sorted_logits[..., :1], (top_k - 1).clamp_max(self.candidates - 1).long()
+        limit = torch.where(top_k <= self.candidates, sorted_logits.index_select(-1, last), -FAR)  # (B, N, 1)
+        weights = ((logits - best) * sharpness).exp() * (logits >= limit).float()
         cumulative = running_sum(weights)
-        passed = (cumulative <= choice[..., None] * cumulative[..., -1:]).long().sum(-1, keepdim=True)
-        place = torch.minimum(passed, (weights > 0).long().sum(-1, keepdim=True) - 1)  # (B, N, 1)
-        codes = torch.where(hidden, best_first.gather(-1, place)[..., 0], flat)
+        beyond = torch.logical_and(weights > 0, cumulative > choice[..., None] * cumulative[..., -1:])
+        numbers = torch.arange(self.codes, dtype=torch.float32)
+        first = torch.where(beyond, numbers, float(self.codes)).amin(-1).long()  # (B, N)
+        drawn = torch.where(first < self.codes, first, best_first[..., 0])
+        codes = torch.where(hidden, drawn, flat)
 
-        log_p = (sorted_logits.gather(-1, place) - best)[..., 0] - (logits - best).exp().sum(-1).log()
+        log_p = (logits.gather(-1, drawn[..., None]) - best)[..., 0] - (logits - best).exp().sum(-1).log()
         gumbel = -(-order.clamp_min(TINY).log()).clamp_min(TINY).log()
         score = confidence[0] * log_p + confidence[1] * gumbel
         score = torch.where(torch.arange(flat.shape[1], dtype=torch.float32) < window, score, -FAR)

@@ -199,7 +199,8 @@ def _draw(process: Masked, rows: int, options: MaskGIT | Amused | MDLM | LLaDA) 
     temperature, top_k = options.sampling_temperature, options.top_k or process.codes
     if not 0 <= temperature < np.inf:
         raise MmgenError("sampling_temperature", got=temperature, wanted="a number from 0")
-    if not 1 <= top_k <= process.codes:
-        raise MmgenError("top_k", got=top_k, wanted=f"1 to {process.codes}, or 0 for all codes")
+    if not 1 <= top_k <= min(process.codes, process.candidates) and top_k != process.codes:
+        most = min(process.codes, process.candidates)
+        raise MmgenError("top_k", got=top_k, wanted=f"1 to {most}, or 0 for all codes")
     greedy = temperature == 0
     return np.full(rows, 1.0 if greedy else 1 / temperature), np.full(rows, 1.0 if greedy else float(top_k))

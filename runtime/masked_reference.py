@@ -41,19 +41,21 @@ def step(
     real = logits.dtype.type
     hidden = tokens == process.mask_id
 
-    kept = min(process.codes, process.candidates)
-    best_first = np.argsort(-logits, -1, kind="stable")[..., :kept]  # (B, N, K) codes
-    sorted_logits = np.take_along_axis(logits, best_first, -1)
-    sharp = (sorted_logits - sorted_logits[..., :1]) * real(table.sharpness[row])
-    weights = np.exp(sharp) * (np.arange(kept) < table.top_k[row])  # not yet divided by their sum
+    best_first = np.argsort(-logits, -1, kind="stable")[..., : min(process.codes, process.candidates)]
+    best = np.take_along_axis(logits, best_first[..., :1], -1)  # (B, N, 1)
+    limit = real(-FAR)
+    if (top_k := int(table.top_k[row])) <= best_first.shape[-1]:
+        limit = np.take_along_axis(logits, best_first[..., top_k - 1 : top_k], -1)
+    # In the order of their numbers: a little noise in the logits then moves few limits between codes.
+    weights = np.exp((logits - best) * real(table.sharpness[row])) * (logits >= limit)  # not divided by their sum
     cumulative = running_sum(weights)
-    passed = (cumulative <= choice[..., None] * cumulative[..., -1:]).sum(-1)
-    place = np.minimum(passed, (weights > 0).sum(-1) - 1)[..., None]  # rounding must not pass the last that can be
-    drawn = np.take_along_axis(best_first, place, -1)[..., 0]
+    beyond = (weights > 0) & (cumulative > choice[..., None] * cumulative[..., -1:])
+    first = np.where(beyond, np.arange(process.codes), process.codes).min(-1)
+    drawn = np.where(first < process.codes, first, best_first[..., 0])  # rounding may leave none beyond
     codes = np.where(hidden, drawn, tokens)
 
-    spread = np.exp(logits - sorted_logits[..., :1]).sum(-1)
-    log_p = np.take_along_axis(sorted_logits, place, -1)[..., 0] - sorted_logits[..., 0] - np.log(spread)
+    spread = np.exp(logits - best).sum(-1)
+    log_p = (np.take_along_axis(logits, drawn[..., None], -1) - best)[..., 0] - np.log(spread)
     gumbel = -np.log(np.maximum(-np.log(np.maximum(order, real(TINY))), real(TINY)))
     score = real(table.confidence[row][0]) * log_p + real(table.confidence[row][1]) * gumbel
     score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))

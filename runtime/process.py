@@ -60,7 +60,7 @@ class Masked:
     codes: int  # entries of the codebook
     mask_id: int  # the token of a hidden place; often ``codes``, the first number that is no code
     schedule: Literal["cosine", "linear"] = "cosine"  # share of hidden places over time, for maskgit and amused
-    candidates: int = 3840  # the most likely codes of a place, of which one is drawn; TensorRT sorts no more
+    candidates: int = 256  # largest top-k that can be asked for, but for all codes; TensorRT sorts no more than 3840
     kind: Literal["masked"] = "masked"
 
 

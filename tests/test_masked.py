@@ -48,9 +48,8 @@ class InjectedNoise:
 
     def multinomial(self, probs: torch.Tensor, number: int, generator: object = None) -> torch.Tensor:
         assert number == 1
-        ordered, ids = probs.sort(stable=True, dim=-1, descending=True)
-        passed = (ordered.cumsum(-1) <= torch.from_numpy(self.choice).reshape(-1, 1)).sum(-1, keepdim=True)
-        return ids.gather(-1, passed.clamp_max(probs.shape[-1] - 1))
+        passed = (probs.cumsum(-1) <= torch.from_numpy(self.choice).reshape(-1, 1)).sum(-1, keepdim=True)
+        return passed.clamp_max(probs.shape[-1] - 1)
 
     def gumbel(self, t: torch.Tensor, generator: object = None) -> torch.Tensor:
         return -torch.log((-torch.log(torch.from_numpy(self.order).clamp(1e-20))).clamp(1e-20))

@@ -160,7 +160,7 @@ def test_nvidias_compiler_takes_it(graph, tmp_path, half):
 
 
 def test_more_places_than_tensorrt_sorts_and_fewer_candidates_than_codes(tmp_path):
-    """On 64 x 64 places, as Meissonic's: of each place the 64 most likely codes are sorted, and all give p."""
+    """On 64 x 64 places, as Meissonic's: of each place 64 of 512 codes are sorted."""
     process = Masked(codes=512, mask_id=520, candidates=64)
     grid = (64, 64)
     torch.manual_seed(0)
