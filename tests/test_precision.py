@@ -125,6 +125,7 @@ def dit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Feeds]:
         "timestep": np.float32([999]),
         "x0_limit": np.float32([np.inf]),
         "guidance": np.float32([-1, 2]),
+        "guidance_rescale": np.float32([0.5]),
     }
     return path, feeds
 
@@ -156,7 +157,7 @@ class TestStep:
         for got, wanted in zip(run_half(target, feeds), run(path, feeds), strict=True):
             assert relative(got, wanted) < LIMITS["half, step of a DiT"]
         assert halved.share.weight_bytes > 0.95
-        assert halved.share.operations > 0.8
+        assert halved.share.operations > 0.75  # guidance and solver are float32, and no small part of two blocks
 
     def test_inputs_and_outputs_keep_their_types(self, dit: tuple[Path, Feeds]) -> None:
         path, feeds = dit
