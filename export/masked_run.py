@@ -9,27 +9,15 @@ from numpy.typing import NDArray
 
 from mmgen.export.graphs import Source
 from mmgen.export.model import Model
-from mmgen.export.torch_run import (
-    GUIDANCE,
-    OTHER_SEED,
-    SEED,
-    STEPS,
-    Arrays,
-    B,
-    Sample,
-    TorchRun,
-    call,
-    golden_conditions,
-)
+from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, TorchRun, call, golden_request
 from mmgen.runtime import bundle as names
-from mmgen.runtime.bundle import TOKENIZER, Bundle, Role
+from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.masked import MaskedTable, table
 from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.masked_request import start, uniforms
 from mmgen.runtime.process import Masked
-from mmgen.runtime.request import Branches, branches
-from mmgen.runtime.text import open_tokenizer
+from mmgen.runtime.request import Branches
 
 
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
@@ -39,21 +27,10 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         bundle: the manifest so far; its folder holds the tokenizer.
     """
     assert isinstance(model.process, Masked)
-    conditions, defaults = golden_conditions(model), model.defaults
-    guided = any(c.null is not None for c in model.conditions)
-    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
-    steps, places = min(defaults.steps, STEPS), math.prod(model.latent_shape)
+    request = golden_request(model, sources, bundle)
+    asked, conditioning, samples, feeds = request.asked, request.conditioning, request.samples, request.feeds
+    defaults, steps, places = model.defaults, request.steps, math.prod(model.latent_shape)
     rows = table(defaults.solver, model.process, places, steps, options=defaults.solver_options)
-    texts = [c for c in model.conditions if c.kind == "text"]
-    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
-    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
-    feeds: dict[Role, list[Arrays]] = {}
-    samples: dict[Role, list[Sample]] = {}
-    conditioning = asked.inputs
-    if "condition" in sources:
-        samples["condition"] = [call(sources["condition"], asked.inputs)]
-        conditioning = samples["condition"][0].outputs
-        feeds["condition"] = [asked.inputs]
 
     shape = (B, *model.latent_shape)
     feeds["step"], trajectory = _loop(sources["step"], model.process, rows, asked, conditioning, shape, SEED)
@@ -63,7 +40,8 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
     media = samples["decode"][0].outputs[names.MEDIA]
     golden = Golden(
-        conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, None, trajectory, other, media
+        request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, None, trajectory, other,
+        media,
     )
     return TorchRun(golden, asked.inputs, samples, feeds)
 

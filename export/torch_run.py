@@ -53,29 +53,52 @@ class TorchRun:
     feeds: dict[Role, list[Arrays]]  # all inputs of the run: for the ranges of its tensors
 
 
+@dataclass(frozen=True)
+class GoldenRequest:
+    """What is asked of a model of any process, and what its condition graph made of it."""
+
+    conditions: dict[str, Any]  # as ``generate`` takes them
+    guidance: float
+    steps: int
+    asked: Branches
+    conditioning: Arrays  # (R, ...) what the step is given
+    samples: dict[Role, list[Sample]]  # of the condition graph, where there is one; the loop adds the others
+    feeds: dict[Role, list[Arrays]]
+
+
+def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> GoldenRequest:
+    """Choose the golden request, encode it and run the condition graph.
+
+    Args:
+        bundle: the manifest so far; its folder holds the tokenizer.
+    """
+    conditions, defaults = golden_conditions(model), model.defaults
+    guided = any(c.null is not None for c in model.conditions)
+    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
+    texts = [c for c in model.conditions if c.kind == "text"]
+    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
+    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
+    steps = min(defaults.steps, STEPS)
+    if "condition" not in sources:
+        return GoldenRequest(conditions, guidance, steps, asked, asked.inputs, {}, {})
+    sample = call(sources["condition"], asked.inputs)
+    samples: dict[Role, list[Sample]] = {"condition": [sample]}
+    return GoldenRequest(
+        conditions, guidance, steps, asked, sample.outputs, samples, {"condition": [asked.inputs]}
+    )
+
+
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
     """Run the golden request.
 
     Args:
         bundle: the manifest so far; its folder holds the tokenizer.
     """
-    conditions = golden_conditions(model)
-    guided = any(c.null is not None for c in model.conditions)
-    defaults = model.defaults
-    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
-    steps = min(defaults.steps, STEPS)
     assert not isinstance(model.process, Masked)
+    request = golden_request(model, sources, bundle)
+    asked, conditioning, samples, feeds = request.asked, request.conditioning, request.samples, request.feeds
+    defaults, steps = model.defaults, request.steps
     table = solver_table(defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
-    texts = [c for c in model.conditions if c.kind == "text"]
-    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
-    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
-    feeds: dict[Role, list[Arrays]] = {}
-    samples: dict[Role, list[Sample]] = {}
-    conditioning = asked.inputs
-    if "condition" in sources:
-        samples["condition"] = [call(sources["condition"], asked.inputs)]
-        conditioning = samples["condition"][0].outputs
-        feeds["condition"] = [asked.inputs]
 
     noise = seeded_noise(SEED, B, model.latent_shape)
     feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
@@ -90,7 +113,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
         feeds["encode"] = [{names.MEDIA: media}]
     golden = Golden(
-        conditions, defaults.solver, steps, guidance, defaults.sigmas, SEED, noise, trajectory, other,
+        request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, noise, trajectory, other,
         media, samples["decode"][0].outputs.get(names.CODES),
     )  # fmt: skip
     return TorchRun(golden, asked.inputs, samples, feeds)
