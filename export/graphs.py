@@ -62,6 +62,9 @@ class StepGraph(nn.Module):
         timestep: Tensor,  # (1,)
         guidance: Tensor,  # (G,)
         noise: Tensor,  # (B, *L)
+        known: Tensor,  # (2, B, *L)
+        keep: Tensor,  # (B, *L)
+        next_level: Tensor,  # (2,)
         *more: Tensor,  # guidance_rescale (1,), if the graph has it; then the conditioning tensors (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
         guidance_rescale, conditioning = (more[0], more[1:]) if self.rescale else (None, more)
@@ -74,7 +77,9 @@ class StepGraph(nn.Module):
         x0 = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit)  # a limit of infinity leaves it alone
         columns = torch.cat([state, x0[None], out[None], noise[None]])  # (K + 3, B, *L)
         next_state = (transition.reshape(K, K + 3, *ones) * columns).sum(1)
-        return next_state, x0
+        kept = keep > 0  # in all slots: what the others hold there is never used
+        noised = next_level[0] * known[0] + next_level[1] * known[1]  # (B, *L)
+        return torch.where(kept, noised, next_state), torch.where(kept, known[0], x0)
 
     def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor | None) -> Tensor:
         """Outputs (G, B, *L) of all branches to one (B, *L).
@@ -160,6 +165,9 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         names.TIMESTEP: torch.ones(1),
         names.GUIDANCE: torch.ones(EXAMPLE_G),
         names.NOISE: torch.zeros(size),
+        names.KNOWN: torch.zeros(2, *size),
+        names.KEEP: torch.zeros(size),
+        names.NEXT_LEVEL: torch.zeros(2),
     }
     rescale = model.guidance_rescale and any(c.null is not None for c in model.conditions)
     if rescale:
@@ -170,7 +178,8 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
             remedy="give it another name",
         )
     varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
-    axes = dict.fromkeys(varying, ("G", "B")) | {names.STATE: ("", "B"), names.GUIDANCE: ("G",), names.NOISE: ("B",)}
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(varying, ("G", "B")) | {names.GUIDANCE: ("G",)}
+    axes |= dict.fromkeys((names.STATE, names.KNOWN), ("", "B")) | dict.fromkeys((names.NOISE, names.KEEP), ("B",))
     module = StepGraph(model.denoiser, model.guided_channels, rescale=rescale)
     return Source("step", module, fixed | varying, axes, (names.NEXT_STATE, names.X0))
 

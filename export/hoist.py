@@ -41,7 +41,8 @@ PACKS: Mapping[Space, str] = {
 FOR_TIMESTEP = "condition_for_timestep"  # from the condition graph to the timestep graph
 STEP_INPUTS = frozenset({
     names.STATE, names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.GUIDANCE,
-    names.NOISE, names.RESCALE, names.TOKENS, names.CHOICE, names.ORDER, *MASKED_ROWS,
+    names.NOISE, names.KNOWN, names.KEEP, names.NEXT_LEVEL, names.RESCALE, names.TOKENS, names.CHOICE, names.ORDER,
+    *MASKED_ROWS,
 })  # fmt: skip  # all but the conditioning
 
 

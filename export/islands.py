@@ -38,7 +38,8 @@ SATURATED = 20.0  # from here on the functions in SATURATING are constant
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's metadata of a node: the submodules it is in, as a Python list
 SOLVER = frozenset((
-    bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE,
+    bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE, bundle.KNOWN, bundle.KEEP,
+    bundle.NEXT_LEVEL,
     bundle.SHARPNESS, bundle.TOP_K, bundle.CONFIDENCE, bundle.MASKED, bundle.STAY, bundle.WINDOW,
     bundle.CHOICE, bundle.ORDER,
 ))  # fmt: skip

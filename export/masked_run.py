@@ -15,9 +15,10 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.masked import MaskedTable, table
 from mmgen.runtime.masked_plan import ROWS
-from mmgen.runtime.masked_request import start, uniforms
+from mmgen.runtime.masked_request import uniforms
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Branches
+from mmgen.runtime.start import of_tokens
 
 
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
@@ -56,7 +57,7 @@ def _loop(
     seed: int,
 ) -> tuple[list[Arrays], NDArray[np.int64]]:
     """Inputs of every row, and the tokens (N, B, *L) after it."""
-    tokens: NDArray[Any] = start(process, shape)
+    tokens: NDArray[Any] = of_tokens(process, shape).state
     grouped = {n: array.reshape(len(asked.weights), B, *array.shape[1:]) for n, array in conditioning.items()}
     feeds: list[Arrays] = []
     made: list[NDArray[Any]] = []

@@ -129,6 +129,7 @@ def _loop(
     grouped = {n: array.reshape(len(asked.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
     feeds: list[Arrays] = []
     latents: list[NDArray[np.float32]] = []
+    nothing_kept = {names.KNOWN: np.zeros((2, *noise.shape), np.float32), names.KEEP: np.zeros_like(noise)}
     for i in range(len(table)):
         drawn = seeded_noise(seed, batch, tuple(shape), stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
         feeds.append(
@@ -142,6 +143,8 @@ def _loop(
                 names.GUIDANCE: asked.weights,
                 **({names.RESCALE: np.zeros(1, np.float32)} if names.RESCALE in step.inputs else {}),
                 names.NOISE: drawn,
+                **nothing_kept,
+                names.NEXT_LEVEL: table.next_level[i],
                 **grouped,
             }
         )
@@ -159,7 +162,8 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
     """First, middle and last row, changed so that an error of the denoiser shows as it is.
 
     Guidance would amplify it, so each takes one branch alone; the update would shrink it, so the last slot, which few
-    solvers use, gets the model's output.  One more is a single sample in a single branch.
+    solvers use, gets the model's output.  One more is a single sample in a single branch, of which every other value
+    is kept.
     """
     branches = len(feeds[0][names.GUIDANCE])
     chosen = []
@@ -175,10 +179,13 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
     inputs, place, row = chosen[len(chosen) // 2]
     fixed = {
         names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.RESCALE,
+        names.NEXT_LEVEL,
     }  # fmt: skip
     single = {name: array for name, array in inputs.items() if name in fixed} | {
         names.STATE: inputs[names.STATE][:, :1],
         names.NOISE: inputs[names.NOISE][:1],
+        names.KNOWN: inputs[names.STATE][:2, :1],
+        names.KEEP: (np.indices(inputs[names.NOISE][:1].shape).sum(0) % 2).astype(np.float32),
         names.GUIDANCE: np.ones(1, np.float32),
     }
     single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}

@@ -15,7 +15,7 @@ from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arguments import negative as read_negative
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
-from mmgen.runtime.reading import read_media
+from mmgen.runtime.reading import read_array, read_mask, read_media
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
 from mmgen.runtime.solvers import SOLVERS
@@ -73,7 +73,13 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
               help="Start from a PNG picture, or from media in a .npy file.")  # fmt: skip
-@click.option("--strength", type=float, help="With --image: share of the steps to make, 0.8 unless given.")
+@click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
+              help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
+@click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --image or --latents: what to make anew, the rest is kept; white in a PNG picture, true in a "
+              ".npy file, of the picture's size or the latents'.")  # fmt: skip
+@click.option("--strength", type=float,
+              help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
@@ -95,6 +101,8 @@ def generate(
     negatives: tuple[str, ...],
     also_arguments: tuple[str, ...],
     image: Path | None,
+    latents: Path | None,
+    mask: Path | None,
     output: str,
     backend: str,
     threads: int | None,
@@ -114,15 +122,20 @@ def generate(
                 "negative": read_negative(bundle, negative_prompts, negatives),
                 "also": read_also(bundle, also_arguments),
             }
-            start = None if image is None else read_media(image, bundle.media)
-            rows = generator.stream(image=start, **more, **request, **conditions)
+            start: dict[str, Any] = {
+                "image": None if image is None else read_media(image, bundle.media),
+                "latents": None if latents is None else read_array(latents),
+                "mask": None if mask is None else read_mask(mask),
+            }
+            rows = generator.stream(**start, **more, **request, **conditions)
             with destination(output, bundle.media) as save:
                 for row in rows:
                     progress("denoising", row.row / row.rows)
                     if row.last:
                         progress("decoding", 1.0)
                         result = row.result()
-                started = {"image": None if image is None else str(image)}
+                files_given = {"image": image, "latents": latents, "mask": mask}
+                started = {name: str(file) for name, file in files_given.items() if file is not None}
                 asked = _asked(bundle, {**request, **more, **started}, conditions)
                 columns = request["count"] if 1 < request["count"] < len(result.media) else None
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))

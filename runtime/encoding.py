@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime import bundle as names
@@ -11,19 +10,20 @@ from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.memory import Layout
 
 
-def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]) -> NDArray[np.float32]:
-    """Latents float32 (B, *L) of media (B, ...); ``runner`` is the bundle's encode graph."""
+def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]) -> NDArray[Any]:
+    """Latents float32 or codes int64 (B, *L) of media (B, ...); ``runner`` is the bundle's encode graph."""
     layout = Layout()
     given = layout.slot(media.shape, media.dtype.name)
     host_bytes = layout.bytes
-    made = layout.slot((len(media), *bundle.latent_shape))
+    (spec,) = bundle.graphs["encode"].outputs
+    made = layout.slot((len(media), *bundle.latent_shape), spec.dtype)
     block = backend.block(host_bytes, layout.bytes - host_bytes)
     try:
-        (call,) = runner.bind(block, [{names.MEDIA: given, names.LATENTS: made}])
+        (call,) = runner.bind(block, [{names.MEDIA: given, spec.name: made}])
         given.of(block.host)[:] = media
         block.upload()
         call()
-        (latents,) = block.read(made)
-        return latents
+        (encoded,) = block.read(made)
+        return encoded
     finally:
         block.close()

@@ -26,8 +26,7 @@ from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import MaskedPlan
-from mmgen.runtime.masked_request import checked_codes
-from mmgen.runtime.options import Course, Options, Request, check, checked
+from mmgen.runtime.options import Course, Options, Request, check, checked_latents
 from mmgen.runtime.pace import Pace, fitting
 from mmgen.runtime.plan import Plan, Size, decode
 from mmgen.runtime.process import Masked
@@ -81,8 +80,9 @@ class Generator:
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         image: NDArray[Any] | None = None,
-        latents: NDArray[np.float32] | None = None,
+        latents: NDArray[Any] | None = None,
         strength: float | None = None,
+        mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
         **conditions: object,
     ) -> Result:
@@ -102,8 +102,10 @@ class Generator:
                 guidance and at its cost (Kynkaanniemi et al. 2024).
             guidance_rescale: from 0 to 1, how much of the spread that guidance adds is taken back (Lin et al. 2023).
             image: media to start from, as decode makes it: one, or (B, ...).
-            latents: float32 (B, *L) to start from in its place, such as another result's.
-            strength: with one of these, the share of the steps that is made, up to 1; None: 0.8.
+            latents: float32 (B, *L) to start from in its place, such as another result's; of tokens, codes int64.
+            strength: with one of these, the share of the steps that is made, up to 1; None: 0.8, or 1 with a mask.
+            mask: bool, true where media are made anew, the rest of what is started from being kept: pixels (H, W) or
+                (B, H, W) of a picture, or of a shape that broadcasts to (B, *L).
             deadline: seconds from this call to the media.  Fewer steps are made if the device was measured to need
                 longer for all, and the loop ends early rather than late, with what the denoiser believes then; the
                 result says so.  One row is always run.  The first request of a size measures, in this time too.
@@ -115,7 +117,7 @@ class Generator:
         started = time.perf_counter()
         options = Options(
             steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
-            image, latents, strength, deadline,
+            image, latents, strength, mask, deadline,
         )  # fmt: skip
         request = check(self.bundle, self._encoders, options, conditions)
         with self._exclusive(), self._started(request, started) as run:
@@ -145,8 +147,9 @@ class Generator:
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         image: NDArray[Any] | None = None,
-        latents: NDArray[np.float32] | None = None,
+        latents: NDArray[Any] | None = None,
         strength: float | None = None,
+        mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
         **conditions: object,
     ) -> Loop[Progress, None, None]:
@@ -156,18 +159,14 @@ class Generator:
         """
         options = Options(
             steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
-            image, latents, strength, deadline,
+            image, latents, strength, mask, deadline,
         )  # fmt: skip
         return self._loop(check(self.bundle, self._encoders, options, conditions))
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
-        shape, process = (batch, *self.bundle.latent_shape), self.bundle.process
-        if isinstance(process, Masked):
-            given: NDArray[Any] = checked_codes(latents, shape, process)
-        else:
-            given = checked(latents, shape, "latents")
+        given = checked_latents(self.bundle, latents, batch)
         with self._exclusive():
             return decode(self.bundle, self._backend, self._runners["decode"], given)
 
@@ -250,7 +249,7 @@ class Generator:
 
     @contextmanager
     def _written(
-        self, request: Request, course: Course, latents: NDArray[np.float32] | None, timings: Timings
+        self, request: Request, course: Course, latents: NDArray[Any] | None, timings: Timings
     ) -> Iterator[AnyPlan]:
         """The plan of a course, with everything ready for its first row."""
         clock, size = time.perf_counter(), course.size(request.asked)
@@ -271,7 +270,7 @@ class Generator:
                 plan.close()
             raise
 
-    def _given(self, request: Request, timings: Timings) -> NDArray[np.float32] | None:
+    def _given(self, request: Request, timings: Timings) -> NDArray[Any] | None:
         """The latents that a request starts from, if any; media are encoded."""
         if request.image is None:
             return request.latents
@@ -282,7 +281,7 @@ class Generator:
         timings.encode = time.perf_counter() - clock
         return latents
 
-    def _measure(self, request: Request, latents: NDArray[np.float32] | None, pace: Pace) -> None:
+    def _measure(self, request: Request, latents: NDArray[Any] | None, pace: Pace) -> None:
         """Time the rows of the shortest course and the decoder, each the second time it runs."""
         course, timings = request.course(request.least), Timings()
         with self._written(request, course, latents, timings) as plan:

@@ -1,6 +1,7 @@
 """Masked-token samplers by name: a whole run as a table of numbers.
 
-A sampler is a function (process, places, steps, options) -> MaskedTable in float64; one graph plays all of them.
+A sampler is a function (process, new, steps, options) -> MaskedTable in float64; one graph plays all of them.  ``new``
+is bool (places,): where codes are to be found, the others being known.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solver_options import Option, checked_options
 
 Numbers = NDArray[np.floating[Any]]
+Places = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class MaskedTable:
         score   = confidence[0] log p(code) + confidence[1] Gumbel noise; lowest from place ``window`` on
         hidden' = the ``masked`` lowest scores, and each place with probability ``stay``
 
-    At least one hidden place is settled in a row, if there are two, and what is settled stays.  Before the first row
-    all places are hidden; in the last row ``masked`` and ``stay`` are 0.  ``masked_reference`` is the definition.
+    At least one hidden place is settled in a row, if there are two, and what is settled stays.  In the last row
+    ``masked`` and ``stay`` are 0.  ``masked_reference`` is the definition.
     """
 
     sharpness: Numbers  # (N,) 1 / temperature
@@ -36,6 +38,7 @@ class MaskedTable:
     masked: Numbers  # (N,) places that are hidden after the row
     stay: Numbers  # (N,) probability
     window: Numbers  # (N,) places before it may be settled
+    hidden: Numbers  # (N,) share of the places to find that is hidden where a row starts
 
     @property
     def stochastic(self) -> NDArray[np.bool_]:
@@ -86,24 +89,25 @@ class LLaDA:
     top_k: int = 0
 
 
-def maskgit(process: Masked, places: int, steps: int, options: MaskGIT) -> MaskedTable:
+def maskgit(process: Masked, new: Places, steps: int, options: MaskGIT) -> MaskedTable:
     """Chang et al. 2022, section 3.2."""
-    done = np.arange(1, steps + 1) / steps
-    noise = options.temperature * (np.cumprod(1 - done) if options.compounding else 1 - done)
-    return _by_confidence(process, places, _hidden(process, places, done), noise, options)
+    done = np.arange(steps + 1) / steps
+    left = 1 - done[1:]
+    noise = options.temperature * (np.cumprod(left) if options.compounding else left)
+    return _by_confidence(process, new, done, noise, options)
 
 
-def amused(process: Masked, places: int, steps: int, options: Amused) -> MaskedTable:
+def amused(process: Masked, new: Places, steps: int, options: Amused) -> MaskedTable:
     """Patil et al. 2024, as diffusers' AmusedScheduler.
 
     It counts in float32, where cos(pi / 3) is a little less than a half: of 256 places 127 are hidden there, not 128.
     """
-    done = np.arange(1, steps + 1, dtype=np.float32) / np.float32(steps)
+    done = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)
     noise = np.linspace(options.temperature, options.last_temperature, steps)
-    return _by_confidence(process, places, _hidden(process, places, done), noise, options)
+    return _by_confidence(process, new, done, noise, options)
 
 
-def mdlm(process: Masked, places: int, steps: int, options: MDLM) -> MaskedTable:
+def mdlm(process: Masked, new: Places, steps: int, options: MDLM) -> MaskedTable:
     """Sahoo et al. 2024, eq. 7 with the log-linear schedule: at time t a place is hidden with probability t.
 
     From t to s a hidden place stays hidden with probability s / t; ``steps`` such rows, and one that settles the rest.
@@ -113,28 +117,37 @@ def mdlm(process: Masked, places: int, steps: int, options: MDLM) -> MaskedTable
     sharpness, top_k = _draw(process, steps + 1, options)
     if options.greedy_end:
         top_k[-1] = 1
-    none = np.zeros(steps + 1)
-    return MaskedTable(sharpness, top_k, np.zeros((steps + 1, 2)), none, stay, np.full(steps + 1, float(places)))
+    none, everywhere = np.zeros(steps + 1), np.full(steps + 1, float(new.size))
+    return MaskedTable(sharpness, top_k, np.zeros((steps + 1, 2)), none, stay, everywhere, times)
 
 
-def llada(process: Masked, places: int, steps: int, options: LLaDA) -> MaskedTable:
-    """Nie et al. 2025, algorithms 4 and 5: blocks from left to right, in each an even number of places a step."""
-    if options.blocks < 1 or places % options.blocks or steps % options.blocks:
+def llada(process: Masked, new: Places, steps: int, options: LLaDA) -> MaskedTable:
+    """Nie et al. 2025, algorithms 4 and 5: blocks from left to right, in each an even number of places a step.
+
+    Steps that would settle nothing, where a block has fewer places to find than steps, are left out.
+    """
+    if options.blocks < 1 or new.size % options.blocks or steps % options.blocks:
         raise MmgenError(
-            "blocks", got=options.blocks, wanted=f"a divisor of {places} places and of {steps} steps",
+            "blocks", got=options.blocks, wanted=f"a divisor of {new.size} places and of {steps} steps",
             remedy="change steps or blocks",
         )  # fmt: skip
-    length, rows = places // options.blocks, steps // options.blocks
-    even, more = divmod(length, rows)  # the first steps of a block settle one place more
-    settled = np.cumsum(np.tile(np.where(np.arange(rows) < more, even + 1, even), options.blocks))
+    counts = new.reshape(options.blocks, -1).sum(1)  # places to find in each block
+    settled, window = [], []
+    for end, count in zip(np.arange(1, options.blocks + 1) * (new.size // options.blocks), counts, strict=True):
+        rows = min(int(count), steps // options.blocks)
+        settled += [count // rows + (i < count % rows) for i in range(rows)]  # the first settle one place more
+        window += [end] * rows
+    masked = (counts.sum() - np.cumsum(settled)).astype(np.float64)
     weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
-    window = np.repeat(np.arange(1, options.blocks + 1) * length, rows).astype(np.float64)
-    sharpness, top_k = _draw(process, steps, options)
-    masked = (places - settled).astype(np.float64)
-    return MaskedTable(sharpness, top_k, np.tile(weights, (steps, 1)), masked, np.zeros(steps), window)
+    sharpness, top_k = _draw(process, len(masked), options)
+    hidden = np.append(1.0, masked[:-1] / counts.sum())
+    return MaskedTable(
+        sharpness, top_k, np.tile(weights, (len(masked), 1)), masked, np.zeros(len(masked)),
+        np.array(window, np.float64), hidden,
+    )  # fmt: skip
 
 
-SAMPLERS: Mapping[str, tuple[Callable[[Masked, int, int, Any], MaskedTable], type]] = {
+SAMPLERS: Mapping[str, tuple[Callable[[Masked, Places, int, Any], MaskedTable], type]] = {
     "maskgit": (maskgit, MaskGIT),
     "amused": (amused, Amused),
     "mdlm": (mdlm, MDLM),
@@ -143,7 +156,14 @@ SAMPLERS: Mapping[str, tuple[Callable[[Masked, int, int, Any], MaskedTable], typ
 
 
 def table(
-    sampler: str, process: Masked, places: int, steps: int, *, options: Mapping[str, Option] = {}
+    sampler: str,
+    process: Masked,
+    places: int,
+    steps: int,
+    *,
+    options: Mapping[str, Option] = {},
+    begin: int = 0,
+    new: Places | None = None,
 ) -> MaskedTable:
     """The rows of a sampler's run, float32.
 
@@ -153,16 +173,25 @@ def table(
         places: tokens of a sample, the product of its latent shape.
         steps: from 1 to the number of places; ``mdlm`` may take more, and has one row more than steps.
         options: fields of the sampler's options, the dataclass beside it in ``SAMPLERS``.
+        begin: so many steps are left out at the beginning, where most is hidden; not of ``llada`` with several blocks.
+        new: (places,) where codes are to be found, at least one; None: everywhere.
 
     Raises:
         MmgenError: unknown sampler, an unknown option or a bad value of one, a number of steps that is impossible.
     """
-    rows = exact(sampler, process, places, steps, options=options)
+    rows = exact(sampler, process, places, steps, options=options, begin=begin, new=new)
     return replace(rows, **{f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)})
 
 
 def exact(
-    sampler: str, process: Masked, places: int, steps: int, *, options: Mapping[str, Option] = {}
+    sampler: str,
+    process: Masked,
+    places: int,
+    steps: int,
+    *,
+    options: Mapping[str, Option] = {},
+    begin: int = 0,
+    new: Places | None = None,
 ) -> MaskedTable:
     """As ``table``, before rounding: the arrays are float64."""
     if sampler not in SAMPLERS:
@@ -173,25 +202,35 @@ def exact(
     if sampler != "mdlm" and steps > places:
         raise MmgenError(f"steps of solver {sampler!r}", got=steps, wanted=f"at most {places}, one for each token")
     function, kind = SAMPLERS[sampler]
-    return function(process, places, int(steps), checked_options(sampler, kind, options))
-
-
-def _hidden(process: Masked, places: int, done: Numbers) -> Numbers:
-    """How many places are hidden after each step, in the precision of ``done``, its share of all steps."""
-    ratio = np.cos(done * done.dtype.type(np.pi) / 2) if process.schedule == "cosine" else 1 - done
-    hidden: Numbers = np.maximum(np.floor(places * ratio), 1)
-    hidden[-1] = 0
-    return hidden
+    checked = checked_options(sampler, kind, options)
+    if begin and getattr(checked, "blocks", 1) > 1:
+        raise MmgenError(
+            f"solver {sampler!r} settles {checked.blocks} blocks in order and can't begin in the middle",
+            remedy="ask for one block, or for a strength of 1",
+        )
+    rows = function(process, np.ones(places, np.bool_) if new is None else new, int(steps), checked)
+    left = slice(min(begin, len(rows) - 1), None)
+    return replace(rows, **{f.name: getattr(rows, f.name)[left] for f in fields(rows)})
 
 
 def _by_confidence(
-    process: Masked, places: int, hidden: Numbers, noise: Numbers, options: MaskGIT | Amused
+    process: Masked, new: Places, done: Numbers, noise: Numbers, options: MaskGIT | Amused
 ) -> MaskedTable:
-    steps = len(hidden)
+    """Rows that leave fewer and fewer places hidden.
+
+    Args:
+        done: (N + 1,) share of the steps that is done before each row and at the end; counts are in its precision.
+        noise: (N,) weight of the confidence's noise.
+    """
+    real, steps = done.dtype.type, len(noise)
+    ratio = np.cos(done * real(np.pi) / 2) if process.schedule == "cosine" else 1 - done
+    masked = np.maximum(np.floor(new.size * (real(new.mean()) * ratio[1:])), 1)
+    masked[-1] = 0
     sharpness, top_k = _draw(process, steps, options)
-    confidence = np.stack([np.ones(steps), noise], 1)
-    masked, window = hidden.astype(np.float64), np.full(steps, float(places))
-    return MaskedTable(sharpness, top_k, confidence, masked, np.zeros(steps), window)
+    confidence, everywhere = np.stack([np.ones(steps), noise], 1), np.full(steps, float(new.size))
+    return MaskedTable(
+        sharpness, top_k, confidence, masked.astype(np.float64), np.zeros(steps), everywhere, ratio[:-1]
+    )
 
 
 def _draw(process: Masked, rows: int, options: MaskGIT | Amused | MDLM | LLaDA) -> tuple[Numbers, Numbers]:

@@ -13,6 +13,7 @@ from mmgen.runtime.masked import MaskedTable
 from mmgen.runtime.memory import Layout, stacked
 from mmgen.runtime.plan import Decoding, Runners, Size, condition_inputs, shape_of
 from mmgen.runtime.request import Branches
+from mmgen.runtime.start import Start
 
 ROWS = {  # shapes of a row's inputs to the step graph, float32
     names.SHARPNESS: (1,),
@@ -80,7 +81,7 @@ class MaskedPlan:
         self,
         table: MaskedTable,
         asked: Branches,
-        start: NDArray[np.int64],
+        start: Start,
         noises: Mapping[int, NDArray[np.float32]],
         rescale: object,
     ) -> None:
@@ -89,12 +90,12 @@ class MaskedPlan:
         Args:
             table: N rows.
             asked: G branches for B samples.
-            start: tokens int64 (B, *L).
+            start: tokens; what they hold is kept, but for the masks.
             noises: uniform numbers float32 (B, 2, *L) of each row, by row from 0: for the choice and for the order.
             rescale: not used: guidance is of logits.
         """
         host = self._block.host
-        self._tokens[0].of(host)[:] = start
+        self._tokens[0].of(host)[:] = start.state
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
         for row, uniforms in noises.items():

@@ -11,7 +11,7 @@ from mmgen.runtime.masked import MaskedTable, table
 from mmgen.runtime.noise import uniform
 from mmgen.runtime.process import Masked
 
-NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval", "image", "latents", "strength")
+NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval")
 
 
 def refuse(options: object) -> None:
@@ -26,20 +26,17 @@ def refuse(options: object) -> None:
             raise MmgenError(f"{name} is of latents, and this bundle makes tokens", remedy=f"leave {name} out")
 
 
-def rows(bundle: Bundle, solver: str | None, steps: int) -> MaskedTable:
-    """The table of a request, by its solver or the bundle's default."""
+def rows(
+    bundle: Bundle, solver: str | None, steps: int, begin: int = 0, new: NDArray[np.bool_] | None = None
+) -> MaskedTable:
+    """The table of a request, by its solver or the bundle's default; the rest as ``masked.table`` takes it."""
     assert isinstance(bundle.process, Masked)
     defaults = bundle.defaults
     own = solver in (None, defaults.solver)  # the options beside the solver are for that solver alone
     return table(
         defaults.solver if solver is None else solver, bundle.process, math.prod(bundle.latent_shape), steps,
-        options=defaults.solver_options if own else {},
+        options=defaults.solver_options if own else {}, begin=begin, new=new,
     )  # fmt: skip
-
-
-def start(process: Masked, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Tokens (B, *L) with nothing known."""
-    return np.full(shape, process.mask_id, np.int64)
 
 
 def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:

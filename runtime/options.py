@@ -17,10 +17,10 @@ from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also, Branches, branches
 from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solvers import table as solver_table
-from mmgen.runtime.table import Table
+from mmgen.runtime.start import Start, made_anew, of_latents, of_tokens
 from mmgen.runtime.text import Encode
 
-STRENGTH = 0.8  # as diffusers' image to image
+STRENGTH = 0.8  # as diffusers' image to image; with a mask everything behind it is made anew
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Options:
     image: NDArray[Any] | None = None
     latents: NDArray[np.float32] | None = None
     strength: float | None = None
+    mask: NDArray[np.bool_] | None = None
     deadline: float | None = None
 
 
@@ -68,7 +69,8 @@ class Request:
     noise: NDArray[np.float32]  # (B, *L) unit noise
     steps: int
     image: NDArray[Any] | None = None  # (B, *media shape)
-    latents: NDArray[np.float32] | None = None  # (B, *L)
+    latents: NDArray[Any] | None = None  # (B, *L) float32, or codes int64
+    new: NDArray[np.bool_] | None = None  # (B, *L) where these are not kept
     courses: dict[int, Course] = field(default_factory=dict)  # made so far
 
     @property
@@ -86,7 +88,8 @@ class Request:
     def _course(self, steps: int) -> Course:
         options, defaults, process = self.options, self.bundle.defaults, self.bundle.process
         if isinstance(process, Masked):
-            rows = masked_request.rows(self.bundle, options.solver, steps)
+            new = None if self.new is None else self.new[0].reshape(-1)
+            rows = masked_request.rows(self.bundle, options.solver, steps, self._begin(steps), new)
             return Course(steps, rows, (False,) * len(rows), np.zeros(len(rows), np.float32))
         own = options.solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
         sigmas = options.sigmas
@@ -108,16 +111,15 @@ class Request:
         rescale = np.where(guided, np.float32(options.guidance_rescale), np.float32(0))
         return Course(steps, table, tuple(map(bool, alone)), rescale)
 
-    def start(self, table: Table, latents: NDArray[np.float32] | None) -> NDArray[Any]:
-        """What slot 0 holds before the first row: noise, or latents (B, *L) noised to that row's level; or masks."""
-        if isinstance(self.bundle.process, Masked):
-            return masked_request.start(self.bundle.process, self.noise.shape)
-        start: NDArray[np.float32] = self.noise * np.float32(table.initial_scale)
-        if latents is not None:
-            start = table.level[0, 0] * latents + table.level[0, 1] * self.noise
-        return start
+    def start(self, table: Any, latents: NDArray[Any] | None) -> Start:
+        """Where its rows begin, given the latents or codes (B, *L) that it starts from."""
+        process, strength = self.bundle.process, self.options.strength
+        if isinstance(process, Masked):
+            shape, seed = self.noise.shape, self.options.seed
+            return of_tokens(process, shape, latents, self.new, hidden=float(table.hidden[0]), seed=seed)
+        return of_latents(table, self.noise, latents, self.new, strength=1.0 if strength is None else strength)
 
-    def noises(self, table: Table) -> dict[int, NDArray[np.float32]]:
+    def noises(self, table: Any) -> dict[int, NDArray[np.float32]]:
         """Unit noise (B, *L) of the rows that use it; of a masked process, uniform numbers (B, 2, *L)."""
         if isinstance(self.bundle.process, Masked):
             return masked_request.uniforms(self.options.seed, self.noise.shape, len(table))
@@ -159,10 +161,23 @@ def check(
     steps = defaults.steps if options.steps is None else options.steps
     check_steps(steps)
     image = None if options.image is None else _media(bundle, options.image, asked.batch)
-    latents = None if options.latents is None else checked(options.latents, shape, "latents")
-    request = Request(bundle, options, asked, noise, steps, image, latents)
+    latents = None if options.latents is None else checked_latents(bundle, options.latents, asked.batch)
+    new = None if options.mask is None else made_anew(options.mask, bundle, asked.batch)
+    request = Request(bundle, options, asked, noise, steps, image, latents, new)
     request.course(steps)  # raises what is wrong with solver, steps, sigmas and strength
     return request
+
+
+def checked_latents(bundle: Bundle, latents: object, batch: int) -> NDArray[Any]:
+    """Latents float32 (B, *L) of a bundle, or codes int64 (B, *L) of one that makes tokens.
+
+    Raises:
+        MmgenError: another shape or type, numbers that aren't finite or no codes.
+    """
+    shape, process = (batch, *bundle.latent_shape), bundle.process
+    if isinstance(process, Masked):
+        return masked_request.checked_codes(latents, shape, process)
+    return checked(latents, shape, "latents")
 
 
 def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.float32]:
@@ -194,11 +209,13 @@ def _checked_options(bundle: Bundle, options: Options) -> Options:
     if options.image is not None and options.latents is not None:
         raise MmgenError("image and latents", remedy="give one of them: both are what to start from")
     if options.image is None and options.latents is None:
-        if strength is not None:
-            raise MmgenError("strength", got=repr(strength), wanted="an image or latents to start from")
+        for name in ("strength", "mask"):
+            if (value := getattr(options, name)) is not None:
+                got = repr(value) if name == "strength" else _said(value)
+                raise MmgenError(name, got=got, wanted="an image or latents to start from")
         return options
     if strength is None:
-        strength = STRENGTH
+        strength = STRENGTH if options.mask is None else 1.0
     if not _is_number(strength) or not 0 < strength <= 1:
         raise MmgenError("strength", got=repr(strength), wanted="more than 0, up to 1, which keeps next to nothing")
     return Options(**{**vars(options), "strength": float(strength), "seed": int(seed)})

@@ -21,6 +21,7 @@ from mmgen.runtime.bundle import Bundle, K, Role, TensorSpec
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Layout, Slot, stacked
 from mmgen.runtime.request import Branches
+from mmgen.runtime.start import Start
 from mmgen.runtime.table import Table
 
 ROWS = {  # shapes of a row's inputs to the step graph, float32
@@ -29,6 +30,7 @@ ROWS = {  # shapes of a row's inputs to the step graph, float32
     names.X0_LIMIT: (1,),
     names.INPUT_SCALE: (1,),
     names.TIMESTEP: (1,),
+    names.NEXT_LEVEL: (2,),
 }
 Runners = Mapping[Role, Runner]
 
@@ -85,6 +87,7 @@ class Plan:
         self._rows = {name: layout.slots(count, shape) for name, shape in ROWS.items() if name in step}
         self._rescale = layout.slots(count, (1,))
         self._guidance, self._one = layout.slot((size.guides,)), layout.slot((1,))
+        self._known, self._keep = layout.slot((2, *latents)), layout.slot(latents)
         self._no_noise = layout.slot(latents)
         self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
         self._chunks = _chunks(count, bundle.axes["N"].max) if "timestep" in bundle.graphs else []
@@ -124,6 +127,8 @@ class Plan:
                     **{name: slots[i] for name, slots in self._rows.items()},
                     names.RESCALE: self._rescale[i],
                     names.NOISE: self._noises[i],
+                    names.KNOWN: self._known,
+                    names.KEEP: self._keep,
                     names.STATE: self._states[i % 2],
                     names.NEXT_STATE: self._states[(i + 1) % 2],
                     names.X0: self._x0,
@@ -152,7 +157,7 @@ class Plan:
         self,
         table: Table,
         asked: Branches,
-        start: NDArray[np.float32],
+        start: Start,
         noises: Mapping[int, Any],
         rescale: NDArray[np.float32],
     ) -> None:
@@ -161,14 +166,17 @@ class Plan:
         Args:
             table: N rows.
             asked: G branches for B samples.
-            start: float32 (B, *L), what slot 0 holds before the first row.
+            start: what slot 0 holds before the first row, and what is kept after each.
             noises: unit noise float32 (B, *L) of each row that uses it, by row from 0.
             rescale: float32 (N,), share of guidance's own spread that is taken back.
         """
         host = self._block.host
         state = self._states[0].of(host)
         state[1:] = 0
-        state[0] = start
+        state[0] = start.state
+        self._keep.of(host)[:] = 0 if start.keep is None else start.keep
+        if start.keep is not None:
+            self._known.of(host)[:] = start.known
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
         stacked(host, self._rescale)[:] = rescale[:, None]

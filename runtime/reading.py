@@ -2,6 +2,8 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mmgen.runtime.errors import MmgenError
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by PNG colour type: grey, RGB, and both with alpha
 LARGEST = 1 << 28  # bytes of pixels: a file that claims more is not a picture to start from
+LIGHT = 128  # of 256 levels
 AVERAGE = 3  # a filter of PNG
 
 
@@ -23,17 +26,47 @@ def read_media(path: Path, media: Media) -> NDArray[Any]:
     Raises:
         MmgenError: a file that can't be read as one; whether it has the right size is for the request to judge.
     """
-    try:
-        if path.suffix == ".npy":
-            array: NDArray[Any] = np.load(path, allow_pickle=False)
-            return array
+    if path.suffix == ".npy":
+        return read_array(path, _wanted(media))
+    with _reading(path, _wanted(media)):
         if media.kind != "image":
             raise ValueError(f"the bundle makes media of kind {media.kind}")
         return read_png(path.read_bytes())
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """A mask: bool (H, W) of a PNG picture, true where it is lighter than half; or the bool array in a .npy file.
+
+    Raises:
+        MmgenError: a file that can't be read as one.
+    """
+    if path.suffix == ".npy":
+        return read_array(path)
+    with _reading(path, "a PNG picture or a .npy file"):
+        light: NDArray[np.bool_] = read_png(path.read_bytes()).mean(-1) >= LIGHT
+        return light
+
+
+def read_array(path: Path, wanted: str = "a .npy file") -> NDArray[Any]:
+    """The array in a .npy file.
+
+    Raises:
+        MmgenError: there is none.
+    """
+    with _reading(path, wanted):
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        return array
+
+
+@contextmanager
+def _reading(path: Path, wanted: str) -> Iterator[None]:
+    """Whatever is wrong with a file, as one line."""
+    try:
+        yield
     except OSError as error:
-        raise MmgenError(f"{path} can't be read ({error.strerror})", wanted=_wanted(media)) from error
+        raise MmgenError(f"{path} can't be read ({error.strerror or error})", wanted=wanted) from error
     except (ValueError, EOFError, struct.error, zlib.error) as error:
-        raise MmgenError(f"{path} can't be read ({error})", wanted=_wanted(media)) from error
+        raise MmgenError(f"{path} can't be read ({error})", wanted=wanted) from error
 
 
 def read_png(content: bytes) -> NDArray[np.uint8]:

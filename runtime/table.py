@@ -16,6 +16,9 @@ class Table:
         x0     = clamp(prediction[0] x + prediction[1] out, -x0_limit, x0_limit)
         state' = transition . [state (K slots); x0; out; noise]
 
+    Where data is to be kept, x0 is the data, and state' is next_level[0] data + next_level[1] noise, the noise being
+    what the run began with (Lugmayr et al. 2022, eq. 8, as diffusers' pipelines for inpainting do it).
+
     Before the first row, slot 0 is ``initial_scale`` times unit noise, or data noised to the first row's level, and the
     other slots are zero.  After the last, slot 0 holds the latents.
     """
@@ -33,6 +36,13 @@ class Table:
         """(N,): whether a row uses its noise."""
         used: NDArray[np.bool_] = np.any(self.transition[:, :, K + 2], axis=1)
         return used
+
+    @property
+    def next_level(self) -> NDArray[np.float32]:
+        """(N, 2): ``level`` where a row ends: data alone, after the last."""
+        last = np.array([[1, 0]], self.level.dtype)
+        levels: NDArray[np.float32] = np.concatenate([self.level[1:], last])
+        return levels
 
     @property
     def noise_to_data(self) -> NDArray[np.float64]:

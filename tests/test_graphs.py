@@ -87,6 +87,7 @@ def test_every_varying_axis_has_its_name_and_no_other_varies(traced: dict[str, t
     assert shapes("step") == {
         "state": (K, "B", *LATENT), "transition": (K, K + 3), "prediction": (2,), "x0_limit": (1,), "input_scale": (1,),
         "timestep": (1,), "guidance": ("G",), "noise": ("B", *LATENT), "guidance_rescale": (1,),
+        "known": (2, "B", *LATENT), "keep": ("B", *LATENT), "next_level": (2,),
         "context": ("G", "B", 2, 32), "next_state": (K, "B", *LATENT), "x0": ("B", *LATENT),
     }  # fmt: skip
     assert shapes("decode") == {"latents": ("B", *LATENT), "media": ("B", 16, 16, 3), "codes": ("B", 8, 8)}

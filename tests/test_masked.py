@@ -81,6 +81,57 @@ def test_amused_is_diffusers_token_for_token(monkeypatch, schedule, steps, tempe
     assert (tokens != process.mask_id).all()
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(("known", "steps", "begin"), [(0, 12, 5), (10, 12, 0), (25, 7, 3), (35, 4, 0), (30, 12, 0)])
+def test_amused_from_the_middle_and_around_known_tokens_is_diffusers(monkeypatch, schedule, known, steps, begin):
+    """As its pipelines for image to image and for inpainting call the scheduler."""
+    process = dataclasses.replace(PROCESS, schedule=schedule)
+    rng, denoiser, uniforms = np.random.default_rng(known), random_logits(2), draws(steps - begin)
+    new = rng.permutation(PLACES) >= known
+    start = np.where(new, process.mask_id, rng.integers(0, process.codes, (3, PLACES)))
+    rows = table("amused", process, PLACES, steps, begin=begin, new=new)
+    noise = InjectedNoise(monkeypatch)
+    scheduler = AmusedScheduler(mask_token_id=process.mask_id, masking_schedule=schedule)
+    scheduler.set_timesteps(steps)
+    sample, ratio = torch.from_numpy(start), torch.from_numpy(new).sum() / PLACES
+    ours = run(process, rows, denoiser, start, uniforms)
+    for timestep, (noise.choice, noise.order), (tokens, _) in zip(
+        scheduler.timesteps[begin:], uniforms, ours, strict=True
+    ):
+        logits = torch.from_numpy(denoiser(sample.numpy())).transpose(1, 2).reshape(3, -1, 6, 6)
+        out = scheduler.step(logits, timestep, sample.reshape(3, 6, 6), starting_mask_ratio=ratio)
+        sample = out.prev_sample.reshape(3, PLACES)
+        np.testing.assert_array_equal(tokens, sample.numpy())
+    np.testing.assert_array_equal(tokens[:, ~new], start[:, ~new])
+    assert (tokens != process.mask_id).all()
+
+
+@pytest.mark.parametrize("steps", [1, 5, 12])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_share_that_is_hidden_where_a_row_starts(sampler, steps):
+    """What a run from the middle hides of what it starts from."""
+    rows = exact(sampler, PROCESS, PLACES, steps)
+    assert rows.hidden[0] == 1 and (np.diff(rows.hidden) < 0).all()
+    if sampler != "mdlm":  # that one flips a coin for each place
+        np.testing.assert_allclose(PLACES * rows.hidden[1:], rows.masked[:-1], atol=1)
+    begun = exact(sampler, PROCESS, PLACES, steps, begin=steps - 1)
+    assert len(begun) == (2 if sampler == "mdlm" else 1) and begun.hidden[0] == rows.hidden[steps - 1]
+
+
+@pytest.mark.parametrize(("known", "blocks", "rows"), [(0, 1, 6), (34, 1, 2), (18, 3, 4), (6, 2, 6)])
+def test_llada_settles_what_each_block_has_left_evenly(known, blocks, rows):
+    """``get_num_transfer_tokens`` of its authors: counts of each block, the first steps one more; none is empty."""
+    new = np.arange(PLACES) >= known
+    found = exact("llada", PROCESS, PLACES, 6, options={"blocks": blocks}, new=new)
+    assert len(found) == rows
+    settled = -np.diff(np.append(PLACES - known, found.masked))
+    assert settled.min() >= 1 and settled.sum() == PLACES - known
+    for end in np.unique(found.window):
+        of_block = settled[found.window == end]
+        assert of_block.sum() == new[int(end) - PLACES // blocks : int(end)].sum()
+        assert of_block.max() - of_block.min() <= 1 and (np.diff(of_block) <= 0).all()
+
+
 @pytest.mark.parametrize("places", [16, 36, 256, 1024, 4096])
 def test_amused_hides_as_many_as_diffusers_counts_in_float32(places):
     for steps in range(2, min(places, 64) + 1):

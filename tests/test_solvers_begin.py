@@ -55,31 +55,40 @@ def double(monkeypatch):
     in_float64(monkeypatch)
 
 
-def states_from(scheduler, rows, data, noise, noises, first):
-    """Yield the sample after each step of a scheduler whose timesteps are set, from step ``first`` of its own."""
+def states_from(scheduler, rows, data, noise, noises, first, keep=False):
+    """Yield the sample after each step of a scheduler whose timesteps are set, from step ``first`` of its own.
+
+    As diffusers' pipelines for inpainting, what is kept gets the noise of the next timestep after each step.
+    """
     timesteps = scheduler.timesteps[first:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    noised = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
-    by_timestep = [data, timesteps[:1], noise] if hasattr(scheduler, "scale_noise") else [data, noise, timesteps[:1]]
-    x = noised(*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in by_timestep))
+    data, noise = torch.from_numpy(data), torch.from_numpy(noise)
+
+    def noised(timestep):
+        if hasattr(scheduler, "scale_noise"):
+            return scheduler.scale_noise(data, timestep, noise)
+        return scheduler.add_noise(data, noise, timestep)
+
+    x = noised(timesteps[:1])
     for i, t in enumerate(timesteps):
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         out = torch.from_numpy(denoise(scaled.numpy(), float(rows.timestep[i])))
         drawn = torch.from_numpy(noises[i])
         with patch.object(module_of(type(scheduler)), "randn_tensor", lambda *_, d=drawn, **__: d, create=True):
             x = scheduler.step(out, t, x).prev_sample
+        x = torch.where(torch.as_tensor(keep), noised(timesteps[i + 1 : i + 2]) if i + 1 < len(timesteps) else data, x)
         yield x.numpy()
 
 
-def compare(scheduler, rows, first):
+def compare(scheduler, rows, first, keep=None):
     """The largest relative RMS between our states and theirs."""
     assert len(rows) == len(scheduler.timesteps) - first
     rng = np.random.default_rng(0)
     data, noise = rng.standard_normal((2, *SHAPE))
     noises = rng.standard_normal((len(rows), *SHAPE))
-    theirs = states_from(scheduler, rows, data, noise, noises, first)
-    ours = run(rows, denoise, noise, noises=noises, data=data)
+    theirs = states_from(scheduler, rows, data, noise, noises, first, False if keep is None else keep)
+    ours = run(rows, denoise, noise, noises=noises, data=data, keep=keep)
     return max(far(state[0], sample) for state, sample in zip(ours, theirs, strict=True))
 
 
@@ -123,6 +132,22 @@ def test_along_a_flow(double, solver):
         assert compare(scheduler, rows, begin * order) < LIMITS["solver from the middle"], (steps, begin)
 
 
+INPAINTED = [(solver, Diffusion(spacing="trailing")) for solver in DIFFUSION if solver != "heun"]
+INPAINTED += [(s, Flow(shift=3.0, schedule=SCHEDULES.get(s, "diffusers"))) for s in FLOW if s != "flow-heun"]
+# diffusers doesn't inpaint with Heun's two evaluations a step
+
+
+@pytest.mark.parametrize(("solver", "process"), INPAINTED)
+def test_data_is_kept_as_in_inpainting(double, solver, process):
+    kind, config, options = (FLOW if isinstance(process, Flow) else DIFFUSION)[solver]
+    keep = np.random.default_rng(5).random(SHAPE) < 0.4
+    for steps, begin in [(10, 0), (10, 4), (2, 1)]:
+        scheduler = kind(**config, **({} if isinstance(process, Flow) else {"timestep_spacing": "trailing"}))
+        scheduler.set_timesteps(steps)
+        rows = exact(solver, process, steps, options=options, begin=begin)
+        assert compare(scheduler, rows, begin, keep) < LIMITS["solver from the middle"], (steps, begin)
+
+
 EVERY = [(solver, Diffusion(spacing="trailing")) for solver in ON_DIFFUSION]
 EVERY += [(solver, Flow()) for solver in ALONG_FLOW]
 
@@ -141,6 +166,18 @@ def test_data_comes_back_from_any_step_on(solver, process):
 
         *_, state = run(rows, knows, noise, noises=np.zeros((len(rows), 1, 7)), data=datum)
         assert np.abs(state[0] - datum).max() < 1e-9, begin
+
+
+@pytest.mark.parametrize(("solver", "process"), EVERY)
+def test_what_is_kept_is_at_the_level_of_every_row_and_itself_in_the_end(solver, process):
+    data, noise = np.random.default_rng(4).standard_normal((2, 1, 8))
+    keep = np.arange(8) < 3  # a prefix
+    rows = exact(solver, process, 4)
+    states = [state[0] for state in run(rows, denoise, noise, noises=np.ones((len(rows), 1, 8)), data=data, keep=keep)]
+    for (of_data, of_noise), state in zip(rows.level[1:], states, strict=False):
+        np.testing.assert_allclose(state[:, :3], (of_data * data + of_noise * noise)[:, :3], rtol=1e-12)
+    np.testing.assert_array_equal(states[-1][:, :3], data[:, :3])
+    assert np.abs(states[-1] - data)[:, 3:].min() > 0
 
 
 @pytest.mark.parametrize(("solver", "process"), EVERY)
