@@ -109,7 +109,7 @@ def test_codes_are_decoded_and_what_is_none_is_refused(generator: Generator) -> 
     ({"sigmas": "karras"}, "sigmas is of latents"),
     ({"noise": np.zeros((1, *GRID), np.float32)}, "noise is of latents"),
     ({"guidance_interval": (0.1, 1.0)}, "guidance_interval is of latents"),
-    ({"strength": 0.5}, "strength is of latents"),
+    ({"strength": 0.5}, "strength, got 0.5, wanted an image or latents to start from"),
     ({"guidance_rescale": 0.5}, "can't rescale guidance"),
 ])  # fmt: skip
 def test_what_tokens_have_no_such_thing_for_is_said(generator: Generator, options: dict, message: str) -> None:

@@ -157,7 +157,7 @@ class TestStep:
         for got, wanted in zip(run_half(target, feeds), run(path, feeds), strict=True):
             assert relative(got, wanted) < LIMITS["half, step of a DiT"]
         assert halved.share.weight_bytes > 0.95
-        assert halved.share.operations > 0.75  # guidance and solver are float32, and no small part of two blocks
+        assert halved.share.operations > 0.7  # 0.735: guidance and solver are float32, no small part of two blocks
 
     def test_inputs_and_outputs_keep_their_types(self, dit: tuple[Path, Feeds]) -> None:
         path, feeds = dit
@@ -170,13 +170,14 @@ class TestStep:
         path, feeds = dit
         target, _ = halve(path, feeds, "step")
         identity = np.eye(K, K + 3, dtype=np.float32)
-        state, _ = run_half(target, feeds | {"transition": identity})
+        state, _ = run_half(target, feeds | {"transition": identity, "keep": np.zeros_like(feeds["keep"])})
         np.testing.assert_array_equal(state, feeds["state"])
 
     def test_solver_arithmetic_is_float32(self, dit: tuple[Path, Feeds]) -> None:
         target, halved = halve(*dit, "step")
         graph = load(target).graph
-        reached = {v for v in graph.inputs if v.name in ("transition", "prediction", "x0_limit", "guidance", "noise")}
+        solver = {"transition", "prediction", "x0_limit", "guidance", "noise", "known", "keep", "next_level"}
+        reached = {v for v in graph.inputs if v.name in solver}
         for node in graph:
             if node.op_type != "Shape" and reached.intersection(node.inputs):
                 reached.update(node.outputs)
