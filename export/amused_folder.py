@@ -22,6 +22,7 @@ from mmgen.export.diffusers_parts import (
     weight_files,
 )
 from mmgen.export.model import Model
+from mmgen.export.quantiser import CodesDecoder, CodesEncoder
 from mmgen.export.weights import files_sha256, read_json
 from mmgen.runtime.bundle import Condition, Defaults, Media
 from mmgen.runtime.errors import MmgenError
@@ -71,19 +72,28 @@ class Text(nn.Module):
         return out.hidden_states[-2], out.text_embeds
 
 
-class CodesDecoder(nn.Module):
-    """Codes int64 (B, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped."""
+class Decoder(nn.Module):
+    """Codebook entries (B, D, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped; the VQModel's are in [0, 1]."""
 
     def __init__(self, vqvae: Any) -> None:
         super().__init__()
-        self.codebook = vqvae.quantize.embedding
-        self.post_quant_conv = vqvae.post_quant_conv
-        self.decoder = vqvae.decoder
+        self.post_quant_conv, self.decoder = vqvae.post_quant_conv, vqvae.decoder
 
-    def forward(self, codes: Tensor) -> Tensor:
-        latents = self.codebook(codes).permute(0, 3, 1, 2)
-        pictures: Tensor = self.decoder(self.post_quant_conv(latents))
+    def forward(self, entries: Tensor) -> Tensor:
+        pictures: Tensor = self.decoder(self.post_quant_conv(entries))
         return 2 * pictures - 1
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] to what the codebook is compared with (B, D, h, w)."""
+
+    def __init__(self, vqvae: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vqvae.encoder, vqvae.quant_conv
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        z: Tensor = self.quant_conv(self.encoder(pictures / 2 + 0.5))
+        return z
 
 
 def load(folder: Path) -> Model:
@@ -118,6 +128,7 @@ def load(folder: Path) -> Model:
     )
     tokenizer = _tokenizer(transformers, folder / "tokenizer")
 
+    codebook = vqvae.quantize.embedding.weight
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     places = uvit["sample_size"]
     size = places * scale
@@ -134,7 +145,8 @@ def load(folder: Path) -> Model:
         ),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("amused", STEPS, guidance=GUIDANCE),
-        decoder=CodesDecoder(vqvae),
+        decoder=CodesDecoder(Decoder(vqvae), codebook),
+        encoder=CodesEncoder(Encoder(vqvae), codebook),
         condition=Text(encoder),
         conditioning=("text", "text_embeds"),
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),

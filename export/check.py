@@ -41,8 +41,8 @@ def check(model: Model) -> None:
     if isinstance(model.process, Masked):
         places = math.prod(model.latent_shape)
         masked.table(defaults.solver, model.process, places, defaults.steps, options=options)
-        if model.quantiser is not None or model.encoder is not None:
-            raise MmgenError("a masked process with a quantiser or an encoder", remedy="its decoder takes codes alone")
+        if model.quantiser is not None:
+            raise MmgenError("a masked process with a quantiser", remedy="its decoder takes codes")
     else:
         table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
     with torch.no_grad():
@@ -120,21 +120,22 @@ def _check_denoiser(model: Model) -> None:
 
 def _check_media(model: Model) -> None:
     latents = torch.zeros(1, *model.latent_shape, dtype=torch.int64 if isinstance(model.process, Masked) else None)
+    entries = latents
     if model.quantiser is not None:
         made = _call("quantiser", model.quantiser, latents)
         if not isinstance(made, tuple) or len(made) != 2 or made[1].dtype != torch.int64:
             raise MmgenError("quantiser: what it returns", wanted="(the decoder's input, int64 codes)")
-        latents = made[0]
+        entries = made[0]
     media = model.media
     shape, dtype = media.shape, getattr(torch, media.dtype)
     if media.kind == "image":
         if media.dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
             raise MmgenError("media of kind image", got=f"{media.dtype} {shape}", wanted="uint8 (height, width, 3)")
         shape, dtype = (3, *shape[:2]), torch.float32
-    _want("decoder", _call("decoder", model.decoder, latents), (1, *shape), None if dtype == torch.float32 else dtype)
+    _want("decoder", _call("decoder", model.decoder, entries), (1, *shape), None if dtype == torch.float32 else dtype)
     if model.encoder is not None:
         encoded = _call("encoder", model.encoder, torch.zeros(1, *shape, dtype=dtype))
-        _want("encoder", encoded, (1, *model.latent_shape), torch.float32)
+        _want("encoder", encoded, (1, *model.latent_shape), latents.dtype)
 
 
 def _call(part: str, module: nn.Module, *inputs: Tensor) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmgen.export.dit import TextDiT, TextDiTConfig
 from mmgen.export.model import Model
-from mmgen.export.quantiser import Quantiser
+from mmgen.export.quantiser import CodesDecoder, CodesEncoder, Quantiser
 from mmgen.export.token_dit import TokenDiT
 from mmgen.export.vqvae import VQVAE, VQVAEConfig
 from mmgen.export.weights import files_sha256, load_safetensors, load_strictly, read_json
@@ -76,18 +76,6 @@ class Encoder(nn.Module):
         return (z - self.mean) / self.std
 
 
-class CodesDecoder(nn.Module):
-    """Codes int64 (B, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped."""
-
-    def __init__(self, vqvae: VQVAE) -> None:
-        super().__init__()
-        self.vqvae = vqvae
-        del self.vqvae.encoder
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.vqvae.decode(self.vqvae.lookup(codes))
-
-
 def load(folder: Path) -> Model:
     """The model of a checkpoint folder.
 
@@ -105,7 +93,10 @@ def load(folder: Path) -> Model:
     size = config.sample_size
     if isinstance(checkpoint.process, Masked):
         latent_shape: tuple[int, ...] = checkpoint.denoiser.latent_shape[1:]
-        parts: dict[str, Any] = {"decoder": CodesDecoder(vqvae)}
+        parts: dict[str, Any] = {
+            "decoder": CodesDecoder(vqvae.decoder, vqvae.codebook),
+            "encoder": CodesEncoder(vqvae.encoder, vqvae.codebook),
+        }
     else:
         latent_shape = checkpoint.denoiser.latent_shape
         mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)

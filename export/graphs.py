@@ -14,6 +14,7 @@ from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Condition, K, Media, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Masked
 
 SMALLEST_VARIANCE = 1e-12  # an output that is the same everywhere has no spread to rescale
 EXAMPLE_B, EXAMPLE_G = 3, 2  # sizes to trace with: neither 0 nor 1, which torch specialises on, and not equal
@@ -122,7 +123,7 @@ class DecodeGraph(nn.Module):
 
 
 class EncodeGraph(nn.Module):
-    """Media as decode makes it to latents (B, *L)."""
+    """Media as decode makes it to latents (B, *L) or, where the process is masked, codes (B, *L) int64."""
 
     def __init__(self, encoder: nn.Module, media: Media) -> None:
         super().__init__()
@@ -197,7 +198,8 @@ def encode_source(model: Model) -> Source | None:
     if model.encoder is None:
         return None
     inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=getattr(torch, model.media.dtype))}
-    return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (names.LATENTS,))
+    made = names.CODES if isinstance(model.process, Masked) else names.LATENTS
+    return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (made,))
 
 
 def example(condition: Condition, rows: int) -> Tensor:
@@ -211,14 +213,18 @@ def example(condition: Condition, rows: int) -> Tensor:
             return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
 
 
+def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[str, Tensor]]:
+    """Name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
+    if condition is None:
+        return [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+    with torch.no_grad():
+        made = condition.module(*condition.inputs.values())
+    return list(zip(model.conditioning, made, strict=True))
+
+
 def sources(model: Model) -> dict[Role, Source]:
     """Every graph of a model, in the order a request meets them, and encode."""
     condition = condition_source(model)
-    if condition is None:
-        conditioning = [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
-    else:
-        with torch.no_grad():
-            made = condition.module(*condition.inputs.values())
-        conditioning = list(zip(model.conditioning, made, strict=True))
+    conditioning = conditioning_examples(model, condition)
     found = (condition, step_source(model, conditioning), decode_source(model), encode_source(model))
     return {source.role: source for source in found if source is not None}

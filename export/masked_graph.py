@@ -1,4 +1,4 @@
-"""The graphs of a masked process as torch modules: a step that settles tokens, and media from codes.
+"""The graphs of a masked process as torch modules: a step that settles tokens, media from codes, codes from media.
 
 ``runtime/masked_reference.py`` defines the step.  B samples, G guidance branches, R = G B rows (branch by branch), L
 the latent shape, N its product, K the candidates.
@@ -9,7 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmgen.export.graphs import EXAMPLE_B, EXAMPLE_G, Source, condition_source, example
+from mmgen.export.graphs import (
+    EXAMPLE_B,
+    EXAMPLE_G,
+    Source,
+    condition_source,
+    conditioning_examples,
+    encode_source,
+)
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Media, Role
@@ -145,16 +152,8 @@ def codes_decode_source(model: Model) -> Source:
 
 
 def sources(model: Model) -> dict[Role, Source]:
-    """Every graph of a model of tokens, in the order a request meets them."""
+    """Every graph of a model of tokens, in the order a request meets them, and encode."""
     condition = condition_source(model)
-    if condition is None:
-        conditioning = [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
-        return {"step": masked_step_source(model, conditioning), "decode": codes_decode_source(model)}
-    with torch.no_grad():
-        made = condition.module(*condition.inputs.values())
-    conditioning = list(zip(model.conditioning, made, strict=True))
-    return {
-        "condition": condition,
-        "step": masked_step_source(model, conditioning),
-        "decode": codes_decode_source(model),
-    }
+    conditioning = conditioning_examples(model, condition)
+    found = (condition, masked_step_source(model, conditioning), codes_decode_source(model), encode_source(model))
+    return {source.role: source for source in found if source is not None}

@@ -40,6 +40,9 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
     feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
     media = samples["decode"][0].outputs[names.MEDIA]
+    if "encode" in sources:
+        samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
+        feeds["encode"] = [{names.MEDIA: media}]
     golden = Golden(
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, None, trajectory, other,
         media,

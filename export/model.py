@@ -31,7 +31,7 @@ class Model:
     guided_channels: int | None = None  # guidance acts on the first so many of L[0] alone, as DiT's does; None: on all
     guidance_rescale: bool = True  # whether requests can ask for it, where there is guidance; under 1 % of a DiT's step
     quantiser: nn.Module | None = None  # latents (B, *L) -> (decoder's input, codes int64 (B, ...)); stays float32
-    encoder: nn.Module | None = None  # media as the decoder makes it -> latents (B, *L)
+    encoder: nn.Module | None = None  # media as the decoder makes it -> latents (B, *L), or codes int64 where masked
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)
     conditioning: tuple[str, ...] = ()  # names of what ``condition`` returns
     tokenizer: bytes | None = None  # Hugging Face ``tokenizers`` JSON, where a condition is text

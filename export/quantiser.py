@@ -3,12 +3,21 @@
 from torch import Tensor, nn
 
 
+def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
+    """Index int64 (B, h, w) of the entry of a codebook (K, D) nearest to each of (B, D, h, w), in float32.
+
+    As |z - e|^2 = |z|^2 - 2 z.e + |e|^2 and |z|^2 is the same for every entry, |e|^2 - 2 z.e is enough.  The first
+    index wins a tie.
+    """
+    codebook = codebook.float()
+    distance = codebook.square().sum(1) - 2 * (z.float().permute(0, 2, 3, 1) @ codebook.t())  # (B, h, w, K)
+    return distance.argmin(-1)
+
+
 class Quantiser(nn.Module):
     """A denoiser's latents (B, D, h, w) to codebook entries (B, D, h, w) and their int64 (B, h, w) indices.
 
-    Denoisers work on normalised latents: z = std latents + mean is what the codebook is compared with.  As
-    |z - e|^2 = |z|^2 - 2 z.e + |e|^2 and |z|^2 is the same for every entry, |e|^2 - 2 z.e is enough.  The first index
-    wins a tie.
+    Denoisers work on normalised latents: z = std latents + mean is what the codebook is compared with.
     """
 
     codebook: Tensor  # (K, D)
@@ -22,7 +31,34 @@ class Quantiser(nn.Module):
         self.register_buffer("std", std.float().reshape(-1, 1, 1))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        z = (self.std * latents + self.mean).permute(0, 2, 3, 1)  # (B, h, w, D)
-        distance = self.codebook.square().sum(1) - 2 * (z @ self.codebook.t())  # (B, h, w, K)
-        codes = distance.argmin(-1)
+        codes = nearest_codes(self.std * latents + self.mean, self.codebook)
         return nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2), codes
+
+
+class CodesEncoder(nn.Module):
+    """What ``encoder`` takes, to the codes int64 (B, h, w) nearest to what it makes of it (B, D, h, w)."""
+
+    codebook: Tensor  # (K, D)
+
+    def __init__(self, encoder: nn.Module, codebook: Tensor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("codebook", codebook.detach())
+
+    def forward(self, media: Tensor) -> Tensor:
+        return nearest_codes(self.encoder(media), self.codebook)
+
+
+class CodesDecoder(nn.Module):
+    """Codes int64 (B, h, w) to what ``decoder`` makes of their entries (B, D, h, w)."""
+
+    codebook: Tensor  # (K, D)
+
+    def __init__(self, decoder: nn.Module, codebook: Tensor) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("codebook", codebook.detach())
+
+    def forward(self, codes: Tensor) -> Tensor:
+        out: Tensor = self.decoder(nn.functional.embedding(codes, self.codebook).permute(0, 3, 1, 2))
+        return out

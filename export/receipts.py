@@ -78,9 +78,8 @@ def _compare(level: int, role: Role, policy: Policy, got: Arrays, sample: Sample
     receipts = []
     for name, truth in wanted.items():
         if not np.issubdtype(truth.dtype, np.floating):
-            limit = limits.GRAPH_CODES if name == names.CODES else 1.0
-            if role == "step":
-                limit = limits.GRAPH_TOKENS[policy]
+            by_role = {"step": limits.GRAPH_TOKENS, "encode": limits.ENCODED_CODES}
+            limit = by_role[role][policy] if role in by_role else 1.0
             receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
         elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
             receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K)]

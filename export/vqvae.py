@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmgen.export.quantiser import nearest_codes
+
 
 @dataclass(frozen=True)
 class VQVAEConfig:
@@ -97,14 +99,8 @@ class VQVAE(nn.Module):
         return self.encoder(pictures)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        """Index (B, H/4, W/4) of the nearest codebook entry, first index on ties, in float32.
-
-        |z - e|^2 = |z|^2 - 2 z.e + |e|^2; |z|^2 is the same for every entry and is left out.
-        """
-        z = latents.float().permute(0, 2, 3, 1)  # (B, h, w, D)
-        codebook = self.codebook.float()
-        distance = codebook.square().sum(1) - 2 * (z @ codebook.t())  # (B, h, w, K)
-        return distance.argmin(-1)
+        """Index (B, H/4, W/4) of the nearest codebook entry, first index on ties."""
+        return nearest_codes(latents, self.codebook)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Latents (B, D, H/4, W/4) of codes (B, H/4, W/4)."""

@@ -11,6 +11,8 @@ GRAPH_RMS = {"fp32": 1e-4, "fp16": 2e-2}  # 9.4e-7, 1.2e-3
 GRAPH_PSNR = {"fp32": 55.0, "fp16": 35.0}  # 85, 59
 # Codes of one graph on the same latents: the search is in float32 everywhere, so only ties may go either way.
 GRAPH_CODES = 0.99  # 1.0
+# Codes of one encoder on the same media: what it makes lies between codes here and there.
+ENCODED_CODES = {"fp32": 0.98, "fp16": 0.9}  # 0.997, 0.979, the embedded VQ-VAE on its own pictures
 # Tokens of one masked step on the same tokens: rounded logits move the limits between codes.
 GRAPH_TOKENS = {"fp32": 0.98, "fp16": 0.9}
 # Tokens after each row that differ, as a share of those that differ between two seeds; one that differs changes others.

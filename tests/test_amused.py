@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from amused_models import CODES, GRID, LENGTH, MASK, amused_pipeline
-from diffusers import AmusedPipeline
+from diffusers import AmusedImg2ImgPipeline, AmusedPipeline, AmusedScheduler
 from test_masked import InjectedNoise
 
-from mmgen.export.graphs import condition_source
+from mmgen.export.graphs import condition_source, encode_source
 from mmgen.export.lint import lint
 from mmgen.export.masked_graph import codes_decode_source, masked_step_source
 from mmgen.export.model import Model
@@ -121,6 +121,27 @@ def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path
     (pictures,) = sessions["decode"].run(None, {"codes": tokens})
     assert np.abs(pictures.astype(int) - wanted_pictures).max() <= 1
     assert pictures.std() > 5
+
+
+def test_pictures_become_the_codes_that_img2img_starts_from(model, pipeline, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 2 * GRID, 2 * GRID, 3), np.uint8)
+    seen, add_noise = [], AmusedScheduler.add_noise
+    monkeypatch.setattr(
+        AmusedScheduler, "add_noise", lambda self, codes, *more, **named: (
+            seen.append(codes.numpy().copy()), add_noise(self, codes, *more, **named)
+        )[1],
+    )  # fmt: skip
+    img2img = AmusedImg2ImgPipeline(**pipeline.components)
+    img2img.set_progress_bar_config(disable=True)
+    img2img(PROMPTS, pictures / np.float32(255), num_inference_steps=2, output_type="latent")
+    source = encode_source(model)
+    trace(source, tmp_path / "encode.onnx")
+    lint(tmp_path / "encode.onnx")
+    (codes,) = onnxruntime.InferenceSession(tmp_path / "encode.onnx").run(None, {names.MEDIA: pictures})
+    assert codes.dtype == np.int64 and source.outputs == (names.CODES,)
+    np.testing.assert_array_equal(codes, seen[0])
+    assert len(np.unique(codes)) > 10  # 15 of 60
 
 
 @pytest.fixture

@@ -126,7 +126,8 @@ def test_half_bundles_pass_their_receipts_and_verify_repeats_them(model: Model, 
     bundle = export(model, tmp_path / "half.mmgen", policy="fp16")
     assert bundle.precision.half_share["step"].weight_bytes > 0.9
     figures = {(r.level, r.graph, r.figure) for r in bundle.receipts}
-    assert {(1, "step", "share"), (2, "step", "share"), (3, "loop", "share that differs")} <= figures
+    assert {(level, role, "share") for level in (1, 2) for role in ("step", "encode")} < figures
+    assert (3, "loop", "share that differs") in figures
     again = verify(tmp_path / "half.mmgen", "ort-cpu", threads=1)
     assert any(r.figure == "share that differs" and r.limit is not None for r in again)
 
@@ -141,14 +142,15 @@ def test_the_manifest_says_that_tokens_come_out(folder: Path) -> None:
 def test_engines_are_built_for_all_of_its_graphs(folder: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     _, made, _ = build(read_bundle(folder), parse(["sm86"]))
-    assert set(made.engines) == {"condition", "step", "decode"}
+    assert set(made.engines) == {"condition", "step", "decode", "encode"}
 
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"defaults": Defaults("ddim", 4)}, "solver for a masked process, got 'ddim'"),
     ({"latent_shape": (5, 5)}, "denoiser fails"),
     ({"guided_channels": 2}, "guided_channels, got 2"),
-    ({"encoder": torch.nn.Identity()}, "a masked process with a quantiser or an encoder"),
+    ({"encoder": torch.nn.PixelUnshuffle(2)}, r"encoder: what it returns, got torch.float32 \(1, 12, 6, 6\), wanted"),
+    ({"quantiser": torch.nn.Identity()}, "a masked process with a quantiser"),
 ])  # fmt: skip
 def test_a_model_that_is_not_what_it_says_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(MmgenError, match=message):

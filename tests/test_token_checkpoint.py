@@ -51,6 +51,8 @@ def test_it_comes_back_as_it_was_saved(saved: Path) -> None:
         assert torch.equal(model.denoiser(tokens, *model.condition(prompt)), dit(tokens, dit.text(prompt)))
         codes = tokens.clamp_max(CODES - 1)
         assert torch.equal(model.decoder(codes), vqvae.decode(vqvae.lookup(codes)))
+        pictures = torch.rand(2, 3, 16, 16) * 2 - 1
+        assert torch.equal(model.encoder(pictures), vqvae.nearest_codes(vqvae.encode(pictures)))
 
 
 def test_it_is_exported_and_played(saved: Path, tmp_path: Path) -> None:

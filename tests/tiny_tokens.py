@@ -8,6 +8,7 @@ from tiny import Block
 from torch import Tensor, nn
 
 from mmgen.export.model import Model
+from mmgen.export.quantiser import CodesDecoder, CodesEncoder
 from mmgen.runtime.bundle import Condition, Defaults, Media
 from mmgen.runtime.process import Masked
 
@@ -43,22 +44,13 @@ class LabelEmbedding(nn.Module):
         return (self.label(label)[:, None],)
 
 
-class CodesDecoder(nn.Module):
-    """Codes int64 (B, 6, 6) to pictures (B, 3, 12, 12)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.codebook = nn.Embedding(CODES, 8)
-        self.conv = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 12, 1), nn.PixelShuffle(2))
-
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.conv(self.codebook(codes).permute(0, 3, 1, 2))
-
-
 def tiny_token_model(**overrides: Any) -> Model:
     """The same weights on every call.  ``overrides`` replaces fields of the ``Model``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
+        codebook = torch.randn(CODES, 8)
+        decoder = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 12, 1), nn.PixelShuffle(2))
+        encoder = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 8, 1))
         model = Model(
             name="tiny-tokens",
             process=PROCESS,
@@ -67,7 +59,8 @@ def tiny_token_model(**overrides: Any) -> Model:
             conditions=(Condition("label", "class", null=CLASSES, count=CLASSES),),
             media=Media("image", (12, 12, 3), "uint8", (0.0, 255.0)),
             defaults=Defaults("maskgit", 6, guidance=2.0),
-            decoder=CodesDecoder().eval(),
+            decoder=CodesDecoder(decoder, codebook).eval(),
+            encoder=CodesEncoder(encoder, codebook).eval(),
             condition=LabelEmbedding().eval(),
             conditioning=("context",),
             licence="Apache-2.0",
