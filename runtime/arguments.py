@@ -10,6 +10,8 @@ import numpy as np
 from mmgen.runtime.bundle import Bundle, Condition
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.request import Also
+from mmgen.runtime.solver_options import Option, described, read
+from mmgen.runtime.solvers import options_of
 
 
 def conditions(
@@ -64,6 +66,22 @@ def also(bundle: Bundle, arguments: Sequence[str]) -> list[Also]:
         MmgenError: as ``conditions``.
     """
     return [_also(bundle, argument) for argument in arguments]
+
+
+def options(bundle: Bundle, solver: str | None, arguments: Sequence[str]) -> dict[str, Option]:
+    """Options of a solver, of NAME=VALUE; ``solver`` None: the bundle's default.
+
+    Raises:
+        MmgenError: an argument without =, or a solver that doesn't fit the bundle.
+    """
+    kind = options_of(bundle.defaults.solver if solver is None else solver, bundle.process)
+    given = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise MmgenError(f"--option {argument!r}", wanted=f"NAME=VALUE, such as {described(kind)}")
+        given[name] = read(kind, name, value)
+    return given
 
 
 def _also(bundle: Bundle, argument: str) -> Also:

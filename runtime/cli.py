@@ -1,6 +1,7 @@
 """``mmgen``: generate, inspect, verify, doctor, and the commands that other packages add."""
 
 import importlib.metadata
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from mmgen.runtime import doctor as machine
 from mmgen.runtime.arguments import also as read_also
 from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arguments import negative as read_negative
+from mmgen.runtime.arguments import options as read_options
+from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
 from mmgen.runtime.reading import read_array, read_mask, read_media
 from mmgen.runtime.results import Result
 from mmgen.runtime.save import Samples, destination
+from mmgen.runtime.solver_options import over_defaults
 from mmgen.runtime.solvers import SOLVERS
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 from mmgen.runtime.verify import verify as repeat
@@ -49,7 +53,8 @@ def main() -> None:
 
 
 bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-backend_option = click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
+backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
+                              help=f"What runs the graphs: {', '.join(NAMES)}; or the first that works.")  # fmt: skip
 threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
 
 
@@ -84,6 +89,8 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
+              help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
 @click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", required=True, metavar="OUT",
@@ -100,6 +107,7 @@ def generate(
     negative_prompts: tuple[str, ...],
     negatives: tuple[str, ...],
     also_arguments: tuple[str, ...],
+    options: tuple[str, ...],
     image: Path | None,
     latents: Path | None,
     mask: Path | None,
@@ -121,6 +129,7 @@ def generate(
             more: dict[str, Any] = {
                 "negative": read_negative(bundle, negative_prompts, negatives),
                 "also": read_also(bundle, also_arguments),
+                "options": read_options(bundle, request["solver"], options),
             }
             start: dict[str, Any] = {
                 "image": None if image is None else read_media(image, bundle.media),
@@ -189,6 +198,8 @@ def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[A
             for key, value in request.items() if key in {*defaults, "seed", "count"} or value}  # fmt: skip
     if request["sigmas"] is None and full["solver"] != bundle.defaults.solver:
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
+    if own := over_defaults(bundle.defaults, request["solver"], request["options"]):
+        full["options"] = own
     told: dict[str, Any] = _plain({**full, "conditions": conditions})
     return told
 
@@ -202,6 +213,8 @@ def _plain(value: Any) -> Any:
             return {key: _plain(item) for key, item in value.items()}
         case list() | tuple():
             return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
     return value
 
 

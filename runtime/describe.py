@@ -11,11 +11,15 @@ from mmgen.runtime.build import Build, GraphReport, Place
 from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, to_json
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Process
+from mmgen.runtime.solver_options import described
+from mmgen.runtime.solvers import options_of, solvers_for
 from mmgen.runtime.terminal import table
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
     """The manifest itself; ``bytes``: the size of each graph with its weights, by role; ``engines``: every build.
+
+    ``solvers``: those that fit the process, each with its options' names.
 
     A build has its ``folder``, its ``build`` as ``build.json`` has it or None, and its ``problem``: None if every
     engine has its hash and was made from the graphs that are here.
@@ -26,7 +30,8 @@ def record(bundle: Bundle) -> dict[str, Any]:
         {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}
         for folder, build, problem in _builds(bundle)
     ]
-    return {**manifest, "bytes": sizes, "engines": engines}
+    solvers = {name: [f.name for f in fields(options_of(name, bundle.process))] for name in solvers_for(bundle.process)}
+    return {**manifest, "bytes": sizes, "engines": engines, "solvers": solvers}
 
 
 def size(bundle: Bundle, graph: Graph) -> int:
@@ -58,6 +63,7 @@ def text(bundle: Bundle) -> str:
     ]
     known = [(key, value) for key, value in facts if value]
     parts = [table(known), _graphs(bundle), _tensors(bundle), _hoisting(bundle), _precision(bundle)]
+    parts.append(_solvers(bundle))
     parts.append(receipts(bundle.receipts))
     if built := _builds(bundle):
         parts.append(_engines(built))
@@ -162,6 +168,13 @@ def _tensors(bundle: Bundle) -> str:
         for side, specs in (("in", graph.inputs), ("out", graph.outputs)):
             rows += [(role, side, spec.name, spec.dtype, _shape(spec.shape)) for spec in specs]
     return table(rows)
+
+
+def _solvers(bundle: Bundle) -> str:
+    """What may be asked for in place of the default solver and its options."""
+    process = bundle.process
+    rows = [(name, described(options_of(name, process)) or "-") for name in solvers_for(process)]
+    return table([("solver", "options"), *rows])
 
 
 def _hoisting(bundle: Bundle) -> str:

@@ -32,6 +32,7 @@ from mmgen.runtime.plan import Plan, Size, decode
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
 from mmgen.runtime.results import Progress, Result, Timings
+from mmgen.runtime.solver_options import Option
 from mmgen.runtime.text import open_tokenizer
 
 AnyPlan = Plan | MaskedPlan
@@ -73,6 +74,7 @@ class Generator:
         seed: int = 0,
         solver: str | None = None,
         sigmas: str | None = None,
+        options: Mapping[str, Option] | None = None,
         count: int | None = None,
         noise: NDArray[np.float32] | None = None,
         negative: Mapping[str, object] | None = None,
@@ -94,6 +96,8 @@ class Generator:
             seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
             solver: one of ``mmgen.runtime.solvers.SOLVERS`` that fits the bundle's process.
             sigmas: ``schedule``, ``karras``, ``exponential`` or ``beta``, for solvers that choose their noise levels.
+            options: of the solver, by name; they go over the bundle's own if the solver is the bundle's default.
+                ``mmgen inspect`` lists them, and ``mmgen.runtime.solvers.options_of`` has their types.
             count: samples for each value of the conditions.
             noise: float32 (B, *L), in place of the seed's.
             negative: conditions to guide away from, by name, in place of the null ones.
@@ -115,11 +119,11 @@ class Generator:
             MmgenError: a bad argument, or latents that are not finite.
         """
         started = time.perf_counter()
-        options = Options(
-            steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
-            image, latents, strength, mask, deadline,
+        asked = Options(
+            steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
+            guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request = check(self.bundle, self._encoders, options, conditions)
+        request = check(self.bundle, self._encoders, asked, conditions)
         with self._exclusive(), self._started(request, started) as run:
             loop = run.plan.loop() if run.end is None else None  # what is recorded as one can't be ended early
             if loop is None:
@@ -140,6 +144,7 @@ class Generator:
         seed: int = 0,
         solver: str | None = None,
         sigmas: str | None = None,
+        options: Mapping[str, Option] | None = None,
         count: int | None = None,
         noise: NDArray[np.float32] | None = None,
         negative: Mapping[str, object] | None = None,
@@ -157,11 +162,11 @@ class Generator:
 
         Arguments and errors as for ``generate``; arguments are checked before this returns.
         """
-        options = Options(
-            steps, guidance, seed, solver, sigmas, count, noise, negative, also, guidance_interval, guidance_rescale,
-            image, latents, strength, mask, deadline,
+        asked = Options(
+            steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
+            guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        return self._loop(check(self.bundle, self._encoders, options, conditions))
+        return self._loop(check(self.bundle, self._encoders, asked, conditions))
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""

@@ -1,6 +1,7 @@
 """A request for tokens: what of its options there is no such thing for, and what its rows are given."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked import MaskedTable, table
 from mmgen.runtime.noise import uniform
 from mmgen.runtime.process import Masked
+from mmgen.runtime.solver_options import Option, over_defaults
 
 NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval")
 
@@ -27,15 +29,19 @@ def refuse(options: object) -> None:
 
 
 def rows(
-    bundle: Bundle, solver: str | None, steps: int, begin: int = 0, new: NDArray[np.bool_] | None = None
+    bundle: Bundle,
+    solver: str | None,
+    steps: int,
+    options: Mapping[str, Option] | None,
+    begin: int = 0,
+    new: NDArray[np.bool_] | None = None,
 ) -> MaskedTable:
     """The table of a request, by its solver or the bundle's default; the rest as ``masked.table`` takes it."""
     assert isinstance(bundle.process, Masked)
     defaults = bundle.defaults
-    own = solver in (None, defaults.solver)  # the options beside the solver are for that solver alone
     return table(
         defaults.solver if solver is None else solver, bundle.process, math.prod(bundle.latent_shape), steps,
-        options=defaults.solver_options if own else {}, begin=begin, new=new,
+        options=over_defaults(defaults, solver, options), begin=begin, new=new,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from mmgen.runtime.plan import Size
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also, Branches, branches
 from mmgen.runtime.schedules import check_steps
+from mmgen.runtime.solver_options import Option, over_defaults
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.start import Start, made_anew, of_latents, of_tokens
 from mmgen.runtime.text import Encode
@@ -32,6 +33,7 @@ class Options:
     seed: int = 0
     solver: str | None = None
     sigmas: str | None = None
+    options: Mapping[str, Option] | None = None
     count: int | None = None
     noise: NDArray[np.float32] | None = None
     negative: Mapping[str, object] | None = None
@@ -89,9 +91,9 @@ class Request:
         options, defaults, process = self.options, self.bundle.defaults, self.bundle.process
         if isinstance(process, Masked):
             new = None if self.new is None else self.new[0].reshape(-1)
-            rows = masked_request.rows(self.bundle, options.solver, steps, self._begin(steps), new)
+            rows = masked_request.rows(self.bundle, options.solver, steps, options.options, self._begin(steps), new)
             return Course(steps, rows, (False,) * len(rows), np.zeros(len(rows), np.float32))
-        own = options.solver in (None, defaults.solver)  # the defaults beside the solver are for that solver alone
+        own = options.solver in (None, defaults.solver)  # the sigmas beside the solver are for that solver alone
         sigmas = options.sigmas
         if sigmas is None:
             sigmas = defaults.sigmas if own else "schedule"
@@ -100,7 +102,7 @@ class Request:
             process,
             steps,
             sigmas=sigmas,  # type: ignore[arg-type]  # checked there
-            options=defaults.solver_options if own else {},
+            options=over_defaults(defaults, options.solver, options.options),
             begin=self._begin(steps),
         )
         guided = np.full(len(table), len(self.asked.weights) > 1)

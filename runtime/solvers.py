@@ -64,15 +64,30 @@ SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW, *SAM
 
 def solvers_for(process: Process) -> tuple[str, ...]:
     """Names of the solvers that fit a process."""
-    return tuple(SAMPLERS if isinstance(process, Masked) else _fitting(process))
+    return tuple(_fitting(process))
 
 
-def _fitting(process: Diffusion | Flow) -> Mapping[str, _Solver]:
+def options_of(solver: str, process: Process) -> type:
+    """The dataclass of a solver's options.
+
+    Raises:
+        MmgenError: unknown solver, or one that doesn't fit the process.
+    """
+    fitting = _fitting(process)
+    if solver not in fitting:
+        what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
+        raise MmgenError(what, got=repr(solver), wanted=either(fitting))
+    return fitting[solver][1]
+
+
+def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
     match process:
         case Diffusion():
             return ON_DIFFUSION
         case Flow():
             return ALONG_FLOW
+        case Masked():
+            return SAMPLERS
 
 
 def table(
@@ -121,12 +136,9 @@ def exact(
     """As ``table``, before rounding: the arrays are float64."""
     if sigmas not in typing.get_args(Sigmas):
         raise MmgenError("sigmas", got=repr(sigmas), wanted=either(typing.get_args(Sigmas)))
-    fitting = _fitting(process)
-    if solver not in fitting:
-        what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
-        raise MmgenError(what, got=repr(solver), wanted=either(fitting))
-    function, kind = fitting[solver]
+    kind = options_of(solver, process)
     check_steps(steps)
     if not 0 <= begin < steps:
         raise MmgenError("begin", got=begin, wanted=f"0 to {steps - 1}, as there are {steps} steps")
-    return function(process, steps, sigmas, checked_options(solver, kind, options), begin)
+    rows: Table = _fitting(process)[solver][0](process, steps, sigmas, checked_options(solver, kind, options), begin)
+    return rows

@@ -98,6 +98,19 @@ def test_conditions_have_names_of_their_own_too(here: Path) -> None:
     assert (here / "a.npy").read_bytes() == (here / "b.npy").read_bytes()
 
 
+def test_options_of_a_solver_are_read_by_their_types(here: Path) -> None:
+    arguments = ["--solver=unipc", "--option=solver_order=3", "--option", "solver_type=bh1", "--steps=5",
+                 "--option=lower_order_final=false", "--option=disable_corrector=0"]  # fmt: skip
+    record = json.loads(done("generate", "b.mmgen", *arguments, "-o", "out.npy", "--json").stdout)
+    options = {"solver_order": 3, "solver_type": "bh1", "lower_order_final": False, "disable_corrector": "0"}
+    assert record["request"]["options"] == options
+    with load(here / "b.mmgen") as generator:
+        wanted = generator.generate(steps=5, solver="unipc", options=options)
+    assert np.array_equal(np.load(here / "out.npy"), wanted.media)
+    record = json.loads(done("generate", "b.mmgen", "--option=eta=1", "-o", "out.png", "--json").stdout)
+    assert record["request"]["options"] == {"eta": 1.0}
+
+
 def test_an_older_file_is_replaced(here: Path) -> None:
     (here / "out.png").write_text("old")
     done("generate", "b.mmgen", "-o", "out.png")
@@ -121,11 +134,13 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
 
 def test_inspect_tells_people_and_machines_what_a_bundle_is(here: Path) -> None:
     text = done("inspect", "b.mmgen").stdout
-    for word in ("tiny-text", "prompt: text, 4 tokens", "label: class, 0 to 9", "fp16", "solver ddim", "PSNR in dB"):
+    for word in ("tiny-text", "prompt: text, 4 tokens", "label: class, 0 to 9", "fp16", "solver ddim", "PSNR in dB",
+                 "unipc            solver_order=2 (or 1, 3), solver_type=bh2 (or bh1)"):  # fmt: skip
         assert word in text
     record = json.loads(done("inspect", "b.mmgen", "--json").stdout)
     manifest = json.loads((here / "b.mmgen" / MANIFEST).read_text())
-    assert record == {**manifest, "bytes": record["bytes"], "engines": []}
+    assert record == {**manifest, "bytes": record["bytes"], "engines": [], "solvers": record["solvers"]}
+    assert record["solvers"]["ddim"] == ["eta"] and record["solvers"]["heun"] == []
     assert record["bytes"]["step"] == sum(file.stat().st_size for file in (here / "b.mmgen/graphs").glob("step.onnx*"))
 
 
@@ -184,6 +199,11 @@ def test_progress_is_a_bar_on_a_terminal_and_goes_away(here: Path) -> None:
         (["b.mmgen", "--seed", "-1"], "seed, got -1"),
         (["b.mmgen", "--solver", "magic"], "solver, got 'magic', wanted 'ddpm' or 'ddim'"),
         (["b.mmgen", "--sigmas", "odd"], "sigmas, got 'odd', wanted"),
+        (["b.mmgen", "--option", "eta"], "--option 'eta', wanted NAME=VALUE, such as eta=0.0"),
+        (["b.mmgen", "--option", "eta=much"], "option 'eta' of solver 'ddim', got 'much', wanted a number"),
+        (["b.mmgen", "--option", "order=2"], "option 'order' of solver 'ddim', wanted 'eta'; leave it out"),
+        (["b.mmgen", "--solver=magic", "--option=eta=1"], "solver, got 'magic', wanted 'ddpm' or 'ddim'"),
+        (["b.mmgen", "--solver=lms", "--option=order=1.5"], "option 'order' of solver 'lms', got '1.5', wanted 1 or 2"),
         (["b.mmgen", "--backend", "abacus"], "backend, got 'abacus', wanted auto or tensorrt or tensorrt-rtx or"),
         (["b.mmgen", "--threads", "0"], "threads, got 0, wanted at least 1"),
         (["b.mmgen", "--guidance", "nan"], "guidance"),

@@ -177,6 +177,21 @@ def test_another_solver_takes_nothing_from_the_defaults_of_the_bundle_s_own(gene
     assert np.array_equal(other.generate(prompt="red apple", solver="ddim").latents, plain.latents)
     own = other.generate(prompt="red apple").latents
     assert np.array_equal(own, other.generate(prompt="red apple", solver="dpmpp-2m", sigmas="karras").latents)
+    second = other.generate(prompt="red apple", options={"solver_order": 2}).latents
+    assert not np.array_equal(own, second), "what is asked for goes over the bundle's own"
+    both = other.generate(prompt="red apple", options={"lower_order_final": False}).latents
+    assert np.array_equal(own, both), "the bundle's order 1 is still there, which has no lower one"
+
+
+def test_options_are_the_solvers(generator: Generator) -> None:
+    """DDIM with all of the noise is DDPM, on every timestep that it visits."""
+    asked: dict[str, Any] = {"prompt": "red apple", "steps": 4, "seed": 3}
+    noisy = generator.generate(**asked, options={"eta": 1.0}).latents
+    ancestral = generator.generate(**asked, solver="ddpm", options={"variance_type": "fixed_small"}).latents
+    assert np.linalg.norm(noisy - ancestral) <= LIMITS["solver, played"] * np.linalg.norm(ancestral)
+    (*_, last) = generator.stream(**asked, options={"eta": 1.0})
+    assert np.array_equal(last.latents(), noisy)
+    assert not np.allclose(noisy, generator.generate(**asked).latents)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +208,8 @@ def test_another_solver_takes_nothing_from_the_defaults_of_the_bundle_s_own(gene
         ({"steps": -4}, "steps"),
         ({"solver": "magic"}, "solver.*'magic'.*ddim"),
         ({"sigmas": "magic"}, "sigmas.*magic"),
+        ({"options": {"order": 2}}, "option 'order' of solver 'ddim', wanted 'eta'"),
+        ({"options": "eta"}, "options, got 'eta', wanted values by the name of the solver's option"),
         ({"seed": -1}, "seed, got -1, wanted a whole number from 0"),
         ({"count": 0}, "count, got 0, wanted at least 1"),
         ({"guidance": float("nan")}, "guidance, got nan, wanted a finite number"),

@@ -1,6 +1,7 @@
 """Bundles of a masked process, from export to pictures, as a user meets them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,11 @@ def generator(folder: Path):
         yield opened
 
 
-def reference(model: Model, labels: list[int], seed: int, steps: int, weight: float, solver: str) -> np.ndarray:
+def reference(
+    model: Model, labels: list[int], seed: int, steps: int, weight: float, solver: str, **options: Any
+) -> np.ndarray:
     """Tokens (B, 6, 6) of the numpy definition around the denoiser in torch."""
-    rows = table(solver, PROCESS, PLACES, steps)
+    rows = table(solver, PROCESS, PLACES, steps, options=options)
     drawn = uniforms(seed, (len(labels), *GRID), len(rows)).values()
     with torch.no_grad():
         context = [model.condition(torch.tensor(asked))[0] for asked in ([CLASSES] * len(labels), labels)]
@@ -60,10 +63,17 @@ def reference(model: Model, labels: list[int], seed: int, steps: int, weight: fl
     return tokens.reshape(-1, *GRID)
 
 
-@pytest.mark.parametrize("solver", ["maskgit", "amused", "mdlm", "llada"])
-def test_generated_tokens_are_the_definitions(generator: Generator, model: Model, solver: str) -> None:
-    result = generator.generate(label=[3, 7], seed=5, steps=6, guidance=2.5, solver=solver)
-    np.testing.assert_array_equal(result.latents, reference(model, [3, 7], 5, 6, 2.5, solver))
+@pytest.mark.parametrize(("solver", "options"), [
+    ("maskgit", {}),
+    ("maskgit", {"compounding": True, "sampling_temperature": 0.0}),
+    ("amused", {}),
+    ("mdlm", {}),
+    ("llada", {}),
+    ("llada", {"blocks": 3, "order": "random", "sampling_temperature": 0.5, "top_k": 7}),
+])  # fmt: skip
+def test_generated_tokens_are_the_definitions(generator: Generator, model: Model, solver: str, options: dict) -> None:
+    result = generator.generate(label=[3, 7], seed=5, steps=6, guidance=2.5, solver=solver, options=options)
+    np.testing.assert_array_equal(result.latents, reference(model, [3, 7], 5, 6, 2.5, solver, **options))
     np.testing.assert_array_equal(result.codes, result.latents)
     assert result.media.shape == (2, 12, 12, 3) and result.media.dtype == np.uint8
     assert result.complete and result.rows == (7 if solver == "mdlm" else 6)
@@ -106,6 +116,7 @@ def test_codes_are_decoded_and_what_is_none_is_refused(generator: Generator) -> 
 @pytest.mark.parametrize(("options", "message"), [
     ({"solver": "ddim"}, "solver for a masked process, got 'ddim'"),
     ({"steps": 40}, "steps of solver 'maskgit', got 40, wanted at most 36"),
+    ({"options": {"eta": 1.0}}, "option 'eta' of solver 'maskgit', wanted 'temperature' or"),
     ({"sigmas": "karras"}, "sigmas is of latents"),
     ({"noise": np.zeros((1, *GRID), np.float32)}, "noise is of latents"),
     ({"guidance_interval": (0.1, 1.0)}, "guidance_interval is of latents"),
