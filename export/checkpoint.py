@@ -2,6 +2,12 @@
 
 A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and
 the reader stand here together; nothing else knows the format.
+
+Weights are stored as float32 or float16; or, with ``storage`` int8, as float16 except the denoiser's matrices, which
+are stored as ``int8`` describes.  Whatever they are stored as, they are float32 when they are read.
+
+A checkpoint may use the autoencoder and the tokenizer of another one, a folder beside its own, which ``shared`` names;
+its own weights are then the denoiser's alone.
 """
 
 import dataclasses
@@ -17,6 +23,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mmgen.export import int8
 from mmgen.export.dit import TextDiT, TextDiTConfig
 from mmgen.export.model import Model
 from mmgen.export.quantiser import CodesDecoder, CodesEncoder, Quantiser
@@ -30,6 +37,8 @@ from mmgen.runtime.process import Masked, Process
 FAMILY = "mmgen-checkpoint/"
 FORMAT: Literal["mmgen-checkpoint/1"] = "mmgen-checkpoint/1"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "weights.safetensors", "tokenizer.json"
+AUTOENCODER, DENOISER = "autoencoder", "denoiser"  # first parts of the names of weights
+Storage = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Checkpoint:
     denoiser: TextDiTConfig  # of a masked process its latent_shape is that of the logits
     pad_id: int = 0  # the token that fills a prompt up to ``denoiser.text_length``
     examples: tuple[str, ...] = ()  # prompts typical of use
+    storage: Storage = "float16"  # what weights are stored as
+    shared: str = ""  # a checkpoint beside this one whose autoencoder and tokenizer are this one's too
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; written by ``save``
     format: Literal["mmgen-checkpoint/1"] = FORMAT
 
@@ -76,8 +87,8 @@ class Encoder(nn.Module):
         return (z - self.mean) / self.std
 
 
-def load(folder: Path) -> Model:
-    """The model of a checkpoint folder.
+def read(folder: Path) -> tuple[Checkpoint, VQVAE, TextDiT | TokenDiT]:
+    """What a checkpoint folder holds, in float32.
 
     Raises:
         MmgenError: a missing or damaged file, a wrong hash, an unknown format or field, weights that don't fit the
@@ -85,8 +96,26 @@ def load(folder: Path) -> Model:
     """
     checkpoint = _read_config(folder)
     vqvae, dit = _build(checkpoint, folder / CONFIG)
-    both = nn.ModuleDict({"autoencoder": vqvae, "denoiser": dit})
-    load_strictly(both, load_safetensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    parts = nn.ModuleDict({DENOISER: dit})
+    if checkpoint.shared:
+        shared = _home(checkpoint, folder) / WEIGHTS
+        load_strictly(nn.ModuleDict({AUTOENCODER: vqvae}), _autoencoder(shared), str(shared))
+    else:
+        parts[AUTOENCODER] = vqvae
+    tensors = load_safetensors(folder / WEIGHTS)
+    if checkpoint.storage == "int8":
+        tensors = int8.restore(tensors, str(folder / WEIGHTS))
+    load_strictly(parts, tensors, str(folder / WEIGHTS))
+    return checkpoint, vqvae, dit
+
+
+def load(folder: Path) -> Model:
+    """The model of a checkpoint folder.
+
+    Raises:
+        MmgenError: as ``read``.
+    """
+    checkpoint, vqvae, dit = read(folder)
     text = dit.text
     del dit.text  # it runs once a request, in a graph of its own
     config = checkpoint.autoencoder
@@ -118,44 +147,44 @@ def load(folder: Path) -> Model:
         **parts,
         condition=Text(text),
         conditioning=("context",),
-        tokenizer=(folder / TOKENIZER).read_bytes(),
+        tokenizer=(_home(checkpoint, folder) / TOKENIZER).read_bytes(),
         examples=tuple({"prompt": prompt} for prompt in checkpoint.examples),
         licence=checkpoint.licence,
         source=f"mmgen checkpoint {checkpoint.name}",
-        source_sha256=files_sha256([folder / WEIGHTS, folder / TOKENIZER]),
+        source_sha256=files_sha256(_files(checkpoint, folder).values()),
         versions={"torch": torch.__version__},
     )
 
 
-def save(
-    folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | TokenDiT, tokenizer: bytes, *, half: bool = True
-) -> None:
+def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | TokenDiT, tokenizer: bytes) -> None:
     """Write a checkpoint folder, replacing one that is there.
 
     Args:
         folder: where to; its parent must exist.
-        checkpoint: what is known of the model; ``files`` is filled in.
+        checkpoint: what is known of the model, and what to store it as; ``files`` is filled in.
         vqvae: as ``checkpoint.autoencoder`` describes it.
         dit: as ``checkpoint.denoiser`` describes it.
         tokenizer: Hugging Face ``tokenizers`` JSON.
-        half: store float16, half the size; float32 otherwise.
 
     Raises:
-        MmgenError: a weight that is not finite in the type it is stored in.
+        MmgenError: a weight that is not finite in the type it is stored in; an autoencoder or a tokenizer that is not
+            the one of the checkpoint it is to be shared with.
     """
-    tensors = {}
-    for name, tensor in nn.ModuleDict({"autoencoder": vqvae, "denoiser": dit}).state_dict().items():
-        tensors[name] = tensor.detach().to(torch.float16 if half else torch.float32).contiguous()
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise MmgenError(
-                f"tensor {name!r} is not finite as {tensors[name].dtype}", remedy="save with half=False, or train again"
-            )
+    parts = nn.ModuleDict({DENOISER: dit})
+    if checkpoint.shared:
+        _check_shared(_home(checkpoint, folder), vqvae, tokenizer)
+    else:
+        parts[AUTOENCODER] = vqvae
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in parts.state_dict().items():
+        tensors |= _stored(name, tensor.detach(), checkpoint.storage)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     partial.mkdir()
     try:
         save_file(tensors, partial / WEIGHTS)
-        (partial / TOKENIZER).write_bytes(tokenizer)
-        files = {name: sha256(partial / name) for name in (WEIGHTS, TOKENIZER)}
+        if not checkpoint.shared:
+            (partial / TOKENIZER).write_bytes(tokenizer)
+        files = {name: sha256(path) for name, path in _files(checkpoint, partial).items()}
         record = to_json(dataclasses.replace(checkpoint, files=files))
         (partial / CONFIG).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         old = partial.with_suffix(".old")
@@ -165,6 +194,46 @@ def save(
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _stored(name: str, weight: Tensor, storage: Storage) -> dict[str, Tensor]:
+    if storage == "int8" and name.startswith(f"{DENOISER}.") and int8.is_stored(weight):
+        stored = int8.store(name, weight.float())
+    else:
+        stored = {name: weight.to(torch.float32 if storage == "float32" else torch.float16).contiguous()}
+    for tensor in stored.values():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MmgenError(
+                f"tensor {name!r} is not finite as {tensor.dtype}", remedy="save as float32, or train again"
+            )
+    return stored
+
+
+def _home(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Where the autoencoder and the tokenizer are: the folder itself or, shared, one beside it."""
+    shared = checkpoint.shared
+    if shared and (Path(shared).name != shared or shared == ".."):
+        raise MmgenError(f"{folder / CONFIG}: shared", got=repr(shared), wanted="the name of a folder beside this one")
+    return folder.resolve().parent / shared if shared else folder
+
+
+def _files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
+    """All files but the configuration, by their names in ``Checkpoint.files``."""
+    home, prefix = _home(checkpoint, folder), f"{checkpoint.shared}/" if checkpoint.shared else ""
+    return {WEIGHTS: folder / WEIGHTS, prefix + WEIGHTS: home / WEIGHTS, prefix + TOKENIZER: home / TOKENIZER}
+
+
+def _autoencoder(path: Path) -> dict[str, Tensor]:
+    """The autoencoder's tensors of a file, as they are stored."""
+    return {n: tensor for n, tensor in load_safetensors(path).items() if n.startswith(f"{AUTOENCODER}.")}
+
+
+def _check_shared(home: Path, vqvae: VQVAE, tokenizer: bytes) -> None:
+    own, stored = nn.ModuleDict({AUTOENCODER: vqvae}).state_dict(), _autoencoder(home / WEIGHTS)
+    same = own.keys() == stored.keys() and all(torch.equal(t, own[n].to(t.dtype)) for n, t in stored.items())
+    if not same or (home / TOKENIZER).read_bytes() != tokenizer:
+        what = "tokenizer" if same else "autoencoder"
+        raise MmgenError(f"the {what} is not the one in {home}", remedy="save without sharing it")
 
 
 def _read_config(folder: Path) -> Checkpoint:
@@ -178,19 +247,19 @@ def _read_config(folder: Path) -> Checkpoint:
         raise MmgenError(
             error.what, got=error.got, wanted=error.wanted, remedy="update mmgen, or save the checkpoint again"
         ) from None
-    for name in (WEIGHTS, TOKENIZER):
-        if not (folder / name).is_file():
-            raise MmgenError(f"{folder / name} is missing", remedy="copy the whole checkpoint again")
-        wanted, found = checkpoint.files.get(name), sha256(folder / name)
+    for name, file in _files(checkpoint, folder).items():
+        if not file.is_file():
+            raise MmgenError(f"{file} is missing", remedy="copy the whole checkpoint again")
+        wanted, found = checkpoint.files.get(name), sha256(file)
         if found != wanted:
             raise MmgenError(
-                f"{folder / name}: sha256",
+                f"{file}: sha256",
                 got=found[:16],
                 wanted=str(wanted)[:16],
                 remedy="the file changed; copy the checkpoint again",
             )
     _check_fit(checkpoint, path)
-    _check_tokenizer(folder / TOKENIZER, checkpoint.denoiser.vocabulary)
+    _check_tokenizer(_home(checkpoint, folder) / TOKENIZER, checkpoint.denoiser.vocabulary)
     return checkpoint
 
 

@@ -38,7 +38,7 @@ def tiny_token_checkpoint(**changes: object) -> tuple[Checkpoint, VQVAE, TokenDi
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    checkpoint.save(tmp_path / "saved", *tiny_token_checkpoint(), half=False)
+    checkpoint.save(tmp_path / "saved", *tiny_token_checkpoint(storage="float32"))
     return tmp_path / "saved"
 
 
