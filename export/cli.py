@@ -8,6 +8,7 @@ from typing import Literal
 
 import click
 
+from mmgen.export import embedded
 from mmgen.runtime import describe
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
@@ -18,6 +19,8 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 
 @click.command("export", cls=Command)
 @click.argument("source", required=False)
+@click.option("--model", "name", type=click.Choice(embedded.names()),
+              help=f"The embedded model to export, in place of SOURCE; else {embedded.DEFAULT}.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
 @click.option("--fp16", "policy", flag_value="fp16", help="Half precision, float32 only where measured ranges need it.")
 @click.option("--fp32", "policy", flag_value="fp32", default="fp32", help="Single precision (the default).")
@@ -30,6 +33,7 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @json_option
 def main(
     source: str | None,
+    name: str | None,
     output: Path | None,
     policy: Literal["fp16", "fp32"],
     targets: tuple[str, ...],
@@ -41,10 +45,12 @@ def main(
     """Turn a trained model into a bundle, proven against torch.
 
     SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
-    mmgen.export.model.Model.  Without it, the embedded default is exported.
+    mmgen.export.model.Model.  Without it, an embedded model is exported: --model says which.
 
     An fp16 bundle gets TensorRT engines where there is a compiler: TensorRT for RTX needs no GPU.
     """
+    if source and name:
+        raise click.UsageError("SOURCE and --model exclude each other")
     if targets and no_engines:
         raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -57,7 +63,7 @@ def main(
     engines = ""
     with Progress() as progress:
         progress("reading the model", 0.0)
-        model = resolve(source)
+        model = resolve(str(embedded.folder(name)) if name else source)
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
             model, out, policy=policy, islands=not no_islands, hoist=not no_hoist, progress=progress

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from mmgen.export import amused_folder, checkpoint, diffusers_folder, user_code
+from mmgen.export import amused_folder, checkpoint, diffusers_folder, embedded, user_code
 from mmgen.export.model import Model
 from mmgen.export.weights import check_finite, read_json, tensors_sha256
 from mmgen.runtime.errors import MmgenError
 
-EMBEDDED = Path(__file__).parent / "checkpoints" / "emoji"
 ACCEPTED = (
     "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline or "
     "AmusedPipeline folder (model_index.json), package.module:function, or file.py:function"
@@ -38,7 +37,7 @@ def resolve(source: str | None = None) -> Model:
 
 def _load(source: str | None) -> Model:
     if source is None:
-        return checkpoint.load(EMBEDDED)
+        return checkpoint.load(embedded.folder(embedded.DEFAULT))
     path = Path(source)
     if path.is_dir():
         return _load_folder(path)

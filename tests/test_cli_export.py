@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tiny_text import LENGTH
+from tiny_text import LENGTH, tiny_text_model
 from tree import TESTS
 
 from mmgen.engines.targets import Possible
+from mmgen.export import embedded
 from mmgen.export.cli import main
 from mmgen.export.model import Model
 from mmgen.runtime import load
@@ -208,7 +209,27 @@ def test_a_failure_is_one_line_and_leaves_nothing(
     assert [name for name in sorted(os.listdir(here)) if name != "__pycache__"] == before
 
 
-@pytest.mark.parametrize("arguments", [["--fp8"], [TINY, "another"], [TINY, "--target=host", "--no-engines"]])
+def test_embedded_models_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch, at_once: None) -> None:
+    exported: list[str | None] = []
+
+    def resolve(source: str | None) -> Model:
+        exported.append(source)
+        return tiny_text_model()
+
+    monkeypatch.setattr("mmgen.export.sources.resolve", resolve)
+    for arguments in ([], *(["--model", name] for name in embedded.names())):
+        assert export(*arguments, "-o", f"{len(exported)}.mmgen").exit_code == 0
+    assert exported == [None, *(str(embedded.folder(name)) for name in embedded.names())]
+    assert f"[{'|'.join(embedded.names())}]" in export("--help").stdout
+    unknown = export("--model", "emojis")
+    assert unknown.exit_code == 2
+    assert all(repr(name) in unknown.stderr for name in ("emojis", *embedded.names()))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--fp8"], [TINY, "another"], [TINY, "--target=host", "--no-engines"], [TINY, "--model", embedded.DEFAULT]],
+)
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     result = export(*arguments)
     assert result.exit_code == 2

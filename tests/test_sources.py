@@ -1,5 +1,6 @@
 """Sources: what may be exported, and what each kind of damage is called."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from diffusers_models import TINY_DIT, TINY_KL, build, edit
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import tiny_checkpoint
 
-from mmgen.export import checkpoint, diffusers_parts
+from mmgen.export import checkpoint, diffusers_parts, embedded
 from mmgen.export.model import Model
 from mmgen.export.sources import resolve
 from mmgen.runtime.bundle import sha256
@@ -46,10 +47,21 @@ def same_weights(a: Model, b: Model) -> bool:
 # What a source may be
 
 
-def test_the_embedded_default_is_a_checkpoint_inside_the_package() -> None:
-    model = resolve(None)
+@pytest.mark.parametrize("name", embedded.names())
+def test_embedded_models_are_checkpoints_inside_the_package_named_after_their_folders(name: str) -> None:
+    model = resolve(str(embedded.folder(name)))
+    assert model.name == name
     assert [c.kind for c in model.conditions] == ["text"]
-    assert model.tokenizer and model.quantiser and model.media.kind == "image"
+    assert model.tokenizer and model.media.kind == "image"
+
+
+def test_without_a_source_it_is_the_default() -> None:
+    assert resolve(None).name == embedded.DEFAULT
+
+
+def test_embedded_models_are_small() -> None:
+    files = [file for file in embedded.CHECKPOINTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 25_000_000
 
 
 @pytest.mark.parametrize(
@@ -287,7 +299,8 @@ def saved(tmp_path: Path) -> Path:
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     record, vqvae, dit, tokenizer = tiny_checkpoint()
-    checkpoint.save(tmp_path / "small", record, vqvae, dit, tokenizer, half=False)
+    record = dataclasses.replace(record, storage="float32")
+    checkpoint.save(tmp_path / "small", record, vqvae, dit, tokenizer)
     model = resolve(str(tmp_path / "small"))
     x, t = torch.randn(2, *model.latent_shape), torch.tensor([1000.0, 10.0])
     prompt = torch.randint(0, 10, (2, record.denoiser.text_length))
@@ -324,10 +337,10 @@ def test_a_weight_too_large_for_half_is_not_saved_and_the_old_checkpoint_stays(s
     record, vqvae, dit, tokenizer = tiny_checkpoint()
     before = sha256(saved / "weights.safetensors")
     torch.nn.init.constant_(dit.patch_in.bias, 1e6)
-    with pytest.raises(MmgenError, match=r"patch_in\.bias' is not finite as torch\.float16.*half=False"):
+    with pytest.raises(MmgenError, match=r"patch_in\.bias' is not finite as torch\.float16.*as float32"):
         checkpoint.save(saved, record, vqvae, dit, tokenizer)
     assert sha256(saved / "weights.safetensors") == before and [p.name for p in saved.parent.iterdir()] == [saved.name]
-    checkpoint.save(saved, record, vqvae, dit, tokenizer, half=False)
+    checkpoint.save(saved, dataclasses.replace(record, storage="float32"), vqvae, dit, tokenizer)
     assert resolve(str(saved)).source_sha256 != before and [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 

@@ -1,0 +1,16 @@
+"""The models that come with mmgen: checkpoint folders inside the package, each named after its model."""
+
+from pathlib import Path
+
+DEFAULT = "emoji"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def names() -> tuple[str, ...]:
+    """What there is, in alphabetical order."""
+    return tuple(sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.json")))
+
+
+def folder(name: str) -> Path:
+    """Where a model's checkpoint is, or would be."""
+    return CHECKPOINTS / name
