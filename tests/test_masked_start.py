@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_tokens import CODES, GRID, PROCESS, tiny_token_model
 
 from mmgen.export.exporter import export
@@ -61,6 +62,19 @@ def test_all_hidden_is_a_plain_request(generator: Generator) -> None:
     np.testing.assert_array_equal(generator.generate(**ASKED, latents=GIVEN, mask=np.ones(GRID, bool)).latents, plain)
 
 
+def test_a_picture_is_its_codes(generator: Generator) -> None:
+    """The codes by the encoder in torch."""
+    picture = np.random.default_rng(1).integers(0, 256, (12, 12, 3)).astype(np.uint8)
+    encoder = tiny_token_model().encoder
+    assert encoder is not None
+    with torch.no_grad():
+        codes = encoder(torch.from_numpy(picture[None]).permute(0, 3, 1, 2) / 127.5 - 1).numpy()
+    of_picture = generator.generate(**ASKED, image=picture, mask=LEFT)
+    np.testing.assert_array_equal(of_picture.latents, generator.generate(**ASKED, latents=codes, mask=LEFT).latents)
+    np.testing.assert_array_equal(of_picture.latents[..., ~LEFT], codes[..., ~LEFT])
+    assert of_picture.timings.encode > 0
+
+
 def test_pixels_choose_places(generator: Generator) -> None:
     pixels = np.zeros((12, 12), bool)
     pixels[:, :7] = True  # two pixels a place
@@ -78,7 +92,7 @@ def test_pixels_choose_places(generator: Generator) -> None:
         ({"latents": np.repeat(GIVEN, 2, 0), "count": 2, "mask": np.stack([np.eye(6) > 0, np.eye(6) < 1])},
          "mask of a bundle that makes tokens, got one for each sample, wanted one for all"),
         ({"mask": LEFT}, "mask, got .*, wanted an image or latents to start from"),
-        ({"image": np.zeros((12, 12, 3), np.uint8)}, "no encoder"),
+        ({"image": np.zeros((6, 6, 3), np.uint8)}, r"image, got uint8 \(6, 6, 3\), wanted uint8 \(12, 12, 3\)"),
         ({"latents": GIVEN, "noise": np.zeros((1, *GRID), np.float32)}, "noise is of latents"),
     ],
 )  # fmt: skip
