@@ -333,7 +333,7 @@ class _Run:
 
     def is_late(self, row: int, now: float) -> bool:
         """Whether the row after this one, and decoding, would end after the deadline."""
-        return self.end is not None and now + self.pace.row(self.course.alone[row]) + self.pace.finish > self.end
+        return self.end is not None and now + self.pace.end(self.course.alone[row]) > self.end
 
     def progress(self, row: int, last: bool) -> Progress:
         """What is shown after a row."""
@@ -342,7 +342,7 @@ class _Run:
 
     def result(self, row: int, last: bool = True) -> Result:
         """What there is after so many rows; after the last, if more were planned, what the denoiser believes."""
-        plan, rows = self.plan, len(self.plan.steps)
+        begun, plan, rows = time.perf_counter(), self.plan, len(self.plan.steps)
         early = last and row < rows
         latents = plan.x0() if early else plan.latents(row)
         if not np.isfinite(latents).all():
@@ -352,8 +352,9 @@ class _Run:
             )
         clock = time.perf_counter()
         media, codes = plan.decode_x0() if early else plan.decode(row)
-        self.timings.decode = time.perf_counter() - clock
-        self.pace.decode.append(self.timings.decode)
+        now = time.perf_counter()
+        self.timings.decode = now - clock
+        self.pace.decode.append(now - begun)
         return Result(media, latents, codes, self.timings, self.request.steps, self.course.steps, rows, row)
 
 

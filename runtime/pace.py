@@ -1,15 +1,15 @@
 """How long the parts of a request take on this device, measured, and how many steps fit into a deadline."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mmgen.runtime.options import Course
 
-RECENT = 64  # measurements that count: a device that grows hot grows slower
-CAUTION = 0.9  # the share of them that were faster than what is reckoned with
+RECENT = 256  # measurements that count: a device that grows hot grows slower
+USUALLY = 0.9  # the share of them that were faster than what each of many rows is reckoned with
+NEARLY_ALWAYS = 0.99  # the same for the end of a request, when no time is left to make up for what was slow
 
 
 def _recent() -> deque[float]:
@@ -31,30 +31,34 @@ class Pace:
         """Whether a row and the decoder have been measured."""
         return bool(self.decode and (self.guided or self.alone))
 
-    def row(self, alone: bool) -> float:
+    def row(self, alone: bool, share: float = USUALLY) -> float:
         """What to reckon with for a row; where only the other kind was measured, at most as long as that tells."""
         own, other, ratio = (self.alone, self.guided, 1) if alone else (self.guided, self.alone, self.guides)
-        return _cautious(own) if own else ratio * _cautious(other)
+        return _quantile(own, share) if own else ratio * _quantile(other, share)
 
     def add_row(self, alone: bool, seconds: float) -> None:
         """Take a row into account."""
         (self.alone if alone else self.guided).append(seconds)
 
-    @property
-    def finish(self) -> float:
-        """What to reckon with from the last row to the media."""
-        return _cautious(self.decode)
+    def end(self, alone: bool) -> float:
+        """What to reckon with for the last row and what follows, up to the media."""
+        return self.row(alone, NEARLY_ALWAYS) + _quantile(self.decode, NEARLY_ALWAYS)
+
+    def fixed(self, rows: Sequence[bool]) -> float:
+        """What to reckon with for all but the rows before the last, given for each row whether it runs alone."""
+        return _quantile(self.condition, USUALLY) + self.end(rows[-1])
 
     def need(self, rows: Sequence[bool]) -> float:
-        """What to reckon with for a whole request, given for each row whether it runs alone."""
-        alone = sum(rows)
-        guided = len(rows) - alone
+        """What to reckon with for a whole request."""
+        alone = sum(rows[:-1])
+        guided = len(rows) - 1 - alone
         loop = (alone and alone * self.row(True)) + (guided and guided * self.row(False))
-        return _cautious(self.condition) + loop + self.finish
+        return loop + self.fixed(rows)
 
 
-def _cautious(seconds: deque[float]) -> float:
-    return float(np.quantile(seconds, CAUTION)) if seconds else 0.0
+def _quantile(seconds: deque[float], share: float) -> float:
+    """A measurement that this share of them don't exceed; 0 if there are none."""
+    return sorted(seconds)[math.ceil(share * len(seconds)) - 1] if seconds else 0.0
 
 
 def fitting(pace: Pace, course: Callable[[int], Course], most: int, least: int, seconds: float) -> Course:
@@ -67,10 +71,12 @@ def fitting(pace: Pace, course: Callable[[int], Course], most: int, least: int, 
         least: fewer are impossible.
         seconds: what is left.
     """
-    found, fixed = course(most), _cautious(pace.condition) + pace.finish
+    found = course(most)
     while found.steps > least and (need := pace.need(found.alone)) > seconds:
-        share = max(seconds - fixed, 0) / (need - fixed) if need > fixed else 0
-        found = course(max(least, round_number(min(found.steps - 1, int(found.steps * share)))))
+        rows, fixed = len(found.alone), pace.fixed(found.alone)
+        share = max(seconds - fixed, 0) / (need - fixed) if need > fixed else 0  # of the rows before the last
+        fits = int(found.steps * (1 + (rows - 1) * share) / rows)
+        found = course(max(least, round_number(min(found.steps - 1, fits))))
     return found
 
 

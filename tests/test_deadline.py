@@ -225,9 +225,14 @@ def test_a_pace_is_cautious_and_forgets() -> None:
     assert pace.known
     assert pace.row(False) == 1.0, "long ago doesn't count"
     assert pace.row(True) == 1.0, "a branch alone takes no longer"
-    for _ in range(10):
+    for _ in range(3):
+        pace.add_row(False, 5.0)
+    assert pace.row(False) == 1.0, "what happens every eightieth time is made up for by the other rows"
+    assert pace.end(False) == 5.0 + 2.0, "but for the last"
+    assert pace.need([False] * 10) == 9 * 1.0 + 5.0 + 2.0
+    for _ in range(30):
         pace.add_row(False, 3.0)
-    assert pace.row(False) == 3.0, "what happens every sixth time is reckoned with"
+    assert pace.row(False) == 3.0, "what happens every eighth time is reckoned with"
     alone = Pace(guides=3)
     alone.add_row(True, 1.0)
     assert alone.row(False) == 3.0
