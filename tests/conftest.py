@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = "from mmgen.export.cli import main; main()"
     subprocess.run([sys.executable, "-c", command, source, "--fp16", "--no-engines", "-o", str(folder)], check=True)
     return folder
+
+
+@pytest.fixture
+def bundle_copy(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, b.mmgen in an empty folder, which is the working folder."""
+    shutil.copytree(bundle_folder, tmp_path / "b.mmgen")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "b.mmgen"
 
 
 def needs_torch(file: Path) -> bool:

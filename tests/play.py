@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import api
+import numpy as np
 import pytest
 import standin_tensorrt
 from standin_cuda import Cuda
@@ -17,7 +18,10 @@ from mmgen.runtime.build import Build
 from mmgen.runtime.bundle import read_bundle
 
 FLAVOURS = {release: "tensorrt-rtx" if release == api.RTX else "tensorrt" for release in api.VERSIONS}
+OLDEST = "10.3.0"
 DESKTOP = Gpu("RTX 4090", (8, 9), 128, 24 << 30, 12080, integrated=False)
+
+each_flavour = pytest.mark.parametrize("release", [OLDEST, api.RTX])
 
 
 class Machine:
@@ -49,3 +53,10 @@ def copied(bundle: Path, to: Path) -> Path:
     """A bundle to write engines into."""
     shutil.copytree(bundle, to)
     return to
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Two results, to the bit."""
+    np.testing.assert_array_equal(ours.latents, theirs.latents)
+    np.testing.assert_array_equal(ours.media, theirs.media)
+    np.testing.assert_array_equal(ours.codes, theirs.codes)

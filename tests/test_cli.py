@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from commands import done, mmgen
 
 from mmgen.runtime import load
 from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import MANIFEST
-from mmgen.runtime.cli import main
 
 MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]
 
@@ -29,24 +27,6 @@ def here(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "b.mmgen").symlink_to(bundle_folder)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def copied(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a copy of the bundle, to be damaged."""
-    shutil.copytree(bundle_folder, tmp_path / "b.mmgen")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "b.mmgen"
-
-
-def mmgen(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
-def done(*arguments: str) -> Result:
-    result = mmgen(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def size(png: Path) -> tuple[int, int]:
@@ -255,13 +235,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("command", [["inspect"], ["generate", "-o", "out.png"], ["verify"]], ids=lambda c: c[0])
-def test_a_damaged_bundle_is_one_line(copied: Path, damage: str, command: list[str]) -> None:
+def test_a_damaged_bundle_is_one_line(bundle_copy: Path, damage: str, command: list[str]) -> None:
     break_it, words = DAMAGE[damage]
-    break_it(copied)
+    break_it(bundle_copy)
     result = mmgen(*command, "b.mmgen")
     assert result.exit_code == 1
     assert words in result.stderr.splitlines()[-1]
-    assert os.listdir(copied.parent) == ["b.mmgen"]
+    assert os.listdir(bundle_copy.parent) == ["b.mmgen"]
 
 
 def test_debug_shows_where(here: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import done, mmgen
 from tree import TESTS
 
 from mmgen.engines import builder, targets
 from mmgen.engines.targets import Possible, Target
 from mmgen.runtime.build import GraphReport, Place
 from mmgen.runtime.bundle import read_bundle, sha256
-from mmgen.runtime.cli import main
 from mmgen.runtime.errors import MmgenError
 
 ORIN = Place("tensorrt", "10.3.0.30", ("sm87",), "linux aarch64", "12.6", "Orin", 16, 15)
@@ -75,21 +73,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.fixture(autouse=True)
-def here(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a copy of the bundle."""
-    shutil.copytree(bundle_folder, tmp_path / "b.mmgen")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "b.mmgen"
-
-
-def mmgen(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
-def done(*arguments: str) -> Result:
-    result = mmgen(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
+def here(bundle_copy: Path) -> Path:
+    return bundle_copy
 
 
 def failed(*arguments: str) -> str:

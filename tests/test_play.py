@@ -4,13 +4,12 @@ The stand-in computes with ONNX Runtime, so results are equal to the bit whereve
 right order.  What it can't show, numbers and time on a device, is in test_gpu.
 """
 
-import functools
 import gc
 import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not installed")
 
 import api
-from play import Machine, copied
+from play import Machine, copied, each_flavour, same
 from standin_context import IExecutionContext
 from standin_device import Gpu, Status
 
@@ -31,36 +30,7 @@ from mmgen.runtime.memory import Layout
 
 ASKED: dict[str, Any] = {"prompt": ["red apple", "blue cat"], "seed": 3, "steps": 3}
 NOISY = {**ASKED, "solver": "ddpm"}
-OLDEST = "10.3.0"
-
-
-@pytest.fixture(scope="session")
-def built(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A bundle with engines of a release; read only."""
-
-    @functools.cache
-    def make(release: str) -> Path:
-        folder = copied(bundle_folder, tmp_path_factory.mktemp("built") / "test.mmgen")
-        with pytest.MonkeyPatch.context() as patch:
-            Machine(release, patch).build(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def release() -> str:
-    return OLDEST
-
-
-@pytest.fixture
-def machine(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A machine on which nothing was used wrongly and nothing is left when the test ends."""
-    made = Machine(release, monkeypatch)
-    yield made
-    gc.collect()
-    assert made.cuda.memory.misuses == []
-    assert made.live() == {}
+pytest_plugins = ["played"]
 
 
 @pytest.fixture
@@ -68,17 +38,9 @@ def bundle(machine: Machine, built: Callable[[str], Path], tmp_path: Path) -> Pa
     return copied(built(machine.release), tmp_path / "test.mmgen")
 
 
-@pytest.fixture(scope="session")
-def wanted(bundle_folder: Path) -> Iterator[Generator]:
-    """ONNX Runtime on the CPU."""
-    with load(bundle_folder, "ort-cpu") as generator:
-        yield generator
-
-
 ROLES = ("condition", "decode", "step", "timestep")
 every_release = pytest.mark.parametrize("release", api.VERSIONS)
 rtx = pytest.mark.parametrize("release", [api.RTX])
-each_flavour = pytest.mark.parametrize("release", [OLDEST, api.RTX])
 
 
 @every_release
@@ -445,10 +407,3 @@ def play_rows(bundle: Path, backend: str) -> None:
     with load(bundle, backend) as generator:
         for _ in generator.stream(**ASKED):
             pass
-
-
-def same(ours: Any, theirs: Any) -> None:
-    """Two results, to the bit."""
-    np.testing.assert_array_equal(ours.latents, theirs.latents)
-    np.testing.assert_array_equal(ours.media, theirs.media)
-    np.testing.assert_array_equal(ours.codes, theirs.codes)

@@ -3,7 +3,6 @@
 After a failure that the device survives, the same generator works; after one that ends the device, every call says so.
 """
 
-import functools
 import gc
 import random
 import threading
@@ -17,7 +16,7 @@ import pytest
 pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not installed")
 
 import api
-from play import Machine, copied
+from play import OLDEST, Machine, each_flavour, same
 from standin_cuda import Cuda
 from standin_device import Status, gives
 from standin_memory import Misuse
@@ -26,7 +25,6 @@ from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.generator import PLANS
 
 ASKED: dict[str, Any] = {"prompt": "red apple", "seed": 3, "steps": 2}
-OLDEST = "10.3.0"
 LIMIT = 300  # calls that a request may make; all of them are made to fail, one after the other
 PASSING = {  # what a call answers that fails once, and the device goes on
     "cudaMalloc": Status.cudaErrorMemoryAllocation,
@@ -36,55 +34,13 @@ PASSING = {  # what a call answers that fails once, and the device goes on
     "cudaGraphInstantiate": Status.cudaErrorMemoryAllocation,
 }
 
-each_flavour = pytest.mark.parametrize("release", [OLDEST, api.RTX])
-
-
-@pytest.fixture(scope="module")
-def built(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A bundle with engines of a release; read only."""
-
-    @functools.cache
-    def make(release: str) -> Path:
-        folder = copied(bundle_folder, tmp_path_factory.mktemp("built") / "test.mmgen")
-        with pytest.MonkeyPatch.context() as patch:
-            Machine(release, patch).build(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def release() -> str:
-    return OLDEST
-
-
-@pytest.fixture
-def machine(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """A machine on which nothing was used wrongly and nothing is left when the test ends."""
-    made = Machine(release, monkeypatch)
-    yield made
-    assert made.cuda.memory.misuses == []
-    gc.collect()
-    assert made.live() == {}
+pytest_plugins = ["played"]
 
 
 @pytest.fixture
 def generator(machine: Machine, built: Callable[[str], Path]) -> Iterator[Generator]:
     with load(built(machine.release), machine.flavour) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def wanted(bundle_folder: Path) -> Iterator[Callable[..., Any]]:
-    """The same request by ONNX Runtime on the CPU."""
-    with load(bundle_folder, "ort-cpu") as generator:
-        yield lambda **asked: generator.generate(**asked)
-
-
-def same(ours: Any, theirs: Any) -> None:
-    """Two results, to the bit."""
-    np.testing.assert_array_equal(ours.latents, theirs.latents)
-    np.testing.assert_array_equal(ours.media, theirs.media)
 
 
 def streamed(generator: Generator, **asked: Any) -> Any:
@@ -101,7 +57,7 @@ def streamed(generator: Generator, **asked: Any) -> Any:
 
 @pytest.mark.parametrize("release", api.VERSIONS)
 def test_any_sequence_of_requests_gives_what_onnx_runtime_gives(
-    generator: Generator, wanted: Callable[..., Any]
+    generator: Generator, wanted: Generator
 ) -> None:
     """More sizes than are kept, in any order, generated, streamed, left half-way and decoded."""
     chance = random.Random(7)
@@ -115,7 +71,7 @@ def test_any_sequence_of_requests_gives_what_onnx_runtime_gives(
             "solver": chance.choice(["ddim", "ddpm", "dpmpp-2m"]),
         }
         seen.add((asked["steps"], asked["count"], asked["guidance"] == 1.0))
-        expected = wanted(**asked)
+        expected = wanted.generate(**asked)
         match chance.choice(["generate", "stream", "leave", "decode"]):
             case "generate":
                 same(generator.generate(**asked), expected)
@@ -192,7 +148,7 @@ def test_closing_inside_a_stream_ends_it_and_frees_everything(machine: Machine, 
 
 @each_flavour
 def test_closing_from_another_thread_waits_for_the_stream(
-    machine: Machine, generator: Generator, wanted: Callable[..., Any]
+    machine: Machine, generator: Generator, wanted: Generator
 ) -> None:
     stream = generator.stream(**ASKED)
     next(stream)
@@ -200,7 +156,7 @@ def test_closing_from_another_thread_waits_for_the_stream(
     closing.start()
     last = next(stream)
     assert last.last
-    same(last.result(), wanted(**ASKED))
+    same(last.result(), wanted.generate(**ASKED))
     stream.close()
     closing.join()
     assert machine.live() == {}
@@ -208,9 +164,9 @@ def test_closing_from_another_thread_waits_for_the_stream(
 
 @each_flavour
 def test_threads_that_generate_stream_and_decode_at_once_get_their_own_results(
-    generator: Generator, wanted: Callable[..., Any]
+    generator: Generator, wanted: Generator
 ) -> None:
-    expected = {seed: wanted(**ASKED | {"seed": seed, "count": seed % 3 + 1}) for seed in range(6)}
+    expected = {seed: wanted.generate(**ASKED | {"seed": seed, "count": seed % 3 + 1}) for seed in range(6)}
     failures: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -241,9 +197,9 @@ def test_threads_that_generate_stream_and_decode_at_once_get_their_own_results(
     ids=["a new size", "a known size", "a stream"],
 )
 def test_after_any_call_fails_once_the_same_generator_works(
-    machine: Machine, built: Callable[[str], Path], wanted: Callable[..., Any], how: str, known: bool
+    machine: Machine, built: Callable[[str], Path], wanted: Generator, how: str, known: bool
 ) -> None:
-    expected, make = wanted(**ASKED), Generator.generate if how == "generate" else streamed
+    expected, make = wanted.generate(**ASKED), Generator.generate if how == "generate" else streamed
     names = calls_of(machine, built, known, make)
     for number, name in enumerate(names, 1):
         with load(built(machine.release), machine.flavour) as generator:
@@ -265,7 +221,7 @@ def test_after_any_call_fails_once_the_same_generator_works(
 @each_flavour
 @pytest.mark.parametrize("name", ["create_execution_context", "execute_async_v3"])
 def test_after_tensorrt_fails_once_the_same_generator_works(
-    machine: Machine, generator: Generator, wanted: Callable[..., Any], name: str
+    machine: Machine, generator: Generator, wanted: Generator, name: str
 ) -> None:
     failed = 0
     for number in range(1, 12):
@@ -273,19 +229,19 @@ def test_after_tensorrt_fails_once_the_same_generator_works(
             machine.library.fail(name, number)
             asked = ASKED | {"count": count, "steps": number % 2 + 1}
             try:
-                same(generator.generate(**asked), wanted(**asked))
+                same(generator.generate(**asked), wanted.generate(**asked))
             except MmgenError as error:
                 failed += 1
                 assert "Error Code" in str(error)
             machine.library.heal()
-            same(generator.generate(**asked), wanted(**asked))
+            same(generator.generate(**asked), wanted.generate(**asked))
     assert failed
 
 
 def test_a_device_without_room_says_what_is_free_and_goes_on_with_less(
-    machine: Machine, generator: Generator, wanted: Callable[..., Any]
+    machine: Machine, generator: Generator, wanted: Generator
 ) -> None:
-    expected, larger = wanted(**ASKED), ASKED | {"count": 4, "steps": 3}
+    expected, larger = wanted.generate(**ASKED), ASKED | {"count": 4, "steps": 3}
     same(generator.generate(**ASKED), expected)
     others = machine.cuda.free_bytes - 1024
     assert machine.cuda.reserve(others), "another program takes the rest"
@@ -293,7 +249,7 @@ def test_a_device_without_room_says_what_is_free_and_goes_on_with_less(
         generator.generate(**larger)
     same(generator.generate(**ASKED), expected)
     machine.cuda.reserve(-others)
-    same(generator.generate(**larger), wanted(**larger))
+    same(generator.generate(**larger), wanted.generate(**larger))
 
 
 # Failures that end the device.
@@ -302,9 +258,9 @@ def test_a_device_without_room_says_what_is_free_and_goes_on_with_less(
 @each_flavour
 @pytest.mark.parametrize("how", ["generate", "stream"])
 def test_after_the_device_broke_every_call_says_so_and_nothing_is_left(
-    machine: Machine, built: Callable[[str], Path], wanted: Callable[..., Any], how: str
+    machine: Machine, built: Callable[[str], Path], wanted: Generator, how: str
 ) -> None:
-    expected, make = wanted(**ASKED), Generator.generate if how == "generate" else streamed
+    expected, make = wanted.generate(**ASKED), Generator.generate if how == "generate" else streamed
     for number in range(1, 40):
         with load(built(machine.release), machine.flavour) as generator:
             machine.cuda.fail_work(Status.cudaErrorIllegalAddress, number)
@@ -354,14 +310,14 @@ def no_waiting(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wait_that_is_forgotten_shows(
-    release: str, monkeypatch: pytest.MonkeyPatch, built: Callable[[str], Path], wanted: Callable[..., Any]
+    release: str, monkeypatch: pytest.MonkeyPatch, built: Callable[[str], Path], wanted: Generator
 ) -> None:
     machine = Machine(release, monkeypatch)
     with pytest.raises((AssertionError, MmgenError)), load(built(release), machine.flavour) as generator:
         generator.generate(**ASKED)
         with monkeypatch.context() as patch:
             no_waiting(patch)
-            same(generator.generate(**ASKED | {"seed": 4}), wanted(**ASKED | {"seed": 4}))
+            same(generator.generate(**ASKED | {"seed": 4}), wanted.generate(**ASKED | {"seed": 4}))
 
 
 def test_memory_that_is_freed_before_its_work_is_done_shows(

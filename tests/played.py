@@ -1,0 +1,47 @@
+"""Fixtures of tests that play engines on the stand-in: ``pytest_plugins = ["played"]``."""
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from play import OLDEST, Machine, copied
+
+from mmgen.runtime import Generator, load
+
+
+@pytest.fixture(scope="session")
+def built(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A bundle with engines of a release; read only."""
+
+    @functools.cache
+    def make(release: str) -> Path:
+        folder = copied(bundle_folder, tmp_path_factory.mktemp("built") / "test.mmgen")
+        with pytest.MonkeyPatch.context() as patch:
+            Machine(release, patch).build(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def release() -> str:
+    return OLDEST
+
+
+@pytest.fixture
+def machine(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A machine on which nothing was used wrongly and nothing is left when the test ends."""
+    made = Machine(release, monkeypatch)
+    yield made
+    gc.collect()
+    assert made.cuda.memory.misuses == []
+    assert made.live() == {}
+
+
+@pytest.fixture(scope="session")
+def wanted(bundle_folder: Path) -> Iterator[Generator]:
+    """ONNX Runtime on the CPU."""
+    with load(bundle_folder, "ort-cpu") as generator:
+        yield generator
