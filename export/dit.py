@@ -49,6 +49,12 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], -1)
 
 
+def unpatched(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Tokens (B, rows columns, C p p) of a grid (rows, columns) to (B, C, rows p, columns p)."""
+    x = x.unflatten(1, grid).unflatten(3, (-1, patch, patch))  # (B, rows, columns, C, p, p)
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
 class Mlp(nn.Sequential):
     """Linear, GELU, Linear."""
 
@@ -160,6 +166,4 @@ class TextDiT(nn.Module):
         for block in self.blocks:
             h = block(h, c, context)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
-        h = self.patch_out(self.norm(h) * (1 + scale) + shift)
-        h = h.unflatten(1, (rows, columns)).unflatten(3, (-1, p, p))  # (B, rows, columns, C, p, p)
-        return h.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return unpatched(self.patch_out(self.norm(h) * (1 + scale) + shift), self.grid, p)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmgen.export.dit import Block, TextDiTConfig, TextEncoder
+from mmgen.export.dit import Block, TextDiTConfig, TextEncoder, unpatched
 
 CODE_WIDTH = 64  # of a code's embedding
 
@@ -48,6 +48,4 @@ class TokenDiT(nn.Module):
         for block in self.blocks:
             h = block(h, c, context)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
-        h = self.patch_out(self.norm(h) * (1 + scale) + shift)
-        h = h.unflatten(1, (rows, columns)).unflatten(3, (-1, p, p))  # (B, rows, columns, C, p, p)
-        return h.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return unpatched(self.patch_out(self.norm(h) * (1 + scale) + shift), self.grid, p)
