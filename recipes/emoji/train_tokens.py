@@ -1,26 +1,21 @@
 """Train the masked-token DiT on the codes of the trained VQ-VAE: ``python train_tokens.py --data DIR --out DIR``.
 
-Its text encoder and blocks start from the trained flow model (``dit.safetensors``).  Writes ``tokens.pt`` as it goes
-and continues from it, ``tokens.safetensors`` at the end, and a log line every 100 steps.
+Its text encoder and blocks start from the trained flow model (``dit.safetensors``).  Writes ``tokens.pt`` and
+``tokens.safetensors`` as ``training`` says.
 """
 
-import argparse
-import json
 import math
-import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import torch
-from captions import draw
 from data import fetch, load
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
-from train_dit import load_vqvae, optimisers, schedule
-from train_vqvae import pictures
+from train_vqvae import load_vqvae, pictures
+from training import arguments, train
 
 from mmgen.export.dit import TextDiTConfig
 from mmgen.export.token_dit import TokenDiT
@@ -42,90 +37,36 @@ def masked(codes: Tensor, mask: int) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("build/data"))
-    parser.add_argument("--out", type=Path, default=Path("build/emoji"))
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the step: faster, needs a C++ compiler")
-    args = parser.parse_args()
+    args = arguments(__doc__)
     torch.manual_seed(0)
-    random = np.random.default_rng(0)
     emoji = load(fetch(args.data))
     tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
     vqvae = load_vqvae(args.out)
     codes = codes_of(vqvae, pictures(emoji))
     mask = vqvae.config.codes
-    config = replace(TextDiTConfig(), latent_shape=(mask, *codes.shape[1:]))
-    weight = np.array([1.0 if e.base == e.unified else 0.2 for e in emoji])
-    weight /= weight.sum()
 
-    model = TokenDiT(config)
+    model = TokenDiT(replace(TextDiTConfig(), latent_shape=(mask, *codes.shape[1:])))
     flow = load_file(args.out / "dit.safetensors")
-    shared = {n: p for n, p in flow.items() if n.startswith(("text.", "blocks.", "pooled.", "position"))}
-    left = model.load_state_dict(shared, strict=False)
+    same = {n: p for n, p in flow.items() if n.startswith(("text.", "blocks.", "pooled.", "position"))}
+    left = model.load_state_dict(same, strict=False)
     assert not left.unexpected_keys, left
-    shadow = TokenDiT(config).requires_grad_(False)  # moving average of the weights, the model that is kept
-    shadow.load_state_dict(model.state_dict())
-    optimiser = optimisers(model, args.lr)
-    start, checkpoint = 0, args.out / "tokens.pt"
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        shadow.load_state_dict(state["shadow"])
-        for o, saved in zip(optimiser, state["optimisers"], strict=True):
-            o.load_state_dict(saved)
-        random = np.random.default_rng(start)
-        torch.manual_seed(start)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
 
-    def loss_of(shown: Tensor, hidden: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    def error(shown: Tensor, hidden: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
         """Cross entropy of the hidden codes, averaged over them."""
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(shown, model.text(tokens))
         each = F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=0.02)
         return (each * hidden).sum() / hidden.sum()
 
-    step_loss = torch.compile(loss_of) if args.compile else loss_of
-    clock, losses = time.perf_counter(), []
-    for step in range(start, args.steps):
-        for o in optimiser:
-            for group in o.param_groups:
-                group["lr"] = args.lr * schedule(step, args.steps)
-        chosen = random.choice(len(emoji), args.batch, p=weight)
-        encodings = tokenizer.encode_batch([draw(emoji[i], random) for i in chosen])
-        tokens = torch.tensor([e.ids for e in encodings])
+    if args.compile:
+        error = torch.compile(error)
+
+    def loss_of(chosen: NDArray, tokens: Tensor) -> Tensor:
         target = codes[chosen]
         shown, hidden = masked(target, mask)
-        loss = step_loss(shown, hidden.float(), target, tokens)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in optimiser:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        decay = min(0.999, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(shadow.parameters()), list(model.parameters()), 1 - decay)
-        losses.append(loss.item())
-        if (step + 1) % 100 == 0:
-            seconds = (time.perf_counter() - clock) / (step + 1 - start)
-            print(f"step {step + 1} loss {np.mean(losses[-100:]):.4f} {seconds:.3f} s/step", flush=True)
-        if (step + 1) % 500 == 0:
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "shadow": shadow.state_dict(),
-                    "step": step + 1,
-                    "optimisers": [o.state_dict() for o in optimiser],
-                },
-                partial,
-            )
-            partial.replace(checkpoint)
-    save_file(shadow.state_dict(), args.out / "tokens.safetensors")
-    (args.out / "tokens.json").write_text(json.dumps(asdict(config), indent=1))
+        return error(shown, hidden.float(), target, tokens)
+
+    train("tokens", model, loss_of, emoji, tokenizer, args)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import fetch, held_out, load
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmgen.export.vqvae import VQVAE, VQVAEConfig
+from mmgen.runtime.bundle import from_json
+
+
+def load_vqvae(folder: Path) -> VQVAE:
+    """What ``main`` wrote."""
+    config = from_json(VQVAEConfig, json.loads((folder / "vqvae.json").read_text()), str(folder / "vqvae.json"))
+    model = VQVAE(config)
+    model.load_state_dict(load_file(folder / "vqvae.safetensors"), strict=False)  # usage and sums are not needed
+    return model.eval().requires_grad_(False)
 
 
 def pictures(emoji) -> Tensor:
