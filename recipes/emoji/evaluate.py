@@ -4,7 +4,6 @@ Pictures come from the runtime, as a user gets them; only the judge, the VQ enco
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -13,27 +12,30 @@ import torch
 from accuracy import Accuracy, measure
 from data import fetch, held_out, load
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from torch import nn
 from train_vqvae import evaluate as reconstruction
 from train_vqvae import pictures
 
-from mmgen.export import sources
-from mmgen.export.checkpoint import Checkpoint
+from mmgen.export import checkpoint, embedded
 from mmgen.export.vqvae import VQVAE
 from mmgen.runtime import Generator
 from mmgen.runtime import load as load_bundle
-from mmgen.runtime.bundle import from_json
+from mmgen.runtime.process import Masked
 
-CARD = """# emoji
+FLOW = "flow matching"
+MASKED = "masked-token diffusion over codes, 2 x 2 of them a token"
+STORAGE = {"int8": "int8 with a scale for each row of a matrix, the autoencoder and vectors as float16"}
 
-Text to 64 x 64 Noto emoji: a VQ-VAE and a text-conditional DiT, {megabytes:.1f} MB, made from scratch by `recipes/emoji/`.
+CARD = """# {name}
+
+Text to 64 x 64 Noto emoji: a VQ-VAE{shared} and a text-conditional DiT, {megabytes:.1f} MB, made from scratch by `recipes/emoji/`.
 
 | | |
 |---|---|
 | autoencoder | {vqvae:.2f} M parameters, 4 x 4 pixels a code, {codes} codes of {dims} dimensions, learned by moving averages with revival of dead codes |
-| denoiser | {dit:.2f} M parameters with its text encoder, {layers} layers x {width}, {tokens} image tokens, flow matching |
+| denoiser | {dit:.2f} M parameters with its text encoder, {layers} layers x {width}, {tokens} image tokens, {process} |
 | text | {vocabulary} words and characters, {length} tokens |
-| weights | moving averages over training, stored as float16 |
+| weights | moving averages over training, stored as {storage} |
 | trained on | {count} pictures of `emoji-datasource-google` 16.0.0 (Noto emoji), names and keywords of `emojilib` 4.0.3 |
 | licence | Apache-2.0; the pictures are Noto Emoji's, Apache-2.0 |
 
@@ -59,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, default=Path("build/data"))
-    parser.add_argument("--checkpoint", type=Path, default=sources.EMBEDDED)
+    parser.add_argument("--checkpoint", type=Path, help="what it was exported from; else the embedded one of its name")
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--steps", type=int)
@@ -67,43 +69,46 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="write README.md into the checkpoint")
     args = parser.parse_args()
     emoji = load(fetch(args.data))
-    record = json.loads((args.checkpoint / "config.json").read_text())
-    checkpoint = from_json(Checkpoint, record, str(args.checkpoint))
-    weights = load_file(args.checkpoint / "weights.safetensors")
-    vqvae = VQVAE(checkpoint.autoencoder).eval()
-    parts = {k.removeprefix("autoencoder."): v.float() for k, v in weights.items() if k.startswith("autoencoder.")}
-    vqvae.load_state_dict(parts, strict=False)  # the running averages of training are not kept
-
-    images = pictures(emoji)
-    hidden = torch.from_numpy(held_out(emoji))
-    psnr, _ = reconstruction(vqvae, images[hidden])
-    _, used = reconstruction(vqvae, images)
-    print(f"reconstruction {psnr:.2f} dB over {int(hidden.sum())} held-out pictures, {used:.1%} of codes used")
-
     with load_bundle(args.bundle) as generator:
+        bundle, backend = generator.bundle, generator.backend
+        folder = args.checkpoint or embedded.folder(bundle.name)
+        record, vqvae, dit = checkpoint.read(folder)
+        vqvae.eval()
+
+        images = pictures(emoji)
+        hidden = torch.from_numpy(held_out(emoji))
+        psnr, _ = reconstruction(vqvae, images[hidden])
+        _, used = reconstruction(vqvae, images)
+        print(f"reconstruction {psnr:.2f} dB over {int(hidden.sum())} held-out pictures, {used:.1%} of codes used")
+
         accuracy, seconds = prompts(generator, vqvae, emoji, args)
-        print(f"top 1 {accuracy.top1:.1%}, top 5 {accuracy.top5:.1%} of {accuracy.captions}, {seconds:.0f} s")
-        for asked, got in accuracy.missed:
-            print(f"  {asked}: {got}")
-        defaults, bundle = generator.bundle.defaults, generator.bundle
-        if not args.card:
-            return
-        text = CARD.format(
-            megabytes=(args.checkpoint / "weights.safetensors").stat().st_size / 1e6,
-            vqvae=sum(v.numel() for v in parts.values()) / 1e6,
-            dit=sum(v.numel() for k, v in weights.items() if k.startswith("denoiser.")) / 1e6,
-            codes=checkpoint.autoencoder.codes, dims=checkpoint.autoencoder.code_dim,
-            layers=checkpoint.denoiser.layers, width=checkpoint.denoiser.width,
-            tokens=(checkpoint.denoiser.latent_shape[1] // checkpoint.denoiser.patch) ** 2,
-            vocabulary=checkpoint.denoiser.vocabulary, length=checkpoint.denoiser.text_length,
-            count=len(emoji), held=int(hidden.sum()), psnr=psnr, used=used, captions=accuracy.captions,
-            top1=accuracy.top1, top5=accuracy.top5, policy=bundle.precision.policy, backend=generator.backend,
-            solver=args.solver or defaults.solver, steps=args.steps or defaults.steps,
-            guidance=args.guidance or defaults.guidance, seeds=-(-accuracy.captions // 8) - 1,
-            stride=sum(e.base == e.unified for e in emoji) // accuracy.captions,
-            missed="; ".join(f"{asked}: {got}" for asked, got in accuracy.missed) or "none",
-        )  # fmt: skip
-        (args.checkpoint / "README.md").write_text(text)
+    print(f"top 1 {accuracy.top1:.1%}, top 5 {accuracy.top5:.1%} of {accuracy.captions}, {seconds:.0f} s")
+    for asked, got in accuracy.missed:
+        print(f"  {asked}: {got}")
+    if not args.card:
+        return
+    defaults, config = bundle.defaults, record.denoiser
+    text = CARD.format(
+        name=record.name, shared=f" (that of `{record.shared}`)" if record.shared else "",
+        megabytes=sum(file.stat().st_size for file in folder.iterdir()) / 1e6,
+        vqvae=parameters(vqvae), codes=record.autoencoder.codes, dims=record.autoencoder.code_dim,
+        dit=parameters(dit), layers=config.layers, width=config.width,
+        tokens=(config.latent_shape[1] // config.patch) ** 2,
+        process=MASKED if isinstance(record.process, Masked) else FLOW,
+        vocabulary=config.vocabulary, length=config.text_length, storage=STORAGE.get(record.storage, record.storage),
+        count=len(emoji), held=int(hidden.sum()), psnr=psnr, used=used, captions=accuracy.captions,
+        top1=accuracy.top1, top5=accuracy.top5, policy=bundle.precision.policy, backend=backend,
+        solver=args.solver or defaults.solver, steps=args.steps or defaults.steps,
+        guidance=args.guidance or defaults.guidance, seeds=-(-accuracy.captions // 8) - 1,
+        stride=sum(e.base == e.unified for e in emoji) // accuracy.captions,
+        missed="; ".join(f"{asked}: {got}" for asked, got in accuracy.missed) or "none",
+    )  # fmt: skip
+    (folder / "README.md").write_text(text)
+
+
+def parameters(module: nn.Module) -> float:
+    """Millions of numbers that are stored."""
+    return sum(tensor.numel() for tensor in module.state_dict().values()) / 1e6
 
 
 def prompts(generator: Generator, vqvae: VQVAE, emoji: list, args: argparse.Namespace) -> tuple[Accuracy, float]:

@@ -1,43 +1,65 @@
-"""Put the trained parts together as the embedded default: ``python pack.py --out DIR [--to FOLDER]``."""
+"""Put the trained parts together as embedded checkpoints: ``python pack.py --out DIR [--to FOLDER]``."""
 
 import argparse
 import json
 from pathlib import Path
 
 from safetensors.torch import load_file
-from train_dit import load_vqvae
+from train_vqvae import load_vqvae
 
-from mmgen.export import sources
+from mmgen.export import embedded
 from mmgen.export.checkpoint import Checkpoint, save
 from mmgen.export.dit import TextDiT, TextDiTConfig
+from mmgen.export.token_dit import TokenDiT
+from mmgen.export.vqvae import VQVAE
 from mmgen.runtime.bundle import Defaults, from_json
-from mmgen.runtime.process import Flow
+from mmgen.runtime.process import Flow, Masked
 
 PROMPTS = ("red apple", "rocket", "sunflower", "tiger face", "grinning face", "pizza", "snowman", "red heart")
+NAMES = ("emoji", "emoji-tokens")  # in this order: the second shares the first one's autoencoder and tokenizer
+
+
+def trained(name: str, out: Path, vqvae: VQVAE) -> tuple[Checkpoint, TextDiT | TokenDiT]:
+    """A checkpoint's record and its denoiser, from what the trainers wrote."""
+    file = out / ("tokens" if name == "emoji-tokens" else "dit")
+    config = from_json(TextDiTConfig, json.loads(file.with_suffix(".json").read_text()), f"{file}.json")
+    codes = vqvae.config.codes
+    if name == "emoji-tokens":
+        dit: TextDiT | TokenDiT = TokenDiT(config)
+        process: Flow | Masked = Masked(codes=codes, mask_id=codes)
+        defaults, shared = Defaults(solver="maskgit", steps=16, guidance=3.0), "emoji"
+    else:
+        dit = TextDiT(config)
+        process = Flow(noise_time=1, velocity="noise-data", timestep_scale=1000.0)
+        defaults, shared = Defaults(solver="flow-euler", steps=20, guidance=4.0), ""
+    dit.load_state_dict(load_file(file.with_suffix(".safetensors")))
+    record = Checkpoint(
+        name=name,
+        licence="Apache-2.0",
+        process=process,
+        defaults=defaults,
+        autoencoder=vqvae.config,
+        denoiser=config,
+        examples=PROMPTS,
+        storage="int8",
+        shared=shared,
+    )
+    return record, dit
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=NAMES, help="one of them")
     parser.add_argument("--out", type=Path, default=Path("build/emoji"), help="where the trainers wrote")
-    parser.add_argument("--to", type=Path, default=sources.EMBEDDED)
+    parser.add_argument("--to", type=Path, default=embedded.CHECKPOINTS)
     args = parser.parse_args()
     vqvae = load_vqvae(args.out)
-    config = from_json(TextDiTConfig, json.loads((args.out / "dit.json").read_text()), str(args.out / "dit.json"))
-    dit = TextDiT(config)
-    dit.load_state_dict(load_file(args.out / "dit.safetensors"))
-    checkpoint = Checkpoint(
-        name="emoji",
-        licence="Apache-2.0",
-        process=Flow(noise_time=1, velocity="noise-data", timestep_scale=1000.0),
-        defaults=Defaults(solver="flow-euler", steps=20, guidance=4.0),
-        autoencoder=vqvae.config,
-        denoiser=config,
-        examples=PROMPTS,
-    )
-    args.to.parent.mkdir(parents=True, exist_ok=True)
-    save(args.to, checkpoint, vqvae, dit, (args.out / "tokenizer.json").read_bytes())
-    size = sum(f.stat().st_size for f in args.to.iterdir())
-    print(f"{args.to}: {size / 1e6:.1f} MB")
+    args.to.mkdir(parents=True, exist_ok=True)
+    for name in (args.only,) if args.only else NAMES:
+        record, dit = trained(name, args.out, vqvae)
+        save(args.to / name, record, vqvae, dit, (args.out / "tokenizer.json").read_bytes())
+        size = sum(file.stat().st_size for file in (args.to / name).iterdir())
+        print(f"{args.to / name}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
