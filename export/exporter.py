@@ -142,7 +142,7 @@ def _prove_graphs(
 
         source, target = (_graph(folder, name, role) for name in (FLOAT if half else GRAPHS, GRAPHS))
         part("comparing", 0.0)
-        passed, answers = against_torch(role, source, samples)
+        passed, answers = against_torch(role, source, samples, bundle.process)
         receipts[role] = passed
         if half:
             part("measuring ranges of", 0.2)
@@ -157,7 +157,7 @@ def _prove_graphs(
             narrowed |= halved.narrowed
             lint(target)
             part("comparing", 0.7)
-            receipts[role] += against_float(role, target, answers, ranges)
+            receipts[role] += against_float(role, target, answers, bundle.process, ranges)
     shutil.rmtree(folder / FLOAT, ignore_errors=True)
     for data in (folder / GRAPHS).glob("*.data"):
         if data.stat().st_size == 0:  # every weight was small enough to stay in the graph

@@ -25,6 +25,8 @@ from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.masked_reference import FAR, TINY
 from mmgen.runtime.process import Masked
 
+FIXED = (names.TOKENS, *ROWS, names.GUIDANCE, names.CHOICE, names.ORDER)  # a step's inputs; its conditioning follows
+
 
 class MaskedStepGraph(nn.Module):
     """One row of a ``MaskedTable`` around one evaluation of the denoiser; float32 behind the logits.
@@ -53,7 +55,7 @@ class MaskedStepGraph(nn.Module):
         order: Tensor,  # (B, *L) in [0, 1)
         *conditioning: Tensor,  # (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
-        logits = self._logits(tokens, guidance, conditioning)  # (B, N, codes)
+        logits = self.logits(tokens, guidance, conditioning)  # (B, N, codes)
         flat, choice, order = tokens.flatten(1), choice.flatten(1), order.flatten(1)  # (B, N)
         hidden = flat == self.mask_id
 
@@ -80,7 +82,7 @@ class MaskedStepGraph(nn.Module):
         next_tokens = torch.where(again, self.mask_id, codes)
         return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
 
-    def _logits(self, tokens: Tensor, guidance: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
+    def logits(self, tokens: Tensor, guidance: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
         """Guided logits (B, N, codes)."""
         branches, batch = guidance.shape[0], tokens.shape[0]
         rows = tokens.expand(branches, *tokens.shape).flatten(0, 1)  # (R, *L)
@@ -131,7 +133,7 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
         names.CHOICE: torch.zeros(size),
         names.ORDER: torch.zeros(size),
     }
-    if clash := set(fixed) & {name for name, _ in conditioning}:
+    if clash := set(FIXED) & {name for name, _ in conditioning}:
         raise MmgenError(
             f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
             remedy="give it another name",

@@ -1,15 +1,19 @@
 """What torch makes of a small request for tokens, as ``torch_run`` does it for latents."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mmgen.export.graphs import Source
+from mmgen.export.masked_graph import FIXED, MaskedStepGraph
+from mmgen.export.masked_receipts import LOGITS
 from mmgen.export.model import Model
-from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, TorchRun, call, golden_request
+from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, Sample, TorchRun, call, golden_request
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.golden import Golden
@@ -36,7 +40,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     shape = (B, *model.latent_shape)
     feeds["step"], trajectory = _loop(sources["step"], model.process, rows, asked, conditioning, shape, SEED)
     other = _loop(sources["step"], model.process, rows, asked, conditioning, shape, OTHER_SEED)[1][-1]
-    samples["step"] = [call(sources["step"], inputs, place) for inputs, place in _step_inputs(feeds["step"])]
+    samples["step"] = [_with_logits(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
     samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
     feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
     media = samples["decode"][0].outputs[names.MEDIA]
@@ -78,6 +82,17 @@ def _loop(
         tokens = call(step, feeds[-1]).outputs[names.NEXT_TOKENS]
         made.append(tokens)
     return feeds, np.stack(made)
+
+
+def _with_logits(step: Source, inputs: Arrays, place: str) -> Sample:
+    """A call of the step, and the logits that it draws from."""
+    assert isinstance(step.module, MaskedStepGraph)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in step.inputs}
+    conditioning = [tensor for name, tensor in tensors.items() if name not in FIXED]
+    with torch.no_grad():
+        logits = step.module.logits(tensors[names.TOKENS], tensors[names.GUIDANCE], conditioning)
+    sample = call(step, inputs, place)
+    return dataclasses.replace(sample, outputs=sample.outputs | {LOGITS: logits.numpy()})
 
 
 def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:

@@ -9,21 +9,26 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from mmgen.export import masked_receipts
 from mmgen.export.answer import answers
 from mmgen.export.dtypes import load
 from mmgen.export.emulate import emulated
 from mmgen.export.islands import LARGEST
+from mmgen.export.masked_receipts import LOGITS
 from mmgen.export.torch_run import Arrays, Sample
 from mmgen.runtime import bundle as names
 from mmgen.runtime import limits
 from mmgen.runtime.bundle import K, Receipt, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Masked, Process
 from mmgen.runtime.verify import compare_media, relative_rms, require, share
 
 Policy = Literal["fp32", "fp16"]
 
 
-def against_torch(role: Role, path: Path, samples: list[Sample]) -> tuple[tuple[Receipt, ...], list[Sample]]:
+def against_torch(
+    role: Role, path: Path, samples: list[Sample], process: Process
+) -> tuple[tuple[Receipt, ...], list[Sample]]:
     """Level 1.
 
     Returns:
@@ -33,10 +38,12 @@ def against_torch(role: Role, path: Path, samples: list[Sample]) -> tuple[tuple[
         MmgenError: a comparison fails.
     """
     answered = _answer(role, path, samples)
-    return require(_worst(_compare_calls(1, role, "fp32", answered, samples))), answered
+    return require(_worst(_compare_calls(1, role, "fp32", answered, samples, process))), answered
 
 
-def against_float(role: Role, path: Path, samples: list[Sample], ranges: Mapping[str, float]) -> tuple[Receipt, ...]:
+def against_float(
+    role: Role, path: Path, samples: list[Sample], process: Process, ranges: Mapping[str, float]
+) -> tuple[Receipt, ...]:
     """Level 2: rounded as on a GPU, and as ONNX Runtime plays the file itself, whichever is worse.
 
     Args:
@@ -47,8 +54,8 @@ def against_float(role: Role, path: Path, samples: list[Sample], ranges: Mapping
         MmgenError: a comparison fails; it names the first tensor that half precision can't hold, if one is to blame.
     """
     with emulated(path) as rounded:
-        receipts = _compare_calls(2, role, "fp16", _answer(role, rounded, samples), samples)
-    receipts += _compare_calls(2, role, "fp16", _answer(role, path, samples[:1]), samples[:1])
+        receipts = _compare_calls(2, role, "fp16", _answer(role, rounded, samples), samples, process)
+    receipts += _compare_calls(2, role, "fp16", _answer(role, path, samples[:1]), samples[:1], process)
     try:
         return require(_worst(receipts))
     except MmgenError as error:
@@ -62,24 +69,29 @@ def against_float(role: Role, path: Path, samples: list[Sample], ranges: Mapping
         ) from error
 
 
-def _compare_calls(level: int, role: Role, policy: Policy, got: list[Sample], wanted: list[Sample]) -> list[Receipt]:
+def _compare_calls(
+    level: int, role: Role, policy: Policy, got: list[Sample], wanted: list[Sample], process: Process
+) -> list[Receipt]:
     return [
         dataclasses.replace(receipt, tensor=", ".join(filter(None, (receipt.tensor, truth.place))))
         for answer, truth in zip(got, wanted, strict=True)
-        for receipt in _compare(level, role, policy, answer.outputs, truth)
+        for receipt in _compare(level, role, policy, answer.outputs, truth, process)
     ]
 
 
-def _compare(level: int, role: Role, policy: Policy, got: Arrays, sample: Sample) -> list[Receipt]:
+def _compare(
+    level: int, role: Role, policy: Policy, got: Arrays, sample: Sample, process: Process
+) -> list[Receipt]:
     wanted = sample.outputs
+    if role == "step" and isinstance(process, Masked):
+        return masked_receipts.compare(level, policy, process, got, sample)
     if role == "decode":
         codes = (outputs.get(names.CODES) for outputs in (got, wanted))
         return compare_media(level, role, policy, got[names.MEDIA], wanted[names.MEDIA], *codes)
     receipts = []
     for name, truth in wanted.items():
         if not np.issubdtype(truth.dtype, np.floating):
-            by_role = {"step": limits.GRAPH_TOKENS, "encode": limits.ENCODED_CODES}
-            limit = by_role[role][policy] if role in by_role else 1.0
+            limit = limits.ENCODED_CODES[policy] if role == "encode" else 1.0
             receipts.append(Receipt(level, role, "share", share(got[name], truth), limit, name, at_least=True))
         elif name == names.NEXT_STATE:  # slot by slot: each is a quantity of its own
             receipts += [_rms(level, role, policy, got[name][k], truth[k], f"{name}[{k}]") for k in range(K)]
@@ -126,9 +138,17 @@ def _worst(receipts: list[Receipt]) -> list[Receipt]:
 
 
 def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
-    """The same calls, answered by a graph."""
-    answer = answers(role, path)
-    return [dataclasses.replace(sample, outputs=answer(sample.inputs)) for sample in samples]
+    """The same calls, answered by a graph; with its logits, which are no output of it, where the calls have them."""
+    if LOGITS not in samples[0].outputs:
+        answer = answers(role, path)
+        return [dataclasses.replace(sample, outputs=answer(sample.inputs)) for sample in samples]
+    tensors = {name: name for name in (names.NEXT_TOKENS, names.CODES)} | {LOGITS: masked_receipts.logits_of(path)}
+    answer = answers(role, path, list(tensors.values()))
+    made = [answer(sample.inputs) for sample in samples]
+    return [
+        dataclasses.replace(sample, outputs={name: outputs[tensor] for name, tensor in tensors.items()})
+        for sample, outputs in zip(samples, made, strict=True)
+    ]
 
 
 def _overflow(path: Path, ranges: Mapping[str, float]) -> str | None:

@@ -9,12 +9,11 @@ far more than any of these.
 GRAPH_RMS = {"fp32": 1e-4, "fp16": 2e-2}  # 9.4e-7, 1.2e-3
 # Pictures of one graph on the same codes, in dB; with every number off by one of 255 it would be 48.
 GRAPH_PSNR = {"fp32": 55.0, "fp16": 35.0}  # 85, 59
-# Codes of one graph on the same latents: the search is in float32 everywhere, so only ties may go either way.
+# Codes of one graph on the same latents, and tokens of one masked step on the same logits: the search and the draw are
+# in float32 everywhere, so only ties may go either way.
 GRAPH_CODES = 0.99  # 1.0
 # Codes of one encoder on the same media: what it makes lies between codes here and there.
 ENCODED_CODES = {"fp32": 0.98, "fp16": 0.9}  # 0.997, 0.979, the embedded VQ-VAE on its own pictures
-# Tokens of one masked step on the same tokens: rounded logits move the limits between codes.
-GRAPH_TOKENS = {"fp32": 0.98, "fp16": 0.9}
 # Tokens after each row that differ, as a share of those that differ between two seeds; one that differs changes others.
 TOKENS_SHARE = {"fp32": 0.05, "fp16": 0.5}
 # Latents after each row, as a share of the relative RMS between two seeds; and where seeds hardly matter, alone.

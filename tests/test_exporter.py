@@ -29,6 +29,7 @@ from mmgen.export.trace import trace
 from mmgen.runtime import load
 from mmgen.runtime.bundle import Bundle, Condition, Defaults, Media, read_bundle
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Flow
 
 TESTS = Path(__file__).parent
 
@@ -171,7 +172,8 @@ def test_a_module_that_is_another_one_when_traced_is_caught(tmp_path: Path) -> N
     with pytest.raises(
         MmgenError, match=r"receipt 1 .*encode, relative RMS of latents, got 0\.001, wanted at most 0\.0001"
     ):
-        against_torch("encode", tmp_path / "encode.onnx", [Sample({"media": latents}, {"latents": latents})])
+        sample = Sample({"media": latents}, {"latents": latents})
+        against_torch("encode", tmp_path / "encode.onnx", [sample], Flow())
 
 
 def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Receipts of a masked step alone: its logits against torch's, and what it draws from them against the definition.
+
+Drawn codes themselves say little of an error.  Where many codes are about as likely, rounding moves the limits
+between them, and a good graph draws others than torch; where one code is certain, a bad graph draws the same.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mmgen.export.dtypes import load
+from mmgen.export.torch_run import Arrays, Sample
+from mmgen.runtime import bundle as names
+from mmgen.runtime import limits
+from mmgen.runtime.bundle import Receipt
+from mmgen.runtime.masked import MaskedTable
+from mmgen.runtime.masked_plan import ROWS
+from mmgen.runtime.masked_reference import step
+from mmgen.runtime.process import Masked
+from mmgen.runtime.verify import relative_rms, share
+
+LOGITS = "logits"  # among the outputs of a step's sample: guided, (B, places, codes)
+REACH = 16.0  # codes that are exp(-16) times as likely as the likeliest are never drawn, and may be anything
+
+
+def logits_of(path: Path) -> str:
+    """The tensor of a step graph that holds its guided logits: what its last TopK, the sampler's, takes."""
+    sorts = [node for node in load(path).graph if node.op_type == "TopK"]
+    return sorts[-1].inputs[0].name or ""  # type: ignore[union-attr]  # TopK has an input
+
+
+def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sample) -> list[Receipt]:
+    """Level 1 or 2 of a step.
+
+    The logits are compared at hidden places, among the codes that may be drawn there, less their mean: a constant
+    changes no probability.
+    """
+    truth, logits = sample.outputs[LOGITS], got[LOGITS]  # (B, N, codes)
+    tokens = sample.inputs[names.TOKENS].reshape(truth.shape[:2])
+    hidden = tokens == process.mask_id
+    error = relative_rms(*_centred(logits[hidden], truth[hidden]))
+
+    numbers = {name: sample.inputs[name] for name in ROWS}
+    numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
+    row = MaskedTable(**numbers, hidden=np.ones(1))
+    noise = (sample.inputs[name].reshape(tokens.shape) for name in (names.CHOICE, names.ORDER))
+    drawn = step(process, row, 0, tokens, logits, *noise)
+    return [
+        Receipt(level, "step", "relative RMS", error, limits.GRAPH_RMS[policy], LOGITS),
+        *(
+            Receipt(level, "step", "share", share(got[name].reshape(tokens.shape), want), limits.GRAPH_CODES, name,
+                    at_least=True)
+            for name, want in zip((names.NEXT_TOKENS, names.CODES), drawn, strict=True)
+        ),
+    ]  # fmt: skip
+
+
+def _centred(got: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both (M, codes), less their means over the codes within reach; 0 elsewhere."""
+    near = truth > truth.max(-1, keepdims=True) - REACH
+    count = near.sum(-1, keepdims=True)
+    both = (np.where(near, logits, 0).astype(np.float64) for logits in (got, truth))
+    first, second = (np.where(near, x - x.sum(-1, keepdims=True) / count, 0) for x in both)
+    return first, second
