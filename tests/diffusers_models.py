@@ -101,11 +101,14 @@ def fit(transformer: DiTTransformer2DModel, scheduler: Any, count: int) -> None:
     x0, classes = fields(count, channels, size, generator)
     noise = torch.randn(x0.shape, generator=generator)
     t = torch.randint(0, 1000, (count,), generator=generator)
-    x = scheduler.add_noise(x0, noise, t)
-    # A squared error in the noise is (1 - a) / a times as large in x0.
-    target, weight = noise, (1 / scheduler.alphas_cumprod[t] - 1).clamp(max=1e4)
-    if scheduler.config.prediction_type == "v_prediction":
-        target, weight = scheduler.get_velocity(x0, noise, t), torch.ones(count)
+    if not hasattr(scheduler, "alphas_cumprod"):  # along a flow
+        share = t[:, None, None, None] / 1000
+        x, target, weight = (1 - share) * x0 + share * noise, noise - x0, torch.ones(count)
+    elif scheduler.config.prediction_type == "v_prediction":
+        x, target, weight = scheduler.add_noise(x0, noise, t), scheduler.get_velocity(x0, noise, t), torch.ones(count)
+    else:  # a squared error in the noise is (1 - a) / a times as large in x0
+        x, target = scheduler.add_noise(x0, noise, t), noise
+        weight = (1 / scheduler.alphas_cumprod[t] - 1).clamp(max=1e4)
     seen: list[Tensor] = []
     hook = transformer.proj_out_2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     dropped = torch.rand(count, generator=generator) < 0.1  # a tenth of the labels, as in training

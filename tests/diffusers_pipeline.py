@@ -1,5 +1,7 @@
 """diffusers' DiTPipeline as an oracle: given noise in, latents and pictures out."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -17,26 +19,46 @@ class Made:
     pictures: np.ndarray  # float (B, H, W, 3) in [0, 1]
 
 
-def run_pipeline(pipeline: Any, classes: list[int], noise: np.ndarray, steps: int, guidance: float) -> Made:
-    """DiTPipeline on given noise.
+def run_pipeline(
+    pipeline: Any, classes: list[int], noise: np.ndarray, steps: int, guidance: float, noises: Sequence[np.ndarray] = ()
+) -> Made:
+    """DiTPipeline on given noise, and given noises (B, *L) in the order in which its scheduler draws them.
 
-    It starts from unit noise, whatever the scheduler's ``init_noise_sigma``: only schedulers where that is 1 fit it.
+    Alone it fits only schedulers that start from unit noise and don't scale: it steps from the input that it has scaled
+    for the denoiser.  Here every scheduler starts from the noise it wants and steps from its sample.
     """
-    assert pipeline.scheduler.init_noise_sigma == 1
-    seen: list[torch.Tensor] = []
+    scheduler, drawn = pipeline.scheduler, iter(noises)
+    scale, step = getattr(scheduler, "scale_model_input", lambda sample, _: sample), scheduler.step
+    latents: list[torch.Tensor] = []
+    samples: list[torch.Tensor] = []
     decode = pipeline.vae.decode
 
+    def scaled(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        samples.append(sample)
+        return scale(sample, t)
+
+    def stepped(out: torch.Tensor, t: torch.Tensor, _: torch.Tensor) -> Any:
+        return step(out, t, samples.pop())
+
+    def fresh(shape: tuple[int, ...], **_: Any) -> torch.Tensor:
+        one = torch.from_numpy(next(drawn))
+        return one.repeat(shape[0] // len(one), 1, 1, 1)  # both branches are stepped
+
     def watched(z: torch.Tensor) -> Any:
-        seen.append(z)
+        latents.append(z)
         return decode(z)
 
-    start = torch.from_numpy(noise)
+    scheduler.set_timesteps(steps)
+    start = torch.from_numpy(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     with (
         patch.object(pipeline_dit, "randn_tensor", lambda *_, **__: start),
+        patch.object(sys.modules[type(scheduler).__module__], "randn_tensor", fresh, create=True),
+        patch.object(scheduler, "scale_model_input", scaled, create=True),
+        patch.object(scheduler, "step", stepped),
         patch.object(pipeline.vae, "decode", watched),
     ):
         pictures = pipeline(classes, guidance_scale=guidance, num_inference_steps=steps, output_type="np").images
-    return Made(seen[0].numpy() * pipeline.vae.config.scaling_factor, pictures)
+    return Made(latents[0].numpy() * pipeline.vae.config.scaling_factor, pictures)
 
 
 def codes_of(pipeline: Any, latents: np.ndarray) -> np.ndarray:

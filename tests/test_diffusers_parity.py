@@ -4,6 +4,7 @@ Decoders are compared on the same latents, so on the same codes: one code that d
 the group norms.  How many codes agree at the end of a trajectory is a figure of its own.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from tolerances import LIMITS
 
 from mmgen.engines.builder import build as build_engines
 from mmgen.engines.targets import parse
+from mmgen.export.diffusers_scheduler import from_scheduler_config
 from mmgen.export.exporter import export
 from mmgen.export.sources import resolve
 from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.noise import noise
 
 log = logging.getLogger(__name__)  # --log-cli-level=info shows every figure
 
@@ -40,8 +43,8 @@ def noise_for(case: Case, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def compare(case: Case, precision: str, theirs: Made, result: Any) -> None:
-    """Latents, codes, and the decoder on the pipeline's latents."""
+def compare(case: Case, precision: str, theirs: Made, result: Any) -> dict[str, float]:
+    """Latents, codes, and the decoder on the pipeline's latents; returns ``figures``."""
     assert theirs.pictures.std((1, 2)).min() > 0.1, "pictures without contrast prove nothing"
     apart = np.abs(np.diff(theirs.pictures, axis=0)).mean((1, 2, 3))
     assert (apart > 0.05).all(), "classes that look the same prove nothing"
@@ -51,6 +54,7 @@ def compare(case: Case, precision: str, theirs: Made, result: Any) -> None:
     assert found["latents"] <= LIMITS[f"pipeline latents, {precision}"]
     assert found["decoder"] >= LIMITS[f"pipeline decoder PSNR, {precision}"]
     assert found.get("codes", 1.0) >= LIMITS[f"pipeline codes, {precision}"]
+    return found
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -86,6 +90,25 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+FLOW: dict[str, Any] = {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)}
+
+SCHEDULERS: dict[str, Any] = {
+    "DDPM": diffusers.DDPMScheduler(clip_sample=False),
+    "DPMSolverMultistep": diffusers.DPMSolverMultistepScheduler(timestep_spacing="leading"),
+    "DPMSolverMultistep, order 3": diffusers.DPMSolverMultistepScheduler(timestep_spacing="leading", solver_order=3),
+    "DPMSolverMultistep, SDE": diffusers.DPMSolverMultistepScheduler(
+        timestep_spacing="leading", algorithm_type="sde-dpmsolver++"
+    ),
+    "Euler": diffusers.EulerDiscreteScheduler(timestep_spacing="leading"),
+    "EulerAncestral": diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="leading"),
+    "FlowMatchEuler": diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0),
+    "FlowMatchHeun": diffusers.FlowMatchHeunDiscreteScheduler(shift=2.0),
+    "Heun": diffusers.HeunDiscreteScheduler(timestep_spacing="leading", beta_start=0.0001, beta_end=0.02),
+    "LMS": diffusers.LMSDiscreteScheduler(timestep_spacing="leading", use_karras_sigmas=True),
+    "PNDM": diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True),
+    "UniPC": diffusers.UniPCMultistepScheduler(timestep_spacing="leading", solver_order=3),
+}
+
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -95,7 +118,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def case(name: str, precision: str) -> Case:
         if (name, precision) not in made:
-            pipeline = build(root / name, **MODELS[name])
+            pipeline = build(root / name, **(MODELS | {"flow": FLOW})[name])
             bundle = root / f"{name}-{precision}.mmgen"
             export(resolve(str(root / name)), bundle, policy=precision)
             made[name, precision] = Case(pipeline, load(bundle, "ort-cpu"))
@@ -110,18 +133,18 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_default_solver_makes_what_the_pipeline_makes(cases: Any, name: str, guidance: float) -> None:
     case = cases(name, "fp32")
-    noise = noise_for(case, len(CLASSES))
-    theirs = run_pipeline(case.pipeline, CLASSES, noise, 20, guidance)
-    result = case.generator.generate(class_id=CLASSES, noise=noise, steps=20, guidance=guidance)
+    first = noise_for(case, len(CLASSES))
+    theirs = run_pipeline(case.pipeline, CLASSES, first, 20, guidance)
+    result = case.generator.generate(class_id=CLASSES, noise=first, steps=20, guidance=guidance)
     compare(case, "fp32", theirs, result)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddim-v-clipped"])
 def test_half_precision_makes_what_the_pipeline_makes(cases: Any, name: str) -> None:
     case = cases(name, "fp16")
-    noise = noise_for(case, len(CLASSES))
-    theirs = run_pipeline(case.pipeline, CLASSES, noise, 20, 4.0)
-    result = case.generator.generate(class_id=CLASSES, noise=noise, steps=20, guidance=4.0)
+    first = noise_for(case, len(CLASSES))
+    theirs = run_pipeline(case.pipeline, CLASSES, first, 20, 4.0)
+    result = case.generator.generate(class_id=CLASSES, noise=first, steps=20, guidance=4.0)
     compare(case, "fp16", theirs, result)
 
 
@@ -135,31 +158,36 @@ def test_its_graphs_compile_for_a_gpu(cases: Any, name: str, precision: str) -> 
     assert (step.half_weight_bytes > 0.95 * step.float_weight_bytes) == (precision == "fp16")
 
 
-def test_another_solver_is_another_scheduler_of_the_same_folder(cases: Any) -> None:
-    """As DiTPipeline's page does it: ``pipe.scheduler = Scheduler.from_config(pipe.scheduler.config)``.
-
-    ``from_config`` forgets settings that were at their defaults, so the spacing is repeated.  Euler can't be compared:
-    DiTPipeline steps from the input it has scaled for the denoiser.
-    """
-    case = cases("ddim", "fp32")
-    noise = noise_for(case, 2)
-    mine = case.pipeline.scheduler
-    case.pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(mine.config, timestep_spacing="leading")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_solver_makes_what_the_pipeline_makes_with_its_scheduler(cases: Any, name: str) -> None:
+    """One bundle, and all schedulers of its process: ``pipe.scheduler = ...``, as DiTPipeline's page does it."""
+    scheduler = SCHEDULERS[name]
+    case = cases("flow" if name.startswith("FlowMatch") else "ddim", "fp32")
+    process, defaults = from_scheduler_config(json.loads(scheduler.to_json_string()))
+    assert process == case.generator.bundle.process
+    steps, shape = 15, case.generator.bundle.latent_shape
+    first = noise_for(case, 2)
+    mine, case.pipeline.scheduler = case.pipeline.scheduler, scheduler
     try:
-        theirs = run_pipeline(case.pipeline, [1, 2], noise, 15, 4.0)
+        noises = [noise(6, 2, shape, stream=row + 1) for row in range(steps)]
+        theirs = run_pipeline(case.pipeline, [1, 2], first, steps, 4.0, noises)
     finally:
         case.pipeline.scheduler = mine
-    result = case.generator.generate(class_id=[1, 2], noise=noise, steps=15, guidance=4.0, solver="dpmpp-2m")
-    compare(case, "fp32", theirs, result)
+    result = case.generator.generate(
+        class_id=[1, 2], noise=first, steps=steps, guidance=4.0, seed=6,
+        solver=defaults.solver, sigmas=defaults.sigmas, options=defaults.solver_options,
+    )  # fmt: skip
+    found = compare(case, "fp32", theirs, result)
+    assert found["end to end"] >= LIMITS["pipeline pictures PSNR, fp32"]
 
 
 def test_one_sample_and_guidance_by_the_null_class(cases: Any) -> None:
     """Guidance zero is the null class alone: the same picture whatever the class."""
     case = cases("ddim", "fp32")
-    noise = noise_for(case, 1)
-    one, other = (case.generator.generate(class_id=c, noise=noise, steps=5, guidance=0.0) for c in (1, 2))
+    first = noise_for(case, 1)
+    one, other = (case.generator.generate(class_id=c, noise=first, steps=5, guidance=0.0) for c in (1, 2))
     assert np.array_equal(one.latents, other.latents)
-    null = run_pipeline(case.pipeline, [1000], noise, 5, 1.0)
+    null = run_pipeline(case.pipeline, [1000], first, 5, 1.0)
     compare(case, "fp32", null, one)
 
 
@@ -173,6 +201,6 @@ def test_a_model_of_published_size(tmp_path: Path) -> None:
     export(resolve(str(tmp_path / "s")), tmp_path / "s.mmgen", policy="fp32")
     with load(tmp_path / "s.mmgen", "ort-cpu") as generator:
         case = Case(pipeline, generator)
-        noise = noise_for(case, 1)
-        theirs = run_pipeline(pipeline, [5], noise, 5, 4.0)
-        compare(case, "fp32", theirs, generator.generate(class_id=5, noise=noise, steps=5, guidance=4.0))
+        first = noise_for(case, 1)
+        theirs = run_pipeline(pipeline, [5], first, 5, 4.0)
+        compare(case, "fp32", theirs, generator.generate(class_id=5, noise=first, steps=5, guidance=4.0))

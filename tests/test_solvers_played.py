@@ -1,5 +1,6 @@
 """A solver's rows through the exported step graph are the reference loop over the same denoiser."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +53,16 @@ def test_a_solver_is_played_from_the_middle(loaded: Generator, solver: str, stre
     assert result.rows == len(exact)
     error = np.linalg.norm(result.latents - wanted[0]) / np.linalg.norm(wanted[0])
     assert error < LIMITS["solver, played from the middle"]
+
+
+def test_one_bundle_plays_them_all_and_stays_as_it_is(bundle_folder: Path) -> None:
+    def files() -> dict[Path, str]:
+        paths = bundle_folder.rglob("*")
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+    before = files()
+    with load(bundle_folder, backend="ort-cpu") as generator:
+        made = [generator.generate(prompt="red apple", solver=solver, steps=2).latents for solver in ON_DIFFUSION]
+    assert all(np.isfinite(latents).all() for latents in made)
+    assert len({latents.tobytes() for latents in made}) > len(ON_DIFFUSION) // 2, "they are solvers of their own"
+    assert files() == before
