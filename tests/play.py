@@ -1,5 +1,6 @@
 """A bundle with engines, built and played on the stand-in GPU by the package's own builder and backend."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,19 @@ def copied(bundle: Path, to: Path) -> Path:
     """A bundle to write engines into."""
     shutil.copytree(bundle, to)
     return to
+
+
+def builds(bundle: Path, folders: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Copies of a bundle with engines of a release, made when they are first asked for."""
+
+    @functools.cache
+    def make(release: str) -> Path:
+        folder = copied(bundle, folders.mktemp("built") / "test.mmgen")
+        with pytest.MonkeyPatch.context() as patch:
+            Machine(release, patch).build(folder)
+        return folder
+
+    return make
 
 
 def same(ours: Any, theirs: Any) -> None:

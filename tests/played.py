@@ -1,12 +1,11 @@
 """Fixtures of tests that play engines on the stand-in: ``pytest_plugins = ["played"]``."""
 
-import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from play import OLDEST, Machine, copied
+from play import OLDEST, Machine, builds
 
 from mmgen.runtime import Generator, load
 
@@ -14,15 +13,7 @@ from mmgen.runtime import Generator, load
 @pytest.fixture(scope="session")
 def built(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A bundle with engines of a release; read only."""
-
-    @functools.cache
-    def make(release: str) -> Path:
-        folder = copied(bundle_folder, tmp_path_factory.mktemp("built") / "test.mmgen")
-        with pytest.MonkeyPatch.context() as patch:
-            Machine(release, patch).build(folder)
-        return folder
-
-    return make
+    return builds(bundle_folder, tmp_path_factory)
 
 
 @pytest.fixture
