@@ -1,5 +1,6 @@
 """What all tests share: a small bundle, and which files are left out where torch is not installed."""
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -49,6 +50,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave files out; the header says which."""
     test = collection_path.parent == TESTS and collection_path.name.startswith("test_")
     return True if without_torch and test and needs_torch(collection_path) else None
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: tests that look for what is left behind collect garbage without searching torch."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str | None:
