@@ -124,19 +124,20 @@ def mdlm(process: Masked, new: Places, steps: int, options: MDLM) -> MaskedTable
 def llada(process: Masked, new: Places, steps: int, options: LLaDA) -> MaskedTable:
     """Nie et al. 2025, algorithms 4 and 5: blocks from left to right, in each an even number of places a step.
 
-    Steps that would settle nothing, where a block has fewer places to find than steps, are left out.
+    Where the blocks don't divide the steps, the first have one more.  Steps that would settle nothing, where a block
+    has fewer places to find than steps, are left out.
     """
-    if options.blocks < 1 or new.size % options.blocks or steps % options.blocks:
+    if options.blocks < 1 or new.size % options.blocks or steps < options.blocks:
         raise MmgenError(
-            "blocks", got=options.blocks, wanted=f"a divisor of {new.size} places and of {steps} steps",
+            "blocks", got=options.blocks, wanted=f"a divisor of {new.size} places, and no more than the {steps} steps",
             remedy="change steps or blocks",
         )  # fmt: skip
-    counts = new.reshape(options.blocks, -1).sum(1)  # places to find in each block
+    length, counts = new.size // options.blocks, new.reshape(options.blocks, -1).sum(1)  # places to find in each
     settled, window = [], []
-    for end, count in zip(np.arange(1, options.blocks + 1) * (new.size // options.blocks), counts, strict=True):
-        rows = min(int(count), steps // options.blocks)
+    for block, count in enumerate(counts.tolist()):
+        rows = min(count, steps // options.blocks + (block < steps % options.blocks))
         settled += [count // rows + (i < count % rows) for i in range(rows)]  # the first settle one place more
-        window += [end] * rows
+        window += [(block + 1) * length] * rows
     masked = (counts.sum() - np.cumsum(settled)).astype(np.float64)
     weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
     sharpness, top_k = _draw(process, len(masked), options)

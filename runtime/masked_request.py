@@ -45,6 +45,11 @@ def rows(
     )  # fmt: skip
 
 
+def blocks(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | None) -> int:
+    """How many blocks its places are settled in, one after the other."""
+    return int(over_defaults(bundle.defaults, solver, options).get("blocks", 1))
+
+
 def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:
     """Uniform numbers (B, 2, *L) of ``count`` rows, by row from 0; row i uses stream i + 1 of the seed."""
     return {row: uniform(seed, shape[0], (2, *shape[1:]), row + 1) for row in range(count)}

@@ -77,9 +77,11 @@ class Request:
 
     @property
     def least(self) -> int:
-        """The fewest steps that this can be done in: below, the strength leaves none."""
-        strength = self.options.strength
-        return 1 if strength is None else math.ceil(1 / strength - 1e-9)
+        """The fewest steps that this can be done in: below, the strength leaves none, or a block of tokens has none."""
+        strength, options = self.options.strength, self.options
+        least = 1 if strength is None else math.ceil(1 / strength - 1e-9)
+        masked = isinstance(self.bundle.process, Masked)
+        return max(least, masked_request.blocks(self.bundle, options.solver, options.options)) if masked else least
 
     def course(self, steps: int) -> Course:
         """Its rows in so many steps."""

@@ -118,7 +118,7 @@ def test_the_share_that_is_hidden_where_a_row_starts(sampler, steps):
     assert len(begun) == (2 if sampler == "mdlm" else 1) and begun.hidden[0] == rows.hidden[steps - 1]
 
 
-@pytest.mark.parametrize(("known", "blocks", "rows"), [(0, 1, 6), (34, 1, 2), (18, 3, 4), (6, 2, 6)])
+@pytest.mark.parametrize(("known", "blocks", "rows"), [(0, 1, 6), (34, 1, 2), (18, 3, 4), (6, 2, 6), (0, 4, 6)])
 def test_llada_settles_what_each_block_has_left_evenly(known, blocks, rows):
     """``get_num_transfer_tokens`` of its authors: counts of each block, the first steps one more; none is empty."""
     new = np.arange(PLACES) >= known
@@ -275,7 +275,8 @@ def test_names_of_the_samplers_are_among_all_solvers():
     ("maskgit", 4, {"temperature": "hot"}, "got 'hot', wanted a number"),
     ("maskgit", 4, {"top_k": 65}, "top_k, got 65, wanted 1 to 64"),
     ("maskgit", 4, {"sampling_temperature": -1.0}, "sampling_temperature, got -1.0"),
-    ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 places and of 8 steps"),
+    ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 places, and no more than the 8 steps"),
+    ("llada", 2, {"blocks": 3}, "blocks, got 3, wanted a divisor of 36 places, and no more than the 2 steps"),
 ])  # fmt: skip
 def test_what_cannot_be_sampled_is_said(sampler, steps, options, message):
     with pytest.raises(MmgenError, match=message):

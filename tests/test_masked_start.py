@@ -84,6 +84,13 @@ def test_pixels_choose_places(generator: Generator) -> None:
     )
 
 
+def test_a_deadline_leaves_every_block_a_step(generator: Generator) -> None:
+    asked = {**ASKED, "solver": "llada", "options": {"blocks": 3}}
+    result = generator.generate(**asked | {"steps": 12}, deadline=1e-9)
+    assert result.steps == result.rows == 3 and not result.complete
+    assert generator.generate(**asked | {"steps": 7}).rows == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
