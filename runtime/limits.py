@@ -16,6 +16,8 @@ GRAPH_CODES = 0.99  # 1.0
 ENCODED_CODES = {"fp32": 0.98, "fp16": 0.9}  # 0.997, 0.979, the embedded VQ-VAE on its own pictures
 # Tokens after each row that differ, as a share of those that differ between two seeds; one that differs changes others.
 TOKENS_SHARE = {"fp32": 0.05, "fp16": 0.5}
+# The same where seeds hardly matter, alone: the embedded model of tokens knows one picture for each name.
+TOKENS_DIFFER = {"fp32": 0.002, "fp16": 0.01}  # 0.0, 0.002: one token of 512
 # Latents after each row, as a share of the relative RMS between two seeds; and where seeds hardly matter, alone.
 TRAJECTORY_SHARE = {"fp32": 1e-3, "fp16": 0.1}  # 1.5e-7, 1.8e-3
 TRAJECTORY_RMS = {"fp32": 1e-4, "fp16": 1e-2}

@@ -24,6 +24,7 @@ from mmgen.runtime.process import Masked
 
 FLOW = "flow matching"
 MASKED = "masked-token diffusion over codes, 2 x 2 of them a token"
+VARIETY = {MASKED: "\nOf each name it knows one picture: another seed changes few of its codes."}
 STORAGE = {"int8": "int8 with a scale for each row of a matrix, the autoencoder and vectors as float16"}
 
 CARD = """# {name}
@@ -53,7 +54,7 @@ to {seeds}; the captions are every {stride}th emoji's name in Unicode's order.  
 ## Limits
 
 It has learned the names of these emoji, not language: words it never saw are spelt out letter by letter and mean
-little to it.  Skin-tone variants were drawn a fifth as often as the others.
+little to it.  Skin-tone variants were drawn a fifth as often as the others.{variety}
 """  # noqa: E501
 
 
@@ -88,13 +89,14 @@ def main() -> None:
     if not args.card:
         return
     defaults, config = bundle.defaults, record.denoiser
+    process = MASKED if isinstance(record.process, Masked) else FLOW
     text = CARD.format(
         name=record.name, shared=f" (that of `{record.shared}`)" if record.shared else "",
         megabytes=sum(file.stat().st_size for file in folder.iterdir()) / 1e6,
         vqvae=parameters(vqvae), codes=record.autoencoder.codes, dims=record.autoencoder.code_dim,
         dit=parameters(dit), layers=config.layers, width=config.width,
         tokens=(config.latent_shape[1] // config.patch) ** 2,
-        process=MASKED if isinstance(record.process, Masked) else FLOW,
+        process=process, variety=VARIETY.get(process, ""),
         vocabulary=config.vocabulary, length=config.text_length, storage=STORAGE.get(record.storage, record.storage),
         count=len(emoji), held=int(hidden.sum()), psnr=psnr, used=used, captions=accuracy.captions,
         top1=accuracy.top1, top5=accuracy.top5, policy=bundle.precision.policy, backend=backend,

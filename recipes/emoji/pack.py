@@ -14,6 +14,7 @@ from mmgen.export.token_dit import TokenDiT
 from mmgen.export.vqvae import VQVAE
 from mmgen.runtime.bundle import Defaults, from_json
 from mmgen.runtime.process import Flow, Masked
+from mmgen.runtime.solver_options import Option
 
 PROMPTS = ("red apple", "rocket", "sunflower", "tiger face", "grinning face", "pizza", "snowman", "red heart")
 NAMES = ("emoji", "emoji-tokens")  # in this order: the second shares the first one's autoencoder and tokenizer
@@ -27,7 +28,9 @@ def trained(name: str, out: Path, vqvae: VQVAE) -> tuple[Checkpoint, TextDiT | T
     if name == "emoji-tokens":
         dit: TextDiT | TokenDiT = TokenDiT(config)
         process: Flow | Masked = Masked(codes=codes, mask_id=codes)
-        defaults, shared = Defaults(solver="maskgit", steps=16, guidance=3.0), "emoji"
+        shared = "emoji"
+        options: dict[str, Option] = {"temperature": 1.0, "sampling_temperature": 0.7}
+        defaults = Defaults(solver="maskgit", steps=16, guidance=1.0, solver_options=options)
     else:
         dit = TextDiT(config)
         process = Flow(noise_time=1, velocity="noise-data", timestep_scale=1000.0)
