@@ -51,8 +51,7 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     apart = apart_by(golden.other, golden.trajectory[-1])
     if masked:
-        limit = max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFER[policy])
-        figure = "share that differs"
+        figure, limit = "share that differs", max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFERING[policy])
     else:
         figure, limit = "relative RMS", max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
     place = f"{'tokens' if masked else 'latents'} after row {worst + 1} of {len(rows)}"
