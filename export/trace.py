@@ -16,6 +16,7 @@ import torch
 from onnxscript import opset18
 
 from mmgen.export.graphs import Source
+from mmgen.export.upsampling import fold
 from mmgen.runtime.bundle import Graph, TensorSpec, sha256
 from mmgen.runtime.errors import MmgenError
 
@@ -56,6 +57,7 @@ def trace(source: Source, path: Path) -> None:
         ) from error
     assert program is not None  # None is what the exporter before dynamo returned
     model = program.model
+    fold(model.graph)
     _tidy(model, source)
     _check(model, source)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_BYTES)
