@@ -1,4 +1,4 @@
-"""``mmgen``: generate, inspect, verify, doctor, and the commands that other packages add."""
+"""``mmgen``: generate, inspect, verify, bench, doctor, and the commands that other packages add."""
 
 import importlib.metadata
 import math
@@ -16,6 +16,7 @@ from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arguments import negative as read_negative
 from mmgen.runtime.arguments import options as read_options
 from mmgen.runtime.backend import NAMES
+from mmgen.runtime.bench_command import bench
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.generator import load
 from mmgen.runtime.reading import read_array, read_mask, read_media
@@ -51,6 +52,8 @@ class Commands(click.Group):
 def main() -> None:
     """Generate media from a bundle, with no torch on board."""
 
+
+main.add_command(bench)
 
 bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
 backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,6 +174,12 @@ class Generator:
         given = checked_latents(self.bundle, latents, batch)
         with self._exclusive():
             return decode(self.bundle, self._backend, self._runners["decode"], given)
+
+    def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
+        """Have the next requests run these graphs, though what they make is there already from the last one."""
+        with self._exclusive():
+            for plan in self._plans.values():
+                plan.forget(*graphs)
 
     def close(self) -> None:
         """Free graphs and memory.  A stream that this thread has left half-way ends with it."""

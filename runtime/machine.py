@@ -27,14 +27,22 @@ def record(root: Path = Path("/")) -> dict[str, Any]:
         "memory_available_bytes": int(memory["MemAvailable"]) * 1024 if "MemAvailable" in memory else None,
         "board": _read(root / "proc/device-tree/model").strip("\0\n") or None,
         **_jetson(_read(root / "etc/nv_tegra_release"), packages),
-        "power_mode": _power_mode(_read(root / "etc/nvpmodel.conf")),
-        "gpu_clock": _gpu_clock(root / "sys/class/devfreq"),
-        "gpu_celsius": _gpu_celsius(root / "sys/class/thermal"),
         "nvidia_driver": _first(r"Module.*?\s(\d+\.\d[\d.]*)\s", _read(root / "proc/driver/nvidia/version")),
-        "nvidia_smi": _smi(),
         "cuda_toolkit": _cuda_toolkit(_read(root / "usr/local/cuda/version.json")),
         "tensorrt_libraries": next((v for name, v in packages.items() if re.fullmatch(r"libnvinfer\d+", name)), None),
         "tensorrt_python": packages.get("python3-libnvinfer"),
+        **state(root),
+    }
+
+
+def state(root: Path = Path("/")) -> dict[str, Any]:
+    """What of it changes while it works: power mode, clocks, temperature.  None is what can't be told."""
+    return {
+        "power_mode": _power_mode(_read(root / "etc/nvpmodel.conf")),
+        "cpu_clock": _cpu_clock(root / "sys/devices/system/cpu/cpufreq"),
+        "gpu_clock": _gpu_clock(root / "sys/class/devfreq"),
+        "gpu_celsius": _gpu_celsius(root / "sys/class/thermal"),
+        "nvidia_smi": _smi(),
     }
 
 
@@ -74,6 +82,17 @@ def _gpu_clock(folder: Path) -> dict[str, int] | None:
         if GPU_CLOCK.fullmatch(gpu.name) and all(map(str.isdigit, values)):
             return dict(zip(("now", "least", "most"), map(int, values), strict=True))
     return None
+
+
+def _cpu_clock(folder: Path) -> dict[str, Any] | None:
+    """Hz of the first core now, the range it may take, and who chooses."""
+    first = next(iter(sorted(folder.glob("policy*"))), folder)
+    values = [_read(first / f"scaling_{name}_freq").strip() for name in ("cur", "min", "max")]
+    if not all(map(str.isdigit, values)):  # in kHz
+        return None
+    hertz = (1000 * int(value) for value in values)
+    governor = _read(first / "scaling_governor").strip() or None
+    return {**dict(zip(("now", "least", "most"), hertz, strict=True)), "governor": governor}
 
 
 def _gpu_celsius(folder: Path) -> float | None:

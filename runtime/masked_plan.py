@@ -106,6 +106,9 @@ class MaskedPlan:
             slot.of(host)[:] = asked.inputs[name]
         self._block.upload()
 
+    def forget(self, *graphs: str) -> None:
+        """Nothing is kept from one request to the next."""
+
     def make_conditions(self) -> None:
         """Compute what depends on the condition alone."""
         for call in self._conditions:

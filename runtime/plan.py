@@ -196,6 +196,10 @@ class Plan:
             self._noises[row].of(host)[:] = noise
         self._block.upload(None if "condition" in self._due else self._unconditional_bytes)
 
+    def forget(self, *graphs: str) -> None:
+        """Have these graphs, condition and timestep, run in the next request, whatever is there."""
+        self._due.update(graphs)
+
     def make_conditions(self) -> None:
         """Compute what depends on the condition alone, unless it is there."""
         if "condition" in self._due:

@@ -1,0 +1,310 @@
+"""How long requests take on this machine, and how far to trust it: ``mmgen bench``.
+
+Every request is a call of ``Generator.generate`` as users make it; its parts are those of its ``Timings``.
+"""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmgen.runtime import machine
+from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
+from mmgen.runtime.cold_start import Start, cold_start
+from mmgen.runtime.energy import Power, metered
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.figures import Noise, Summary, noise, summary
+from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.golden import read_golden
+from mmgen.runtime.library import find_library, version
+from mmgen.runtime.results import Result
+from mmgen.runtime.usage import Cores, free_device_memory, peak_memory, watched
+
+New = Literal["all", "condition", "nothing"]
+Phase = Literal["warm-up", "measured", "row by row"]
+FORGET: dict[New, tuple[Literal["condition", "timestep"], ...]] = {
+    "all": ("condition", "timestep"),
+    "condition": ("condition",),
+    "nothing": (),
+}
+STREAMED = 10  # requests, where a GPU runs the loop as one graph, to time its rows
+PACKAGES = {"ort-cpu": ("onnxruntime", "onnxruntime-gpu"), "ort-cuda": ("onnxruntime-gpu", "onnxruntime")}
+INCLUDED = (
+    "from the call of generate to the media in host memory: checking the request, tokenizing, drawing noise, copies to "
+    "and from the device, waiting for it",
+    "what Python's garbage collector does meanwhile",
+)
+EXCLUDED = (
+    "loading the bundle and the first requests (see cold start and --warmup)",
+    "encoding and writing pictures",
+    "requests that queue for the same generator",
+)
+NEWS: dict[New, str] = {
+    "all": "the graphs condition and timestep run in every request, as with a new condition and a new schedule",
+    "condition": "the graph condition runs in every request; what the timesteps give is there from the last one",
+    "nothing": "what condition and timesteps give is there from the last request",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    conditions: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name; a batch takes them in turn
+    request: Mapping[str, Any] = field(default_factory=dict)  # further arguments of ``generate``
+    batch: tuple[int, ...] = (1,)  # samples at once
+    threads: tuple[int | None, ...] = (None,)  # of a CPU backend; None: one a core
+    backend: str = "auto"
+    runs: int = 100  # requests of each batch size on each number of threads
+    warmup: int = 3  # requests before them
+    seconds: float = 20.0  # for the requests of each; fewer are made then, but at least one
+    new: New = "all"  # what in a request is not as in the one before
+    starts: int = 3  # of fresh processes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request; all times in seconds."""
+
+    threads: int | None
+    batch: int
+    phase: Phase
+    number: int  # from 0 in its phase
+    began: float  # since the first request of these threads and this batch
+    total: float  # end to end
+    condition: float
+    timestep: float
+    loop: float
+    steps: tuple[float, ...]  # each row of the loop; empty where a GPU ran it as one graph
+    decode: float
+    host: float  # what is left of the total
+    jitter: float | None  # the slowest row less the median one
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the requests of one batch size took on one number of threads.  Seconds, samples, bytes."""
+
+    threads: int | None
+    batch: int
+    rows: int  # evaluations of the denoiser in a request
+    parts: dict[str, Summary]  # total, condition, timestep, row, loop, decode, host, jitter
+    throughput: float  # samples a second, one request after the other
+    noise: Noise | None
+    cores: Cores
+    power: Power
+    joules: float | None  # for a sample, of the whole board or GPU
+    median: Sample  # the request in the middle
+    device_memory: int | None  # taken since before the bundle was loaded, by any program
+
+
+@dataclass(frozen=True)
+class Context:
+    """What figures mean nothing without."""
+
+    bundle: str
+    sha256: str  # of bundle.json, which has the hashes of all other files
+    precision: str
+    backend: str
+    branches: int  # of guidance, run at once for each sample
+    versions: dict[str, str]
+    request: dict[str, Any]
+    included: tuple[str, ...]
+    excluded: tuple[str, ...]
+    machine: dict[str, Any]
+    after: dict[str, Any]  # what may have changed of the machine: clocks, temperature, power mode
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A whole benchmark."""
+
+    context: Context
+    starts: tuple[Start, ...]
+    series: tuple[Series, ...]
+    peak_memory: int  # bytes of host memory, of this process
+
+
+def measure(
+    folder: Path, options: Options, keep: Callable[[Sample], None], progress: Callable[[str, float], None]
+) -> Measured:
+    """Run a benchmark.
+
+    Args:
+        folder: the ``.mmgen`` folder.
+        options: what to measure.
+        keep: called with each sample as soon as it is there, those of the warm-up included.
+        progress: called with what is being done and the share of it that is done.
+
+    Raises:
+        MmgenError: the bundle or the backend can't be had, a bad option or request, or a fresh process fails.
+    """
+    _check(options)
+    before = machine.record()
+    bundle = read_bundle(folder)
+    series: list[Series] = []
+    for threads in options.threads:
+        progress("loading", 0.0)
+        free = None if options.backend == "ort-cpu" else free_device_memory()
+        with load(folder, options.backend, threads=threads, verify=False) as generator:
+            backend = generator.backend
+            for batch in options.batch:
+                arguments = {**options.request, **_batched(options.conditions, batch)}
+                name = f"batch {batch}" + (f", {threads} threads" if threads else "")
+                series.append(_series(generator, arguments, threads, batch, options, keep, free, progress, name))
+    first = {**options.request, **_batched(options.conditions, options.batch[0])}
+    starts = []
+    for number in range(options.starts):
+        progress("cold starts", number / options.starts)
+        starts.append(cold_start(folder, backend, options.threads[0], first))
+    guidance = options.request.get("guidance")
+    weight = bundle.defaults.guidance if guidance is None else guidance
+    context = Context(
+        bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, 1 if weight == 1 else 2,
+        _versions(backend), _told(bundle, options), INCLUDED, (*EXCLUDED, NEWS[options.new]), before, machine.state(),
+    )  # fmt: skip
+    return Measured(context, tuple(starts), tuple(series), peak_memory())
+
+
+def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Conditions for a benchmark: those of the bundle's golden request, if none are given; else what must be there."""
+    needed = {c.name for c in bundle.conditions if not given or c.null is None} - set(given)
+    if not needed or bundle.golden_sha256 is None:
+        return dict(given)
+    golden = read_golden(bundle.path(GOLDEN)).conditions
+    return {**{name: list(values) for name, values in golden.items() if name in needed}, **given}
+
+
+def _check(options: Options) -> None:
+    for name in ("runs", "warmup", "starts", "batch", "threads"):
+        value = getattr(options, name)
+        least = 0 if name in ("warmup", "starts") else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and number < least:
+                raise MmgenError(name, got=number, wanted=f"at least {least}")
+    if not options.seconds > 0:
+        raise MmgenError("seconds", got=options.seconds, wanted="more than 0")
+
+
+def _batched(conditions: Mapping[str, Sequence[Any]], batch: int) -> dict[str, Any]:
+    """Conditions of ``batch`` samples: those given, in turn."""
+    if not conditions:
+        return {"count": batch}
+    return {name: [values[i % len(values)] for i in range(batch)] for name, values in conditions.items()}
+
+
+def _series(
+    generator: Generator,
+    arguments: Mapping[str, Any],
+    threads: int | None,
+    batch: int,
+    options: Options,
+    keep: Callable[[Sample], None],
+    free: int | None,
+    progress: Callable[[str, float], None],
+    name: str,
+) -> Series:
+    clock = time.perf_counter()
+
+    def requests(phase: Phase) -> Iterator[Sample]:
+        number = 0
+        while True:
+            generator.forget(*FORGET[options.new])
+            began = time.perf_counter()
+            result = _streamed(generator, arguments) if phase == "row by row" else generator.generate(**arguments)
+            total = time.perf_counter() - began
+            sample = _sample(result, threads, batch, phase, number, began - clock, total)
+            keep(sample)
+            yield sample
+            number += 1
+
+    progress(f"warming up, {name}", 0.0)
+    for _ in islice(requests("warm-up"), options.warmup):
+        pass
+    samples: list[Sample] = []
+    end = time.perf_counter() + options.seconds
+    with watched() as cores, metered(gpu=generator.backend != "ort-cpu") as power:
+        for sample in islice(requests("measured"), options.runs):
+            samples.append(sample)
+            progress(f"measuring, {name}", len(samples) / options.runs)
+            if time.perf_counter() > end:
+                break
+    by_row = samples if samples[0].steps else list(islice(requests("row by row"), min(STREAMED, options.runs)))
+    taken = None if free is None or (now := free_device_memory()) is None else max(free - now, 0)
+    throughput = batch * len(samples) / sum(s.total for s in samples)
+    watts = power.total
+    return Series(
+        threads=threads,
+        batch=batch,
+        rows=len(by_row[0].steps),
+        parts=_parts(samples, by_row),
+        throughput=throughput,
+        noise=noise([s.total for s in samples]),
+        cores=cores,
+        power=power,
+        joules=watts and watts[1] * power.seconds / (batch * len(samples)),
+        median=sorted(by_row, key=lambda s: s.total)[len(by_row) // 2],
+        device_memory=taken,
+    )
+
+
+def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Summary]:
+    parts = {
+        name: summary([getattr(s, name) for s in samples])
+        for name in ("total", "condition", "timestep", "loop", "decode", "host")
+    }
+    return parts | {
+        "row": summary([row for s in by_row for row in s.steps]),
+        "jitter": summary([s.jitter or 0.0 for s in by_row]),
+    }
+
+
+def _sample(
+    result: Result, threads: int | None, batch: int, phase: Phase, number: int, began: float, total: float
+) -> Sample:
+    timings = result.timings
+    return Sample(
+        threads, batch, phase, number, began, total, timings.condition, timings.timestep, timings.loop,
+        tuple(timings.steps), timings.decode, total - timings.total, timings.jitter,
+    )  # fmt: skip
+
+
+def _streamed(generator: Generator, arguments: Mapping[str, Any]) -> Result:
+    """A request row by row."""
+    for row in generator.stream(**arguments):
+        if row.last:
+            result = row.result()
+    return result
+
+
+def _versions(backend: str) -> dict[str, str]:
+    versions = {"mmgen": importlib.metadata.version("mmgen"), "numpy": np.__version__}
+    match backend:
+        case "tensorrt" | "tensorrt-rtx":
+            versions[backend] = version(find_library(backend))
+        case _:
+            for package in PACKAGES[backend]:
+                try:
+                    versions[package] = importlib.metadata.version(package)
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+                break
+    return {**versions, "python": platform.python_version()}
+
+
+def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
+    """The request with the bundle's defaults where it was silent, and how it was repeated."""
+    defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
+    given = {name: value for name, value in options.request.items() if value is not None}
+    conditions = {
+        name: [value if isinstance(value, (str, int)) else f"array {np.shape(value)}" for value in values]
+        for name, values in options.conditions.items()
+    }
+    repeated = {name: getattr(options, name) for name in ("runs", "warmup", "seconds", "new")}
+    return {**defaults, **given, "conditions": conditions, **repeated}

@@ -1,0 +1,77 @@
+"""A cold start: a fresh process, from its start to its first media."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.generator import load
+from mmgen.runtime.usage import peak_memory
+
+CODE = "from mmgen.runtime.cold_start import main; main()"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds of one cold start, with the bundle's files in the system's cache if they were read before."""
+
+    total: float  # from before the process was made until it told of the media
+    process: float  # of it, the interpreter and imports
+    load: float  # of it, the bundle's hashes, the backend and the graphs
+    first: float  # of it, the first request
+    peak_memory: int  # bytes of host memory
+
+
+def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping[str, Any]) -> Start:
+    """Start a process that makes one request.
+
+    Args:
+        folder, backend, threads: as for ``load``.
+        request: arguments of ``generate``; conditions are lists, and arrays in them get the bundle's dtypes.
+
+    Raises:
+        MmgenError: it failed, with the last line that it said.
+    """
+    asked = {"folder": str(folder), "backend": backend, "threads": threads, "request": dict(request)}
+    given = json.dumps(asked, default=lambda array: np.asarray(array).tolist())
+    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+        began = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(given)
+            process.stdin.close()
+            line = process.stdout.readline()
+            total = time.perf_counter() - began  # its way out is not counted
+        if process.returncode or not line:
+            complaints.seek(0)
+            last = (complaints.read().strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+            raise MmgenError(f"a fresh process that makes one request failed ({last})")
+    told = json.loads(line)
+    return Start(total=total, process=total - told["load"] - told["first"], **told)
+
+
+def main() -> None:
+    """What the process does: read what is asked on stdin, and tell of it in a line on stdout."""
+    asked = json.load(sys.stdin)
+    request = asked.pop("request")
+    began = time.perf_counter()
+    with load(**asked) as generator:
+        loaded = time.perf_counter()
+        for condition in generator.bundle.conditions:
+            if condition.kind == "array" and condition.name in request:
+                request[condition.name] = np.asarray(request[condition.name], condition.dtype)
+        generator.generate(**request)
+        made = time.perf_counter()
+        told = {"load": loaded - began, "first": made - loaded, "peak_memory": peak_memory()}
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
