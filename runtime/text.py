@@ -27,7 +27,8 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
 
     def encode(texts: Sequence[str]) -> NDArray[np.int64]:
         ids = np.full((len(texts), length), pad_id, np.int64)
-        for row, (text, encoding) in enumerate(zip(texts, tokenizer.encode_batch(list(texts)), strict=True)):
+        # One by one: encode_batch waits for a pool of threads, on cores that other programs use for milliseconds.
+        for row, (text, encoding) in enumerate(zip(texts, map(tokenizer.encode, texts), strict=True)):
             if encoding.overflowing:
                 warnings.warn(f"text cut to {length} tokens: {text[:60]!r}...", stacklevel=5)
             ids[row, : len(encoding.ids)] = encoding.ids
