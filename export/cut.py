@@ -6,6 +6,7 @@ minimum cut of a network in which every tensor and every weight is paid for once
 """
 
 import math
+import re
 from collections.abc import Iterable
 
 import networkx as nx
@@ -59,6 +60,34 @@ def choose(graph: ir.Graph, rows: Rows, usual: int) -> frozenset[ir.Node]:
 def operations(nodes: Iterable[ir.Node]) -> int:
     """Floating-point operations of products and convolutions, for one row; a multiplication and an addition are two."""
     return sum(_operations(node) for node in nodes)
+
+
+def operations_by_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    """The same by the named axes of what a node makes, such as "B G", or "" where it has none."""
+    found: dict[str, int] = {}
+    for node in nodes:
+        if count := _operations(node):
+            axes = _axes(node.outputs[0])
+            found[axes] = found.get(axes, 0) + count
+    return found
+
+
+def weight_bytes(graph: ir.Graph) -> int:
+    """Bytes of weights that a run reads; of a table that is looked up, one row of what is taken from it."""
+    return sum(_read_bytes(weight) for weight in graph.initializers.values() if weight.uses())
+
+
+def _read_bytes(weight: ir.Value) -> int:
+    size = 0 if weight.const_value is None else weight.const_value.nbytes
+    uses = weight.uses()
+    if all(node.op_type == "Gather" and slot == 0 for node, slot in uses):
+        return min(size, int(sum(row_bytes(node.outputs[0]) for node, _ in uses)))
+    return size
+
+
+def _axes(value: ir.Value) -> str:
+    named = (str(d) for d in value.shape or () if not isinstance(d, int))
+    return " ".join(sorted({axis for name in named for axis in re.findall(r"[A-Z]\b", name)}))
 
 
 def _operations(node: ir.Node) -> int:

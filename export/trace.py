@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18
 
+from mmgen.export.cut import operations_by_axes, weight_bytes
 from mmgen.export.graphs import Source
 from mmgen.export.upsampling import fold
 from mmgen.runtime.bundle import Graph, TensorSpec, sha256
@@ -64,7 +65,7 @@ def trace(source: Source, path: Path) -> None:
 
 
 def describe(path: Path, folder: Path) -> Graph:
-    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs and outputs as in the file."""
+    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs and outputs as in the file, and its work."""
     graph = ir.load(path).graph
     data = path.with_name(f"{path.name}.data")
     return Graph(
@@ -74,6 +75,8 @@ def describe(path: Path, folder: Path) -> Graph:
         outputs=tuple(_spec(value) for value in graph.outputs),
         data=data.relative_to(folder).as_posix() if data.exists() else None,
         data_sha256=sha256(data) if data.exists() else None,
+        operations=operations_by_axes(graph),
+        weight_bytes=weight_bytes(graph),
     )
 
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 
 from mmgen.runtime import machine
 from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
+from mmgen.runtime.ceilings import Ceilings, device_ceilings, host_ceilings
 from mmgen.runtime.cold_start import Start, cold_start
 from mmgen.runtime.energy import Power, metered
 from mmgen.runtime.errors import MmgenError
@@ -24,6 +25,7 @@ from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.golden import read_golden
 from mmgen.runtime.library import find_library, version
 from mmgen.runtime.results import Result
+from mmgen.runtime.roofline import Point, roofline
 from mmgen.runtime.usage import Cores, free_device_memory, peak_memory, watched
 
 New = Literal["all", "condition", "nothing"]
@@ -102,6 +104,7 @@ class Series:
     joules: float | None  # for a sample, of the whole board or GPU
     median: Sample  # the request in the middle
     device_memory: int | None  # taken since before the bundle was loaded, by any program
+    roofline: tuple[Point, ...] = ()  # by the median times
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Measured:
     context: Context
     starts: tuple[Start, ...]
     series: tuple[Series, ...]
+    ceilings: tuple[Ceilings, ...]  # of the machine, for each number of threads
     peak_memory: int  # bytes of host memory, of this process
 
 
@@ -148,28 +152,34 @@ def measure(
     _check(options)
     before = machine.record()
     bundle = read_bundle(folder)
+    guidance = options.request.get("guidance")
+    branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
     series: list[Series] = []
+    ceilings = []
     for threads in options.threads:
         progress("loading", 0.0)
         free = None if options.backend == "ort-cpu" else free_device_memory()
         with load(folder, options.backend, threads=threads, verify=False) as generator:
             backend = generator.backend
+            of_these = []
             for batch in options.batch:
                 arguments = {**options.request, **_batched(options.conditions, batch)}
                 name = f"batch {batch}" + (f", {threads} threads" if threads else "")
-                series.append(_series(generator, arguments, threads, batch, options, keep, free, progress, name))
+                of_these.append(_series(generator, arguments, threads, batch, options, keep, free, progress, name))
+        progress("measuring what the machine can do", 0.0)
+        ceilings.append(host_ceilings(threads) if backend == "ort-cpu" else device_ceilings())
+        series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
+    after = machine.state()
     first = {**options.request, **_batched(options.conditions, options.batch[0])}
     starts = []
     for number in range(options.starts):
         progress("cold starts", number / options.starts)
         starts.append(cold_start(folder, backend, options.threads[0], first))
-    guidance = options.request.get("guidance")
-    weight = bundle.defaults.guidance if guidance is None else guidance
     context = Context(
-        bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, 1 if weight == 1 else 2,
-        _versions(backend), _told(bundle, options), INCLUDED, (*EXCLUDED, NEWS[options.new]), before, machine.state(),
+        bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, branches, _versions(backend),
+        _told(bundle, options), INCLUDED, (*EXCLUDED, NEWS[options.new]), before, after,
     )  # fmt: skip
-    return Measured(context, tuple(starts), tuple(series), peak_memory())
+    return Measured(context, tuple(starts), tuple(series), tuple(ceilings), peak_memory())
 
 
 def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
@@ -263,6 +273,15 @@ def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Sum
         "row": summary([row for s in by_row for row in s.steps]),
         "jitter": summary([s.jitter or 0.0 for s in by_row]),
     }
+
+
+def _roofline(bundle: Bundle, series: Series, branches: int, ceilings: Ceilings) -> tuple[Point, ...]:
+    """Each graph at the median of its part; what isn't a graph's in a part counts as its own time."""
+    rows = branches * series.batch
+    axes = {"B": series.batch, "G": branches, "R": rows, "N": series.rows}
+    parts = {"condition": "condition", "timestep": "timestep", "step": "row", "decode": "decode"}
+    seconds = {role: series.parts[part].p50 for role, part in parts.items()}
+    return tuple(roofline(bundle, axes, seconds, ceilings))
 
 
 def _sample(

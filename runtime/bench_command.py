@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--starts", type=int, default=3, show_default=True, help="Fresh processes, for the cold start.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
 @click.option("--samples", "samples_file", type=click.Path(path_type=Path), metavar="FILE.jsonl",
-              help="Write every request's times, one a line; after Ctrl-C those that there are.")  # fmt: skip
+              help="Write every request's times, one a line; also after Ctrl-C.")  # fmt: skip
 def bench(
     folder: Path,
     prompts: tuple[str, ...],
@@ -85,19 +85,19 @@ def _whole(file: Path | None) -> Iterator[Callable[[bytes], None]]:
 
 @contextmanager
 def _kept(file: Path | None) -> Iterator[Callable[["Sample"], None]]:
-    """A function that takes samples, which are in the file in the end, and after Ctrl-C as well."""
+    """A function that takes samples; they are in the file in the end, and also if Ctrl-C or a failure comes first."""
     samples: list[Sample] = []
-    interrupted = None
+    ended: BaseException | None = None
     with _whole(file) as write:
         try:
             yield samples.append
-        except KeyboardInterrupt as error:
+        except BaseException as error:
             if not samples:
                 raise
-            interrupted = error
+            ended = error
         write(b"".join(_line(vars(sample)) for sample in samples))
-    if interrupted:
-        raise interrupted
+    if ended:
+        raise ended
 
 
 def _line(record: dict[str, Any]) -> bytes:

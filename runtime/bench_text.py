@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmgen.runtime.bench import Measured, Series
+from mmgen.runtime.ceilings import Ceilings
 from mmgen.runtime.cold_start import Start
 from mmgen.runtime.figures import FEWEST, Noise, Ratio, Summary, summary
 from mmgen.runtime.terminal import table
@@ -26,6 +27,7 @@ def text(measured: Measured) -> str:
     parts = [table(facts(measured)), *(series_text(series) for series in measured.series)]
     if len(measured.series) > 1:
         parts.append(table(throughput_rows(measured.series)))
+    parts.append("\n".join(map(ceiling_text, measured.ceilings)))
     if measured.starts:
         parts.append("\n".join(["cold start, in seconds", table(start_rows(measured.starts))]))
     return "\n\n".join(parts)
@@ -52,6 +54,8 @@ def facts(measured: Measured) -> list[tuple[str, str]]:
 def series_text(series: Series) -> str:
     """Figures of one batch size on one number of threads."""
     lines = [f"{title(series)}, in milliseconds", table(part_rows(series)), *remarks(series)]
+    if series.roofline:
+        lines += ["", table(roofline_rows(series))]
     return "\n".join(lines)
 
 
@@ -63,7 +67,7 @@ def title(series: Series) -> str:
 
 def part_rows(series: Series) -> list[tuple[str, ...]]:
     """A line for each part of a request, in milliseconds."""
-    rows = [("part", "p50", "p90", "p99", "min", "mean", "std", "share")]
+    rows: list[tuple[str, ...]] = [("part", "p50", "p90", "p99", "min", "mean", "std", "share")]
     whole = series.parts["total"].mean
     for name, label in PARTS.items():
         part = series.parts[name]
@@ -104,9 +108,31 @@ def noise_text(noise: Noise | None, count: int) -> str:
     return f"noise floor: a difference below {noise.floor:.1%} means nothing here ({found})"
 
 
+def roofline_rows(series: Series) -> list[tuple[str, ...]]:
+    """A line for each graph: its work at the median time, against the ceiling that it would meet first."""
+    rows: list[tuple[str, ...]] = [
+        ("graph", "ms", "GFLOP", "MB", "FLOP/byte", "GFLOP/s", "GB/s", "of the ceiling"),
+    ]
+    for p in series.roofline:
+        work = (f"{p.operations / 1e9:.3g}", f"{p.bytes / 1e6:.3g}", f"{p.intensity:.3g}")
+        rates = (f"{p.operations_rate / 1e9:.3g}", f"{p.bytes_rate / 1e9:.3g}", f"{p.share:.0%} of {p.bound}")
+        rows.append((p.graph, milli(p.seconds), *work, *rates))
+    return rows
+
+
+def ceiling_text(ceilings: Ceilings) -> str:
+    """What the machine can do at most, and how that was found."""
+    copied = f"{ceilings.bytes / 1e9:.1f} GB/s by a copy"
+    if ceilings.operations is None:
+        return f"ceilings of {ceilings.device}: {copied}; its arithmetic was not measured"
+    product = f"{ceilings.operations / 1e9:.1f} GFLOP/s by a float32 product of matrices"
+    used = f"{ceilings.threads} threads that got {ceilings.busy:.1f} cores"
+    return f"ceilings of the {ceilings.device}: {product}, {copied}, with {used}"
+
+
 def start_rows(starts: Sequence[Start]) -> list[tuple[str, ...]]:
     """Of cold starts, in seconds."""
-    rows = [("part", "median", "min", "max")]
+    rows: list[tuple[str, ...]] = [("part", "median", "min", "max")]
     for name, label in STARTS.items():
         part = summary([getattr(start, name) for start in starts])
         rows.append((label, f"{part.p50:.3f}", f"{part.min:.3f}", f"{part.max:.3f}"))
@@ -116,7 +142,7 @@ def start_rows(starts: Sequence[Start]) -> list[tuple[str, ...]]:
 
 def throughput_rows(series: Sequence[Series]) -> list[tuple[str, ...]]:
     """Batch sizes and numbers of threads beside each other."""
-    rows = [("threads", "batch", "p50 in ms", "samples a second", "against the first")]
+    rows: list[tuple[str, ...]] = [("threads", "batch", "p50 in ms", "samples a second", "against the first")]
     for one in series:
         gain = one.throughput / series[0].throughput
         cells = (str(one.threads or "all"), str(one.batch), milli(one.parts["total"].p50), f"{one.throughput:.3g}")

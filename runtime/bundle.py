@@ -85,6 +85,10 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     data: str | None = None  # external weights, relative to the bundle
     data_sha256: str | None = None
+    # Floating-point operations of products and convolutions, by the named axes over which they are repeated: "B G",
+    # "N", or "" for once; a multiplication and an addition are two.  None: not counted, by an older exporter.
+    operations: dict[str, int] | None = None
+    weight_bytes: int | None = None  # that a run reads; of a table that is looked up, one sample's rows
 
 
 @dataclass(frozen=True)

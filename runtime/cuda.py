@@ -157,6 +157,12 @@ class Device:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Enqueue a copy within the device's memory."""
+        self.use()
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
+
     def record(self, calls: Sequence[Call]) -> Call:
         """What these calls enqueue, as one call; they live as long as it does.
 

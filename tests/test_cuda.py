@@ -18,6 +18,7 @@ from cuda.bindings import runtime as real
 from standin_cuda import Cuda
 from standin_device import Gpu
 
+from mmgen.runtime import ceilings
 from mmgen.runtime.cuda import CudaBlock, Device, open_device
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Layout, Slot
@@ -46,6 +47,29 @@ def test_a_device_says_what_it_is(device: Device) -> None:
     assert (device.name, device.compute_capability, device.multiprocessors) == ("Orin", "sm87", 8)
     assert (device.memory_bytes, device.driver_cuda) == (8 << 30, "12.6")
     assert device.free_bytes() == 8 << 30
+
+
+def test_a_device_copies_within_its_memory(device: Device) -> None:
+    first, second, landing = device.memory(1024), device.memory(1024), device.pinned(1024)
+    landing.array[:] = np.arange(1024, dtype=np.uint8)
+    device.to_device(first.address, landing.address, 1024)
+    device.copy(second.address, first.address, 1024)
+    device.wait()
+    landing.array[:] = 0
+    device.to_host(landing.address, second.address, 1024)
+    device.wait()
+    assert np.array_equal(landing.array, np.arange(1024, dtype=np.uint8))
+
+
+def test_a_device_s_bandwidth_is_measured_by_copies_and_its_arithmetic_is_not(
+    cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "BYTES", 1 << 16)
+    monkeypatch.setattr(ceilings, "SECONDS", 0.0)
+    found = ceilings.device_ceilings()
+    assert found.device == "Orin" and found.bytes > 0
+    assert (found.operations, found.threads, found.busy) == (None, None, None)
+    assert cuda.live() == {}
 
 
 def test_compute_capabilities_of_two_digits(cuda: Cuda) -> None:
