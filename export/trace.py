@@ -65,7 +65,7 @@ def trace(source: Source, path: Path) -> None:
 
 
 def describe(path: Path, folder: Path) -> Graph:
-    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs and outputs as in the file, and its work."""
+    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs, outputs and work of the file."""
     graph = ir.load(path).graph
     data = path.with_name(f"{path.name}.data")
     return Graph(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import whole_file
 from mmgen.runtime.terminal import Command, Progress
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
 @click.option("--samples", "samples_file", type=click.Path(path_type=Path), metavar="FILE.jsonl",
               help="Write every request's times, one a line; also after Ctrl-C.")  # fmt: skip
+@click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/index.html, with diagrams.")
 def bench(
     folder: Path,
     prompts: tuple[str, ...],
@@ -51,6 +53,7 @@ def bench(
     solver: str | None,
     json_file: Path | None,
     samples_file: Path | None,
+    report: Path | None,
     **options: Any,
 ) -> None:
     """Measure how long requests take here, part by part, and how small a difference means nothing.
@@ -62,14 +65,22 @@ def bench(
     from mmgen.runtime.bench import Options, golden_conditions, measure
     from mmgen.runtime.bench_text import text
     from mmgen.runtime.bundle import read_bundle, to_json
+    from mmgen.runtime.report import page
 
     bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured
     given = golden_conditions(bundle, conditions(bundle, prompts, class_ids, others))
     request = {"steps": steps, "guidance": guidance, "solver": solver}
     asked = Options(given, request, **options)
-    with _whole(json_file) as write, _kept(samples_file) as keep, Progress() as progress:
-        measured = measure(folder, asked, keep, progress)
+    with (
+        _whole(json_file) as write,
+        _whole(report and _made(report) / "index.html") as write_page,
+        _kept(samples_file) as samples,
+        Progress() as progress,
+    ):
+        measured = measure(folder, asked, samples.append, progress)
         write(_line(to_json(measured)))
+        if report:
+            write_page(page(measured, samples))
     click.echo(text(measured))
 
 
@@ -84,13 +95,13 @@ def _whole(file: Path | None) -> Iterator[Callable[[bytes], None]]:
 
 
 @contextmanager
-def _kept(file: Path | None) -> Iterator[Callable[["Sample"], None]]:
-    """A function that takes samples; they are in the file in the end, and also if Ctrl-C or a failure comes first."""
+def _kept(file: Path | None) -> Iterator[list["Sample"]]:
+    """Samples to add to; they are in the file in the end, and also if Ctrl-C or a failure comes first."""
     samples: list[Sample] = []
     ended: BaseException | None = None
     with _whole(file) as write:
         try:
-            yield samples.append
+            yield samples
         except BaseException as error:
             if not samples:
                 raise
@@ -98,6 +109,15 @@ def _kept(file: Path | None) -> Iterator[Callable[["Sample"], None]]:
         write(b"".join(_line(vars(sample)) for sample in samples))
     if ended:
         raise ended
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made unless it is there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MmgenError(f"{folder} can't be made ({error.strerror})", remedy="choose another place") from error
+    return folder
 
 
 def _line(record: dict[str, Any]) -> bytes:

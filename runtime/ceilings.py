@@ -21,9 +21,9 @@ from mmgen.runtime.usage import cores
 
 CODE = "from mmgen.runtime.ceilings import main; main()"
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-SIDE = 1024  # of the matrices: 12 MiB of them, and 2 billion operations
+SIDES = (384, 1536)  # of the matrices: done between two turns of other programs, and enough for many cores
 BYTES = 1 << 27  # to copy: more than the caches of most machines hold
-SECONDS = 0.5  # for each ceiling; the best of the repetitions is it
+SECONDS = 0.4  # for each size; the best of the repetitions counts
 FEWEST = 3  # repetitions
 
 
@@ -35,7 +35,7 @@ class Ceilings:
     operations: float | None  # float32 operations a second of a product of matrices; None: not measured there
     bytes: float  # read and written a second, by a copy
     threads: int | None  # asked for; None: of a GPU
-    busy: float | None  # cores that the product kept busy: fewer if other programs wanted them, or BLAS has fewer
+    busy: float | None  # cores that the products got: fewer if other programs wanted them, or BLAS has fewer threads
 
 
 def host_ceilings(threads: int | None) -> Ceilings:
@@ -81,17 +81,21 @@ def device_ceilings() -> Ceilings:
 def main() -> None:
     """What the process does: measure with as many threads as its argument says, and print."""
     threads = int(sys.argv[1])
-    draw = np.random.default_rng(0)
-    left, right = (draw.random((SIDE, SIDE), np.float32) for _ in range(2))
-    product = np.empty_like(left)
     clock, used = time.perf_counter(), time.process_time()
-    best = _best(lambda: np.matmul(left, right, out=product))
+    operations = max(2 * side**3 / _best(_product(side)) for side in SIDES)
     busy = (time.process_time() - used) / (time.perf_counter() - clock)
     source, target = np.ones(BYTES, np.uint8), np.zeros(BYTES, np.uint8)
     parts = np.array_split(target, threads), np.array_split(source, threads)
     with ThreadPoolExecutor(threads) as pool:  # numpy lets go of the interpreter while it copies
         copied = 2 * BYTES / _best(lambda: list(pool.map(np.copyto, *parts)))
-    sys.stdout.write(json.dumps({"operations": 2 * SIDE**3 / best, "bytes": copied, "busy": busy}))
+    sys.stdout.write(json.dumps({"operations": operations, "bytes": copied, "busy": busy}))
+
+
+def _product(side: int) -> Callable[[], object]:
+    draw = np.random.default_rng(0)
+    left, right = (draw.random((side, side), np.float32) for _ in range(2))
+    product = np.empty_like(left)
+    return lambda: np.matmul(left, right, out=product)
 
 
 def _best(work: Callable[[], object]) -> float:

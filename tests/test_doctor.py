@@ -106,6 +106,14 @@ def test_an_orin(root: Path) -> None:
     }
 
 
+def test_a_cpu_s_clock_and_who_chooses_it(root: Path) -> None:
+    policy = "sys/devices/system/cpu/cpufreq/policy0/scaling_"
+    files = {"cur_freq": "1510400\n", "min_freq": "115200\n", "max_freq": "1728000\n", "governor": "schedutil\n"}
+    furnish(root, {policy + name: content for name, content in files.items()})
+    clock = {"now": 1_510_400_000, "least": 115_200_000, "most": 1_728_000_000, "governor": "schedutil"}
+    assert machine.state(root)["cpu_clock"] == clock
+
+
 def test_a_thor(root: Path) -> None:
     furnish(root, THOR, nvpmodel=prints("NV Power Mode: MAXN", "0"))
     assert known(machine.record(root)) == {

@@ -9,7 +9,7 @@ from tree import ROOT, imports, top_level
 
 RUNTIME = sorted((ROOT / "runtime").glob("*.py"))
 MODULES = [f"mmgen.runtime.{file.stem}" for file in RUNTIME if file.stem != "__init__"]
-SPEAKING = ("cli", "terminal", "describe", "doctor", "bench_command", "bench_text")
+SPEAKING = ("cli", "terminal", "describe", "doctor", "bench_command", "bench_text", "report")
 COMMAND_LINE = {f"mmgen.runtime.{name}" for name in SPEAKING}
 NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "PIL", "scipy"}
 VENDORS = {  # by the files that may import them, when asked to; library.py finds TensorRT by its name
