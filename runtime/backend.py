@@ -16,7 +16,8 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Slot
 
-NAMES = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu")  # in the order in which ``auto`` tries them
+AUTO = ("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
+NAMES = (*AUTO, "openvino-bf16")  # which loses digits that a bundle may need: never without being asked for
 
 log = logging.getLogger("mmgen")
 Call = Callable[[], None]
@@ -96,7 +97,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     if name != "auto":
         return _open(name, bundle, threads)
     reasons = []
-    for candidate in NAMES[:-1]:
+    for candidate in AUTO[:-1]:
         try:
             backend = _open(candidate, bundle, threads)
         except MmgenError as error:
@@ -104,7 +105,7 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
         else:
             log.info("backend %s", candidate)
             return backend
-    backend = _open(NAMES[-1], bundle, threads)
+    backend = _open(AUTO[-1], bundle, threads)
     # Nobody who has a GPU should find out from the clock that it isn't used.
     log.log(logging.WARNING if _has_gpu() else logging.INFO, "backend %s; not %s", backend.name, "; not ".join(reasons))
     return backend
@@ -130,6 +131,10 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
             from mmgen.runtime import ort_cuda
 
             return ort_cuda.open_backend()
+        case "openvino" | "openvino-bf16":
+            from mmgen.runtime import openvino
+
+            return openvino.open_backend(name, bundle, threads)
         case "ort-cpu":
             from mmgen.runtime import ort
 

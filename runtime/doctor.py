@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.runtime import machine
-from mmgen.runtime.backend import NAMES, open_backend
+from mmgen.runtime.backend import AUTO, NAMES, open_backend
 from mmgen.runtime.build import Flavour
 from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.cuda import open_device
@@ -15,7 +15,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, version
 from mmgen.runtime.terminal import table
 
-PACKAGES = ("mmgen", "numpy", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "cuda-bindings")
+PACKAGES = ("mmgen", "numpy", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings")
 LIBRARIES: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 
 
@@ -35,7 +35,7 @@ def record(bundle: Bundle | None = None, root: Path = Path("/")) -> dict[str, An
     packages = {name: _version(name) for name in PACKAGES}
     found = {
         "backends": [{"name": name, "works": not reason, "reason": reason} for name, reason in reasons.items()],
-        "auto": bundle and next((name for name, reason in reasons.items() if not reason), None),
+        "auto": bundle and next((name for name in AUTO if not reasons[name]), None),
         "gpu": gpu,
         "packages": packages | {flavour: installed for flavour, (installed, _) in libraries.items()},
         **machine.record(root),
@@ -76,6 +76,10 @@ def _reason(name: str, libraries: dict[Flavour, tuple[Any, str | None]], no_gpu:
             from mmgen.runtime import ort_cuda
 
             return _try(lambda: ort_cuda.open_backend().close())[1]
+        case "openvino" | "openvino-bf16":
+            from mmgen.runtime import openvino
+
+            return _try(lambda: openvino.open_backend(name, None, None).close())[1]
         case _:
             from mmgen.runtime import ort
 

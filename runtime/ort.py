@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the embedded default.  A block is a numpy array, and graphs are bound by address."""
+"""ONNX Runtime on the CPU: the embedded default."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,25 +10,8 @@ from numpy.typing import NDArray
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.memory import ALIGNMENT, Slot
-
-
-class HostBlock:
-    """Memory of the host, where writing and reading cost nothing but a copy."""
-
-    def __init__(self, size: int) -> None:
-        room = np.empty(size + ALIGNMENT, np.uint8)
-        start = -room.ctypes.data % ALIGNMENT
-        self.host: NDArray[np.uint8] = room[start : start + size]
-
-    def upload(self, end: int | None = None) -> None:
-        """It is there already."""
-
-    def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
-        return tuple(slot.of(self.host).copy() for slot in slots)
-
-    def close(self) -> None:
-        """It goes with the last call that is bound to it."""
+from mmgen.runtime.host import HostBackend, HostBlock, check_threads
+from mmgen.runtime.memory import Slot
 
 
 class OrtRunner:
@@ -60,7 +43,7 @@ class OrtRunner:
         self._session = None
 
 
-class OrtCpu:
+class OrtCpu(HostBackend):
     """Sessions that share one set of options."""
 
     name = "ort-cpu"
@@ -71,9 +54,6 @@ class OrtCpu:
         self._options.log_severity_level = 3
         if threads is not None:
             self._options.intra_op_num_threads = threads
-
-    def block(self, host_bytes: int, other_bytes: int) -> Block:
-        return HostBlock(host_bytes + other_bytes)
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         return self.load(bundle.path(bundle.graphs[role].file))
@@ -92,21 +72,10 @@ class OrtCpu:
             ) from error
         return OrtRunner(session)
 
-    def record(self, calls: Sequence[Call]) -> Call | None:
-        """A call costs microseconds here; there is nothing to gain."""
-        return None
-
-    def wait(self) -> None:
-        """Calls return when they are done."""
-
-    def close(self) -> None:
-        """Nothing outlives the sessions."""
-
 
 def open_backend(threads: int | None) -> Backend:
     """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
-    if threads is not None and threads < 1:
-        raise MmgenError("threads", got=threads, wanted="at least 1")
+    check_threads(threads)
     try:
         import onnxruntime
     except ImportError as error:

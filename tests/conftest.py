@@ -38,6 +38,14 @@ def bundle_copy(bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path / "b.mmgen"
 
 
+@pytest.fixture(scope="module", params=["ort-cpu", "openvino"])
+def cpu(request: pytest.FixtureRequest) -> str:
+    """A backend that runs on any machine."""
+    if request.param == "openvino" and not importlib.util.find_spec("openvino"):
+        pytest.skip("OpenVINO is not installed")
+    return str(request.param)
+
+
 def needs_torch(file: Path) -> bool:
     """Whether a test file, or a file beside it that it imports, imports torch or what comes with it."""
     if top_level(file) & COME_WITH_TORCH or any(name.startswith("mmgen.export.") for name in imports(file)):

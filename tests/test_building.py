@@ -31,7 +31,7 @@ def test_where_there_is_no_gpu_auto_loads_the_cpu_and_says_that_nothing_was_buil
 ) -> None:
     caplog.set_level(logging.INFO, "mmgen")
     with load(copy, build=True) as generator:
-        assert generator.backend == "ort-cpu"
+        assert generator.backend in ("openvino", "ort-cpu")
     assert "no engines were built: " in caplog.text
     assert not (copy / "engines").exists()
 

@@ -231,7 +231,7 @@ def test_an_environment_that_hides_the_system_s_tensorrt(root: Path, no_gpu: Non
 
 def test_a_backend_says_all_that_it_lacks(root: Path, no_gpu: None) -> None:
     backends = {backend["name"]: backend for backend in doctor.record(root=root)["backends"]}
-    assert list(backends) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "ort-cpu"]
+    assert list(backends) == ["tensorrt", "tensorrt-rtx", "ort-cuda", "openvino", "ort-cpu", "openvino-bf16"]
     assert backends["tensorrt"]["reason"] == "nothing here; buy one; and nothing here; buy one"
     assert backends["ort-cpu"] == {"name": "ort-cpu", "works": True, "reason": None}
 
@@ -241,8 +241,9 @@ def test_for_a_bundle_it_says_what_auto_takes_and_why_not_the_others(root: Path,
     backends = {backend["name"]: backend for backend in found["backends"]}
     if backends["tensorrt"]["works"] or backends["tensorrt-rtx"]["works"] or backends["ort-cuda"]["works"]:
         pytest.skip("there is a CUDA device here")
-    assert found["auto"] == "ort-cpu"
-    assert lines(found)["auto takes"] == ["ort-cpu"]
+    assert found["auto"] == next(name for name in ("openvino", "ort-cpu") if backends[name]["works"])
+    assert lines(found)["auto takes"] == [found["auto"]]
+    assert backends["ort-cpu"]["works"]
     assert all(backends[name]["reason"] for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"))
 
 

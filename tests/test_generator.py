@@ -16,8 +16,8 @@ from mmgen.runtime.noise import noise
 
 
 @pytest.fixture(scope="module")
-def generator(bundle_folder: Path) -> Iterator[Generator]:
-    with load(bundle_folder) as opened:
+def generator(bundle_folder: Path, cpu: str) -> Iterator[Generator]:
+    with load(bundle_folder, cpu) as opened:
         yield opened
 
 
@@ -42,7 +42,7 @@ def test_a_picture_is_uint8_and_has_its_latents_codes_and_timings(generator: Gen
 def test_a_seed_gives_the_same_bits_again_also_from_a_new_generator(generator: Generator, bundle_folder: Path) -> None:
     first = generator.generate(prompt="red apple", seed=7)
     again = generator.generate(prompt="red apple", seed=7)
-    with load(bundle_folder) as other:
+    with load(bundle_folder, generator.backend) as other:
         fresh = other.generate(prompt="red apple", seed=7)
     for result in (again, fresh):
         assert np.array_equal(first.latents, result.latents)

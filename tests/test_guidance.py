@@ -17,6 +17,7 @@ from mmgen.runtime.arguments import also
 from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, read_bundle
 from mmgen.runtime.cli import main
 from mmgen.runtime.noise import noise
+from mmgen.runtime.openvino import OpenVinoRunner
 from mmgen.runtime.ort import OrtRunner
 from mmgen.runtime.process import Diffusion, Flow
 from mmgen.runtime.reference import run
@@ -29,15 +30,15 @@ NULL: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
-def generator(bundle_folder: Path) -> Iterator[Generator]:
-    with load(bundle_folder, "ort-cpu", threads=1) as opened:
+def generator(bundle_folder: Path, cpu: str) -> Iterator[Generator]:
+    with load(bundle_folder, cpu, threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def branch(bundle_folder: Path) -> Iterator[Callable[..., Denoiser]]:
+def branch(bundle_folder: Path, cpu: str) -> Iterator[Callable[..., Denoiser]]:
     """The denoiser for one set of conditions, on a generator of its own."""
-    with load(bundle_folder, "ort-cpu", threads=1) as opened:
+    with load(bundle_folder, cpu, threads=1) as opened:
         yield partial(denoiser, opened, guidance=1.0)
 
 
@@ -138,17 +139,18 @@ def test_a_condition_without_null_value_can_have_a_negative_one(bundle_folder: P
 def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """For each graph, how many branches or rows each of its calls was bound to."""
     seen: dict[str, list[int]] = {}
-    bind = OrtRunner.bind
 
-    def watched(self: OrtRunner, block: Any, calls: Any) -> Any:
+    def watched(bind: Callable[..., Any], runner: Any, block: Any, calls: Any) -> Any:
         for call in calls:
             kinds = {"guidance": "step", "latents": "decode", "timestep": "timestep"}
             role = next((kind for name, kind in kinds.items() if name in call), "condition")
             first = call["guidance"] if role == "step" else next(iter(call.values()))
             seen.setdefault(role, []).append(first.shape[0])
-        return bind(self, block, calls)
+        return bind(runner, block, calls)
 
-    monkeypatch.setattr(OrtRunner, "bind", watched)
+    for runner in (OrtRunner, OpenVinoRunner):
+        bind = runner.bind
+        monkeypatch.setattr(runner, "bind", lambda *given, bind=bind: watched(bind, *given))
     return seen
 
 
@@ -165,7 +167,7 @@ def test_outside_the_interval_one_branch_runs_and_inside_all(
     *_, state = run(
         rows, lambda x, t: (guided if t in inside else alone)(x, t), noise(SEED, 1, generator.bundle.latent_shape)
     )
-    with load(bundle_folder, "ort-cpu", threads=1) as fresh:
+    with load(bundle_folder, generator.backend, threads=1) as fresh:
         bound.clear()
         made = fresh.generate(
             prompt="red apple", guidance=3.0, guidance_interval=(low, high), steps=STEPS, seed=SEED, solver=solver
@@ -264,7 +266,7 @@ def test_the_command_line_asks_for_the_same(
     out = tmp_path / "out.npy"
     mmgen("generate", str(bundle_folder), "--prompt=red apple", "--negative-prompt=blue", "--negative=label=3",
           "--also=cat:0.5", "--also=label=2:-0.25", "--guidance-interval", "0.2", "6", "--guidance-rescale=0.5",
-          "--steps=5", "--backend=ort-cpu", "-o", str(out))  # fmt: skip
+          "--steps=5", f"--backend={generator.backend}", "-o", str(out))  # fmt: skip
     wanted = generator.generate(
         prompt="red apple", negative={"prompt": "blue", "label": 3},
         also=[({"prompt": "cat"}, 0.5), ({"label": 2}, -0.25)],

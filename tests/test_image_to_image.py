@@ -23,8 +23,8 @@ ASKED: dict[str, Any] = {"prompt": "red apple", "steps": 10, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def generator(bundle_folder: Path) -> Iterator[Generator]:
-    with load(bundle_folder, "ort-cpu", threads=1) as opened:
+def generator(bundle_folder: Path, cpu: str) -> Iterator[Generator]:
+    with load(bundle_folder, cpu, threads=1) as opened:
         yield opened
 
 
@@ -139,7 +139,7 @@ def test_the_command_line_starts_from_a_file(
     out = tmp_path / "out.npy"
     asked = ["--prompt=red apple", "--steps=10", "--seed=3", f"--image={tmp_path / name}", "--strength=0.5"]
     result = CliRunner().invoke(
-        main, ["generate", str(bundle_folder), *asked, "--backend=ort-cpu", "-o", str(out), "--json"]
+        main, ["generate", str(bundle_folder), *asked, f"--backend={generator.backend}", "-o", str(out), "--json"]
     )
     assert result.exit_code == 0, result.output
     wanted = generator.generate(**ASKED, image=PICTURE, strength=0.5)

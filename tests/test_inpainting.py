@@ -27,8 +27,8 @@ ASKED: dict[str, Any] = {"prompt": "red apple", "steps": 6, "seed": 3}
 
 
 @pytest.fixture(scope="module")
-def generator(bundle_folder: Path) -> Iterator[Generator]:
-    with load(bundle_folder, "ort-cpu", threads=1) as opened:
+def generator(bundle_folder: Path, cpu: str) -> Iterator[Generator]:
+    with load(bundle_folder, cpu, threads=1) as opened:
         yield opened
 
 
@@ -148,7 +148,7 @@ def test_the_command_line_takes_a_picture_and_a_mask(generator: Generator, bundl
         out = tmp_path / "out.npy"
         result = CliRunner().invoke(
             main,
-            ["generate", str(bundle_folder), *asked, f"--mask={tmp_path / mask_file}", "--backend=ort-cpu",
+            ["generate", str(bundle_folder), *asked, f"--mask={tmp_path / mask_file}", f"--backend={generator.backend}",
              "-o", str(out), "--json"],
         )  # fmt: skip
         assert result.exit_code == 0, result.output

@@ -12,8 +12,9 @@ from mmgen.runtime import MmgenError, load
 from mmgen.runtime.backend import Block, Call
 from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.generator import PLANS, Generator
+from mmgen.runtime.host import HostBlock
 from mmgen.runtime.memory import ALIGNMENT, Layout, Slot, stacked
-from mmgen.runtime.ort import HostBlock, OrtCpu, OrtRunner
+from mmgen.runtime.ort import OrtCpu, OrtRunner
 
 
 class Poisoned(HostBlock):

@@ -14,6 +14,7 @@ COMMAND_LINE = {f"mmgen.runtime.{name}" for name in SPEAKING}
 NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "PIL", "scipy"}
 VENDORS = {  # by the files that may import them, when asked to; library.py finds TensorRT by its name
     "onnxruntime": {"ort.py", "ort_cuda.py"},
+    "openvino": {"openvino.py"},
     "tokenizers": {"text.py"},
     "cuda": {"cuda.py"},
     "tensorrt": set(),

@@ -1,0 +1,56 @@
+"""What the CPU backends share: a block is a numpy array, graphs are bound to it by address, and calls end when done."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.backend import Block, Call
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.memory import ALIGNMENT, Slot
+
+
+class HostBlock:
+    """Memory of the host, where writing and reading cost nothing but a copy."""
+
+    def __init__(self, size: int) -> None:
+        room = np.empty(size + ALIGNMENT, np.uint8)
+        start = -room.ctypes.data % ALIGNMENT
+        self.host: NDArray[np.uint8] = room[start : start + size]
+
+    def upload(self, end: int | None = None) -> None:
+        """It is there already."""
+
+    def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
+        return tuple(slot.of(self.host).copy() for slot in slots)
+
+    def close(self) -> None:
+        """It goes with the last call that is bound to it."""
+
+
+class HostBackend:
+    """A backend but for its graphs."""
+
+    def block(self, host_bytes: int, other_bytes: int) -> Block:
+        return HostBlock(host_bytes + other_bytes)
+
+    def record(self, calls: Sequence[Call]) -> Call | None:
+        """A call costs microseconds here; there is nothing to gain."""
+        return None
+
+    def wait(self) -> None:
+        """Calls return when they are done."""
+
+    def close(self) -> None:
+        """Nothing outlives the graphs."""
+
+
+def check_threads(threads: int | None) -> None:
+    """See that a number of threads is one; None is one a core.
+
+    Raises:
+        MmgenError: below 1.
+    """
+    if threads is not None and threads < 1:
+        raise MmgenError("threads", got=threads, wanted="at least 1")
