@@ -15,9 +15,10 @@ from mmgen.export.diffusers_parts import (
     AS_FLOAT,
     check_autoencoder,
     class_name,
+    clip_tokenizer,
     config_of,
     from_pretrained,
-    import_diffusers,
+    import_library,
     want,
     weight_files,
 )
@@ -106,7 +107,7 @@ def load(folder: Path) -> Model:
         MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
             are missing, damaged or not all there.
     """
-    diffusers, transformers = import_diffusers(), _import_transformers()
+    diffusers, transformers = import_library("diffusers"), import_library("transformers")
     index = read_json(folder / "model_index.json")
     for part, (library, supported) in PARTS.items():
         class_name(index, part, supported, folder, library)
@@ -126,7 +127,7 @@ def load(folder: Path) -> Model:
     encoder = from_pretrained(
         transformers.CLIPTextModelWithProjection, folder / "text_encoder", files["text_encoder"], dtype=torch.float32
     )
-    tokenizer = _tokenizer(transformers, folder / "tokenizer")
+    tokenizer = clip_tokenizer(transformers, folder / "tokenizer")
 
     codebook = vqvae.quantize.embedding.weight
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -156,14 +157,6 @@ def load(folder: Path) -> Model:
     )
 
 
-def _import_transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MmgenError(f"transformers can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
-    return transformers
-
-
 def _check_fit(folder: Path, uvit: dict[str, Any], vae: dict[str, Any], mask_id: object) -> None:
     codes = vae["num_vq_embeddings"]
     wanted = f"{codes}, the entries of the vqvae's codebook"
@@ -174,10 +167,3 @@ def _check_fit(folder: Path, uvit: dict[str, Any], vae: dict[str, Any], mask_id:
         raise MmgenError(
             f"{folder}/scheduler: mask_token_id", got=mask_id, wanted=f"{codes} to {uvit['vocab_size'] - 1}"
         )
-
-
-def _tokenizer(transformers: Any, folder: Path) -> Any:
-    try:
-        return transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers has no error of its own for it
-        raise MmgenError(f"{folder} can't be read as a tokenizer ({error})", remedy="copy the folder again") from error

@@ -111,7 +111,8 @@ def _check_denoiser(model: Model) -> None:
                 raise MmgenError(f"condition: {name} for one row", got=tuple(tensor.shape), wanted="(1, ...)")
     if isinstance(process := model.process, Masked):
         tokens = torch.full((1, *model.latent_shape), process.mask_id)
-        logits = _call("denoiser", model.denoiser, tokens, *conditioning)
+        timestep = [torch.zeros(1)] if process.train_timesteps else []
+        logits = _call("denoiser", model.denoiser, tokens, *timestep, *conditioning)
         _want("denoiser", logits, (1, process.codes, *model.latent_shape), torch.float32)
         return
     out = _call("denoiser", model.denoiser, torch.zeros(1, *model.latent_shape), torch.ones(1), *conditioning)

@@ -19,7 +19,7 @@ from mmgen.export.diffusers_parts import (
     class_name,
     config_of,
     from_pretrained,
-    import_diffusers,
+    import_library,
     want,
     weight_files,
 )
@@ -92,7 +92,7 @@ def load(folder: Path) -> Model:
     if index.get("_class_name") != "DiTPipeline":
         raise MmgenError(f"{folder}/model_index.json: _class_name", got=repr(index.get("_class_name")),
                          wanted="'DiTPipeline'", remedy="for other pipelines write a module:function")  # fmt: skip
-    diffusers = import_diffusers()
+    diffusers = import_library("diffusers")
     class_name(index, "transformer", TRANSFORMERS, folder)
     quantised = class_name(index, "vae", AUTOENCODERS, folder) == "VQModel"
     transformer_class = diffusers.DiTTransformer2DModel

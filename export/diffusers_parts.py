@@ -1,5 +1,6 @@
 """The parts of a diffusers folder, read with errors that say what is wrong: class names, configurations, weights."""
 
+import importlib
 import inspect
 import warnings
 from pathlib import Path, PurePosixPath
@@ -15,17 +16,16 @@ DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpD
 AS_FLOAT = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # what diffusers' loaders are told
 
 
-def import_diffusers() -> ModuleType:
-    """The package.
+def import_library(name: str) -> ModuleType:
+    """A package of the extra ``export``.
 
     Raises:
         MmgenError: it isn't installed.
     """
     try:
-        import diffusers
+        return importlib.import_module(name)
     except ImportError as error:
-        raise MmgenError(f"diffusers can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
-    return diffusers
+        raise MmgenError(f"{name} can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
 
 
 def class_name(
@@ -127,3 +127,11 @@ def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
     for field, only in (("norm_type", "group"), ("latents_mean", None), ("latents_std", None)):
         if field in config:
             want(config, field, config[field] == only, repr(only), folder)
+
+
+def clip_tokenizer(transformers: Any, folder: Path) -> Any:
+    """The tokenizer that a pipeline with a CLIP text encoder saves."""
+    try:
+        return transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers has no error of its own for it
+        raise MmgenError(f"{folder} can't be read as a tokenizer ({error})", remedy="copy the folder again") from error

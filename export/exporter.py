@@ -189,9 +189,8 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
     """What is known before there are graphs."""
     usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
     defaults = model.defaults
-    evaluations = defaults.steps
-    if not isinstance(model.process, Masked):  # which has no timestep graph
-        options = defaults.solver_options
+    evaluations, options = defaults.steps, defaults.solver_options
+    if not isinstance(model.process, Masked):  # whose timestep graph, if any, is for that many rows or one more
         evaluations = len(
             solver_table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
         )

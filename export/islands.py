@@ -41,7 +41,7 @@ SOLVER = frozenset((
     bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE, bundle.KNOWN, bundle.KEEP,
     bundle.NEXT_LEVEL,
     bundle.SHARPNESS, bundle.TOP_K, bundle.CONFIDENCE, bundle.MASKED, bundle.STAY, bundle.WINDOW,
-    bundle.CHOICE, bundle.ORDER,
+    bundle.REDRAW, bundle.CHOICE, bundle.ORDER,
 ))  # fmt: skip
 
 

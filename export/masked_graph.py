@@ -40,6 +40,7 @@ class MaskedStepGraph(nn.Module):
         self.denoiser = denoiser
         self.mask_id, self.codes = process.mask_id, process.codes
         self.candidates = min(process.codes, process.candidates)
+        self.timed = process.train_timesteps > 0
 
     def forward(
         self,
@@ -50,12 +51,13 @@ class MaskedStepGraph(nn.Module):
         masked: Tensor,  # (1,)
         stay: Tensor,  # (1,)
         window: Tensor,  # (1,)
+        redraw: Tensor,  # (1,)
         guidance: Tensor,  # (G,)
         choice: Tensor,  # (B, *L) in [0, 1)
         order: Tensor,  # (B, *L) in [0, 1)
-        *conditioning: Tensor,  # (G, B, ...)
+        *more: Tensor,  # timestep (1,), if the denoiser is told it; then the conditioning tensors (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
-        logits = self.logits(tokens, guidance, conditioning)  # (B, N, codes)
+        logits = self.logits(tokens, guidance, more)  # (B, N, codes)
         flat, choice, order = tokens.flatten(1), choice.flatten(1), order.flatten(1)  # (B, N)
         hidden = flat == self.mask_id
 
@@ -68,7 +70,7 @@ class MaskedStepGraph(nn.Module):
         numbers = torch.arange(self.codes, dtype=torch.float32)
         first = torch.where(beyond, numbers, float(self.codes)).amin(-1).long()  # (B, N)
         drawn = torch.where(first < self.codes, first, best_first[..., 0])
-        codes = torch.where(hidden, drawn, flat)
+        codes = torch.where(torch.logical_or(hidden, order < redraw), drawn, flat)
 
         log_p = (logits.gather(-1, drawn[..., None]) - best)[..., 0] - (logits - best).exp().sum(-1).log()
         gumbel = -(-order.clamp_min(TINY).log()).clamp_min(TINY).log()
@@ -82,11 +84,13 @@ class MaskedStepGraph(nn.Module):
         next_tokens = torch.where(again, self.mask_id, codes)
         return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
 
-    def logits(self, tokens: Tensor, guidance: Tensor, conditioning: Sequence[Tensor]) -> Tensor:
+    def logits(self, tokens: Tensor, guidance: Tensor, more: Sequence[Tensor]) -> Tensor:
         """Guided logits (B, N, codes)."""
         branches, batch = guidance.shape[0], tokens.shape[0]
         rows = tokens.expand(branches, *tokens.shape).flatten(0, 1)  # (R, *L)
-        logits: Tensor = self.denoiser(rows, *(c.flatten(0, 1) for c in conditioning)).flatten(2)  # (R, codes, N)
+        timestep = [more[0].expand(branches * batch)] if self.timed else []  # (R,)
+        conditioning = [c.flatten(0, 1) for c in more[len(timestep) :]]
+        logits: Tensor = self.denoiser(rows, *timestep, *conditioning).flatten(2)  # (R, codes, N)
         logits = logits.reshape(branches, batch, *logits.shape[1:])
         return (guidance[:, None, None, None] * logits).sum(0).transpose(1, 2)
 
@@ -133,7 +137,9 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
         names.CHOICE: torch.zeros(size),
         names.ORDER: torch.zeros(size),
     }
-    if clash := set(FIXED) & {name for name, _ in conditioning}:
+    if model.process.train_timesteps:
+        fixed[names.TIMESTEP] = torch.ones(1)
+    if clash := {*FIXED, names.TIMESTEP} & {name for name, _ in conditioning}:
         raise MmgenError(
             f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
             remedy="give it another name",

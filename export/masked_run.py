@@ -73,6 +73,7 @@ def _loop(
             {
                 names.TOKENS: tokens,
                 **{name: getattr(rows, name)[row].reshape(size) for name, size in ROWS.items()},
+                **({names.TIMESTEP: rows.timestep[row : row + 1]} if names.TIMESTEP in step.inputs else {}),
                 names.GUIDANCE: asked.weights,
                 names.CHOICE: np.ascontiguousarray(drawn[:, 0]),
                 names.ORDER: np.ascontiguousarray(drawn[:, 1]),
@@ -84,27 +85,27 @@ def _loop(
     return feeds, np.stack(made)
 
 
-def _with_logits(step: Source, inputs: Arrays, place: str) -> Sample:
+def _with_logits(step: Source, inputs: Arrays, place: str, row: int) -> Sample:
     """A call of the step, and the logits that it draws from."""
     assert isinstance(step.module, MaskedStepGraph)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in step.inputs}
-    conditioning = [tensor for name, tensor in tensors.items() if name not in FIXED]
+    more = [tensor for name, tensor in tensors.items() if name not in FIXED]
     with torch.no_grad():
-        logits = step.module.logits(tensors[names.TOKENS], tensors[names.GUIDANCE], conditioning)
-    sample = call(step, inputs, place)
+        logits = step.module.logits(tensors[names.TOKENS], tensors[names.GUIDANCE], more)
+    sample = call(step, inputs, place, row)
     return dataclasses.replace(sample, outputs=sample.outputs | {LOGITS: logits.numpy()})
 
 
-def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str]]:
+def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
     """First, middle and last row, one branch alone in each; and a single sample in a single branch."""
     branches = len(feeds[0][names.GUIDANCE])
     chosen = []
     for turn, i in enumerate(sorted({0, len(feeds) // 2, len(feeds) - 1})):
         one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
-        chosen.append((feeds[i] | {names.GUIDANCE: one}, f"row {i + 1} of {len(feeds)}"))
-    inputs, place = chosen[len(chosen) // 2]
-    single = {name: array for name, array in inputs.items() if name in ROWS}
+        chosen.append((feeds[i] | {names.GUIDANCE: one}, f"row {i + 1} of {len(feeds)}", i))
+    inputs, place, row = chosen[len(chosen) // 2]
+    single = {name: array for name, array in inputs.items() if name in (*ROWS, names.TIMESTEP)}
     single |= {n: inputs[n][:1] for n in (names.TOKENS, names.CHOICE, names.ORDER)}
     single |= {names.GUIDANCE: np.ones(1, np.float32)}
     single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}
-    return [*chosen, (single, f"{place}, one sample alone")]
+    return [*chosen, (single, f"{place}, one sample alone", row)]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from torch import nn
 
-from mmgen.export import amused_folder, checkpoint, diffusers_folder, embedded, user_code
+from mmgen.export import amused_folder, checkpoint, diffusers_folder, embedded, user_code, vq_diffusion_folder
 from mmgen.export.model import Model
 from mmgen.export.weights import check_finite, read_json, tensors_sha256
 from mmgen.runtime.errors import MmgenError
 
 ACCEPTED = (
-    "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline or "
-    "AmusedPipeline folder (model_index.json), package.module:function, or file.py:function"
+    "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline, "
+    "AmusedPipeline or VQDiffusionPipeline folder (model_index.json), package.module:function, or file.py:function"
 )
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gguf")
 
@@ -55,8 +55,13 @@ def _load(source: str | None) -> Model:
 
 def _load_folder(folder: Path) -> Model:
     if (index := folder / "model_index.json").is_file():
-        amused = read_json(index).get("_class_name") == "AmusedPipeline"
-        return amused_folder.load(folder) if amused else diffusers_folder.load(folder)
+        match read_json(index).get("_class_name"):
+            case "AmusedPipeline":
+                return amused_folder.load(folder)
+            case "VQDiffusionPipeline":
+                return vq_diffusion_folder.load(folder)
+            case _:
+                return diffusers_folder.load(folder)
     config = folder / "config.json"
     if config.is_file() and str(read_json(config).get("format", "")).startswith(checkpoint.FAMILY):
         return checkpoint.load(folder)

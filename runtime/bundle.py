@@ -37,7 +37,7 @@ TRANSITION = "transition"  # (K, K + 3) float32, over [state; x0; model output; 
 PREDICTION = "prediction"  # (2,) float32: x0 = prediction[0] x + prediction[1] output
 X0_LIMIT = "x0_limit"  # (1,) float32: x0 is clamped to [-limit, limit]; infinity: never
 INPUT_SCALE = "input_scale"  # (1,) float32: the denoiser sees input_scale x
-TIMESTEP = "timestep"  # (1,) float32: what the denoiser is told of the time
+TIMESTEP = "timestep"  # (1,) float32: what the denoiser is told of the time; of a masked process, if it is
 GUIDANCE = "guidance"  # (G,) float32: weight of each branch, what is asked first
 RESCALE = "guidance_rescale"  # (1,) float32: share of guidance's own spread that is taken back; not in every graph
 NOISE = "noise"  # (B, *L) float32
@@ -59,6 +59,7 @@ CONFIDENCE = "confidence"  # (2,)
 MASKED = "masked"  # (1,)
 STAY = "stay"  # (1,)
 WINDOW = "window"  # (1,)
+REDRAW = "redraw"  # (1,)
 CHOICE = "choice"  # (B, *L) float32 uniform in [0, 1): chooses the codes
 ORDER = "order"  # (B, *L) float32 uniform in [0, 1): noise of the confidence, and what stays hidden
 

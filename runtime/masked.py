@@ -28,8 +28,9 @@ class MaskedTable:
         score   = confidence[0] log p(code) + confidence[1] Gumbel noise; lowest from place ``window`` on
         hidden' = the ``masked`` lowest scores, and each place with probability ``stay``
 
-    At least one hidden place is settled in a row, if there are two, and what is settled stays.  In the last row
-    ``masked`` and ``stay`` are 0.  ``masked_reference`` is the definition.
+    A place that isn't hidden gets a code in the same way with probability ``redraw``; else what is settled stays.  At
+    least one hidden place is settled in a row, if there are two.  In the last row ``masked`` and ``stay`` are 0.
+    ``masked_reference`` is the definition.
     """
 
     sharpness: Numbers  # (N,) 1 / temperature
@@ -39,6 +40,8 @@ class MaskedTable:
     stay: Numbers  # (N,) probability
     window: Numbers  # (N,) places before it may be settled
     hidden: Numbers  # (N,) share of the places to find that is hidden where a row starts
+    redraw: Numbers  # (N,) probability
+    timestep: Numbers  # (N,) what the denoiser is told, if it is told the time
 
     @property
     def stochastic(self) -> NDArray[np.bool_]:
@@ -89,6 +92,17 @@ class LLaDA:
     top_k: int = 0
 
 
+@dataclass(frozen=True)
+class VQDiffusion:
+    """Options of ``vq-diffusion``."""
+
+    sampling_temperature: float = 1.0
+    top_k: int = 0
+
+
+Drawing = MaskGIT | Amused | MDLM | LLaDA | VQDiffusion  # what says how codes are drawn
+
+
 def maskgit(process: Masked, new: Places, steps: int, options: MaskGIT) -> MaskedTable:
     """Chang et al. 2022, section 3.2."""
     done = np.arange(steps + 1) / steps
@@ -117,8 +131,7 @@ def mdlm(process: Masked, new: Places, steps: int, options: MDLM) -> MaskedTable
     sharpness, top_k = _draw(process, steps + 1, options)
     if options.greedy_end:
         top_k[-1] = 1
-    none, everywhere = np.zeros(steps + 1), np.full(steps + 1, float(new.size))
-    return MaskedTable(sharpness, top_k, np.zeros((steps + 1, 2)), none, stay, everywhere, times)
+    return _by_chance(process, new, times, sharpness, top_k, stay, np.zeros(steps + 1))
 
 
 def llada(process: Masked, new: Places, steps: int, options: LLaDA) -> MaskedTable:
@@ -141,11 +154,33 @@ def llada(process: Masked, new: Places, steps: int, options: LLaDA) -> MaskedTab
     masked = (counts.sum() - np.cumsum(settled)).astype(np.float64)
     weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
     sharpness, top_k = _draw(process, len(masked), options)
-    hidden = np.append(1.0, masked[:-1] / counts.sum())
+    hidden, none = np.append(1.0, masked[:-1] / counts.sum()), np.zeros(len(masked))
     return MaskedTable(
-        sharpness, top_k, np.tile(weights, (len(masked), 1)), masked, np.zeros(len(masked)),
-        np.array(window, np.float64), hidden,
+        sharpness, top_k, np.tile(weights, (len(masked), 1)), masked, none, np.array(window, np.float64), hidden, none,
+        timesteps(process, hidden),
     )  # fmt: skip
+
+
+def vq_diffusion(process: Masked, new: Places, steps: int, options: VQDiffusion) -> MaskedTable:
+    """Gu et al. 2022, eq. 7 and 11: from timestep t, where a place is hidden with probability h(t), to s < t.
+
+    A hidden place stays hidden with probability h(s) / h(t).  One that is seen is drawn anew with probability
+    1 - (1 - h(t)) / (1 - h(s)), so that what the network doesn't believe in is replaced, and at timestep 0 with
+    probability 1; but not where some places are known from the start.  In ``train_timesteps`` steps that is
+    VQDiffusionScheduler's posterior but for the chance, e = 1e-6 in all with its defaults, that training replaced a
+    code by a random one: of the codes drawn on the way to s a share e / (1 - h(s)) would be random, 1e-4 at most.
+    Fewer steps are spread over all timesteps, as in section 4.2.
+    """
+    last = process.train_timesteps - 1
+    if last < 1 or steps > last + 1:
+        wanted = f"at most {last + 1}, one for each timestep" if last > 0 else "a denoiser that is told the time"
+        raise MmgenError("steps of solver 'vq-diffusion'", got=steps, wanted=wanted)
+    low, high = process.hidden
+    hidden = low + (high - low) * np.rint(np.linspace(last, 0, steps)) / last
+    stay = np.append(hidden[1:] / hidden[:-1], 0)
+    redraw = np.append(1 - (1 - hidden[:-1]) / (1 - hidden[1:]), 1) if new.all() else np.zeros(steps)
+    sharpness, top_k = _draw(process, steps, options)
+    return _by_chance(process, new, hidden, sharpness, top_k, stay, redraw)
 
 
 SAMPLERS: Mapping[str, tuple[Callable[[Masked, Places, int, Any], MaskedTable], type]] = {
@@ -153,6 +188,7 @@ SAMPLERS: Mapping[str, tuple[Callable[[Masked, Places, int, Any], MaskedTable], 
     "amused": (amused, Amused),
     "mdlm": (mdlm, MDLM),
     "llada": (llada, LLaDA),
+    "vq-diffusion": (vq_diffusion, VQDiffusion),
 }
 
 
@@ -172,7 +208,8 @@ def table(
         sampler: a name of ``SAMPLERS``.
         process: what the denoiser was trained to undo.
         places: tokens of a sample, the product of its latent shape.
-        steps: from 1 to the number of places; ``mdlm`` may take more, and has one row more than steps.
+        steps: from 1 to the number of places; ``mdlm`` may take more, and has one row more than steps;
+            ``vq-diffusion`` takes as many as there are timesteps.
         options: fields of the sampler's options, the dataclass beside it in ``SAMPLERS``.
         begin: so many steps are left out at the beginning, where most is hidden; not of ``llada`` with several blocks.
         new: (places,) where codes are to be found, at least one; None: everywhere.
@@ -200,7 +237,7 @@ def exact(
             "solver for a masked process", got=repr(sampler), wanted=" or ".join(map(repr, SAMPLERS))
         )
     check_steps(steps)
-    if sampler != "mdlm" and steps > places:
+    if sampler not in ("mdlm", "vq-diffusion") and steps > places:
         raise MmgenError(f"steps of solver {sampler!r}", got=steps, wanted=f"at most {places}, one for each token")
     function, kind = SAMPLERS[sampler]
     checked = checked_options(sampler, kind, options)
@@ -212,6 +249,23 @@ def exact(
     rows = function(process, np.ones(places, np.bool_) if new is None else new, int(steps), checked)
     left = slice(min(begin, len(rows) - 1), None)
     return replace(rows, **{f.name: getattr(rows, f.name)[left] for f in fields(rows)})
+
+
+def timesteps(process: Masked, hidden: Numbers) -> Numbers:
+    """The timestep (N,) whose share of hidden places is nearest to each of these; 0 where there are no timesteps."""
+    low, high = process.hidden
+    last = max(process.train_timesteps - 1, 0)
+    return np.clip(np.rint((hidden - low) / (high - low) * last), 0, last)
+
+
+def _by_chance(
+    process: Masked, new: Places, hidden: Numbers, sharpness: Numbers, top_k: Numbers, stay: Numbers, redraw: Numbers
+) -> MaskedTable:
+    """Rows that settle each place by itself."""
+    rows = len(hidden)
+    confidence, none, everywhere = np.zeros((rows, 2)), np.zeros(rows), np.full(rows, float(new.size))
+    timestep = timesteps(process, hidden)
+    return MaskedTable(sharpness, top_k, confidence, none, stay, everywhere, hidden, redraw, timestep)
 
 
 def _by_confidence(
@@ -229,12 +283,14 @@ def _by_confidence(
     masked[-1] = 0
     sharpness, top_k = _draw(process, steps, options)
     confidence, everywhere = np.stack([np.ones(steps), noise], 1), np.full(steps, float(new.size))
+    hidden, none = ratio[:-1], np.zeros(steps)
     return MaskedTable(
-        sharpness, top_k, confidence, masked.astype(np.float64), np.zeros(steps), everywhere, ratio[:-1]
-    )
+        sharpness, top_k, confidence, masked.astype(np.float64), none, everywhere, hidden, none,
+        timesteps(process, hidden),
+    )  # fmt: skip
 
 
-def _draw(process: Masked, rows: int, options: MaskGIT | Amused | MDLM | LLaDA) -> tuple[Numbers, Numbers]:
+def _draw(process: Masked, rows: int, options: Drawing) -> tuple[Numbers, Numbers]:
     """``sharpness`` and ``top_k`` of all rows."""
     temperature, top_k = options.sampling_temperature, options.top_k or process.codes
     if not 0 <= temperature < np.inf:

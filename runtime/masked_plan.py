@@ -10,8 +10,8 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Call
 from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.masked import MaskedTable
-from mmgen.runtime.memory import Layout, stacked
-from mmgen.runtime.plan import Decoding, Runners, Size, condition_inputs, shape_of
+from mmgen.runtime.memory import Layout, Slot, stacked
+from mmgen.runtime.plan import Decoding, Runners, Size, chunks, condition_inputs, shape_of, slots_for
 from mmgen.runtime.request import Branches
 from mmgen.runtime.start import Start
 
@@ -22,6 +22,7 @@ ROWS = {  # shapes of a row's inputs to the step graph, float32
     names.MASKED: (1,),
     names.STAY: (1,),
     names.WINDOW: (1,),
+    names.REDRAW: (1,),
 }
 
 
@@ -33,9 +34,12 @@ class MaskedPlan:
         places, rows = (size.batch, *bundle.latent_shape), len(size.stochastic)
         layout = Layout()
         self._tokens = [layout.slot(places, "int64")]
-        self._rows = {name: layout.slots(rows, shape) for name, shape in ROWS.items()}
+        self._rows = {name: layout.slots(rows, shape) for name, shape in {**ROWS, names.TIMESTEP: (1,)}.items()}
         self._uniforms = {name: [layout.slot(places) for _ in range(rows)] for name in (names.CHOICE, names.ORDER)}
         self._guidance = layout.slot((size.guides,))
+        timestep = bundle.graphs.get("timestep")
+        self._chunks = chunks(rows, bundle.axes["N"].max) if timestep else []
+        self._times = [layout.slot((stop - start,)) for start, stop in self._chunks]
         self._inputs = {
             name: layout.slot((size.guides * size.batch, *shape), dtype)
             for name, (shape, dtype) in condition_inputs(bundle).items()
@@ -44,32 +48,34 @@ class MaskedPlan:
         self._tokens.append(layout.slot(places, "int64"))
         self._codes = layout.slot(places, "int64")
         step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
-        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch}
+        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": rows}
         made = dict(self._inputs)
         if "condition" in runners:
-            made |= {s.name: layout.slot(shape_of(s, axes), s.dtype) for s in bundle.graphs["condition"].outputs}
+            made |= slots_for(layout, bundle.graphs["condition"].outputs, axes)
+        timed = slots_for(layout, timestep.outputs, axes) if timestep else {}
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
         self._block = backend.block(host_bytes, layout.bytes - host_bytes)
         try:
-            fixed = {
-                **{name: slot.reshape(*shape_of(step[name], axes)) for name, slot in made.items() if name in step},
-                names.GUIDANCE: self._guidance,
-                names.CODES: self._codes,
-            }
-            self.steps = runners["step"].bind(
-                self._block,
-                [
-                    {
-                        **fixed,
-                        **{name: slots[i] for name, slots in (self._rows | self._uniforms).items()},
-                        names.TOKENS: self._tokens[i % 2],
-                        names.NEXT_TOKENS: self._tokens[(i + 1) % 2],
-                    }
-                    for i in range(rows)
-                ],
-            )
+
+            def row(i: int) -> dict[str, Slot]:
+                """What a row of the table reads and writes."""
+                given = made | {name: slot[i] for name, slot in timed.items()}
+                return {
+                    **{name: slot.reshape(*shape_of(step[name], axes)) for name, slot in given.items() if name in step},
+                    **{name: slots[i] for name, slots in (self._rows | self._uniforms).items()},
+                    names.GUIDANCE: self._guidance,
+                    names.TOKENS: self._tokens[i % 2],
+                    names.NEXT_TOKENS: self._tokens[(i + 1) % 2],
+                    names.CODES: self._codes,
+                }
+
+            self.steps = runners["step"].bind(self._block, [row(i) for i in range(rows)])
             self._conditions = runners["condition"].bind(self._block, [made]) if "condition" in runners else []
+            self._timesteps: list[Call] = []
+            for times, (start, stop) in zip(self._times, self._chunks, strict=True):  # bound alone: the last is shorter
+                parts = {name: slot.part(start, stop) for name, slot in timed.items()}
+                self._timesteps += runners["timestep"].bind(self._block, [{**made, **parts, names.TIMESTEP: times}])
             self._decode.bind(self._block, self._codes)
         except BaseException:
             self._block.close()
@@ -102,6 +108,8 @@ class MaskedPlan:
             self._uniforms[names.CHOICE][row].of(host)[:] = uniforms[:, 0]
             self._uniforms[names.ORDER][row].of(host)[:] = uniforms[:, 1]
         self._guidance.of(host)[:] = asked.weights
+        for times, (first, stop) in zip(self._times, self._chunks, strict=True):
+            times.of(host)[:] = table.timestep[first:stop]
         for name, slot in self._inputs.items():
             slot.of(host)[:] = asked.inputs[name]
         self._block.upload()
@@ -115,8 +123,10 @@ class MaskedPlan:
             call()
 
     def make_timesteps(self) -> bool:
-        """There is no timestep."""
-        return False
+        """Compute what depends on the timestep for all rows; returns whether there was work."""
+        for call in self._timesteps:
+            call()
+        return bool(self._timesteps)
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
@@ -149,6 +159,6 @@ class MaskedPlan:
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called any more."""
-        self._loop, self.steps, self._conditions = None, [], []
+        self._loop, self.steps, self._conditions, self._timesteps = None, [], [], []
         self._decode.forget()
         self._block.close()

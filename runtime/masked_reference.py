@@ -33,7 +33,7 @@ def step(
         tokens: (B, N), with masks.
         logits: (B, N, codes), after guidance.
         choice: uniform numbers (B, N) in [0, 1) that choose the codes.
-        order: uniform numbers (B, N) in [0, 1) of the confidence's noise, and of what stays hidden.
+        order: uniform numbers (B, N) in [0, 1) of the confidence's noise, and of what stays hidden or is drawn anew.
 
     Returns:
         Tokens (B, N) after the step; the codes (B, N) that every place has before some are hidden again.
@@ -52,7 +52,7 @@ def step(
     beyond = (weights > 0) & (cumulative > choice[..., None] * cumulative[..., -1:])
     first = np.where(beyond, np.arange(process.codes), process.codes).min(-1)
     drawn = np.where(first < process.codes, first, best_first[..., 0])  # rounding may leave none beyond
-    codes = np.where(hidden, drawn, tokens)
+    codes = np.where(hidden | (order < table.redraw[row]), drawn, tokens)
 
     spread = np.exp(logits - best).sum(-1)
     log_p = (np.take_along_axis(logits, drawn[..., None], -1) - best)[..., 0] - np.log(spread)

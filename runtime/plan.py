@@ -90,7 +90,7 @@ class Plan:
         self._known, self._keep = layout.slot((2, *latents)), layout.slot(latents)
         self._no_noise = layout.slot(latents)
         self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
-        self._chunks = _chunks(count, bundle.axes["N"].max) if "timestep" in bundle.graphs else []
+        self._chunks = chunks(count, bundle.axes["N"].max) if "timestep" in bundle.graphs else []
         self._times = [layout.slot((stop - start,)) for start, stop in self._chunks]
         self._unconditional_bytes = layout.bytes
         self._inputs = {
@@ -103,9 +103,9 @@ class Plan:
         axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
         made = dict(self._inputs)
         if "condition" in runners:
-            made |= _slots(layout, bundle.graphs["condition"].outputs, axes)
+            made |= slots_for(layout, bundle.graphs["condition"].outputs, axes)
         timestep = bundle.graphs.get("timestep")
-        timed = _slots(layout, timestep.outputs, axes) if timestep else {}
+        timed = slots_for(layout, timestep.outputs, axes) if timestep else {}
         self._timed_by_condition = timestep is not None and len(timestep.inputs) > 1
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
@@ -286,12 +286,13 @@ def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
     return shapes
 
 
-def _chunks(count: int, largest: int) -> list[tuple[int, int]]:
+def chunks(count: int, largest: int) -> list[tuple[int, int]]:
     """Rows of the table, start and stop, in pieces that the timestep graph can run."""
     return [(start, min(start + largest, count)) for start in range(0, count, largest)]
 
 
-def _slots(layout: Layout, specs: Iterable[TensorSpec], axes: dict[str, int]) -> dict[str, Slot]:
+def slots_for(layout: Layout, specs: Iterable[TensorSpec], axes: dict[str, int]) -> dict[str, Slot]:
+    """A slot for each tensor, by name."""
     return {spec.name: layout.slot(shape_of(spec, axes), spec.dtype) for spec in specs}
 
 

@@ -53,14 +53,16 @@ class Flow:
 class Masked:
     """Tokens that are hidden one by one: a place holds one of the codes 0 to ``codes`` - 1, or the mask.
 
-    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L); there is no time but the share that is
-    hidden.
+    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L).  There is no time but the share that is
+    hidden; a denoiser that is told the time is told a whole number that says how much was hidden in training.
     """
 
     codes: int  # entries of the codebook
     mask_id: int  # the token of a hidden place; often ``codes``, the first number that is no code
     schedule: Literal["cosine", "linear"] = "cosine"  # share of hidden places over time, for maskgit and amused
     candidates: int = 256  # largest top-k that can be asked for, but for all codes; TensorRT sorts no more than 3840
+    train_timesteps: int = 0  # the denoiser is told one of 0 to ``train_timesteps`` - 1; 0: it is told nothing
+    hidden: tuple[float, float] = (0.0, 1.0)  # share of hidden places at the first and the last of them, else between
     kind: Literal["masked"] = "masked"
 
 

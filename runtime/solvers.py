@@ -86,8 +86,8 @@ def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
             return ON_DIFFUSION
         case Flow():
             return ALONG_FLOW
-        case Masked():
-            return SAMPLERS
+        case Masked():  # one of them is for denoisers that are told the time
+            return {name: found for name, found in SAMPLERS.items() if name != "vq-diffusion" or process.train_timesteps}
 
 
 def table(

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers.schedulers import scheduling_amused
+from amused_pipeline import InjectedNoise
+from diffusers import VQDiffusionScheduler
 from diffusers.schedulers.scheduling_amused import AmusedScheduler
 
 from mmgen.runtime.errors import MmgenError
@@ -16,6 +17,7 @@ from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import SOLVERS, solvers_for
 
 PROCESS = Masked(codes=64, mask_id=70)
+TIMED = dataclasses.replace(PROCESS, train_timesteps=100, hidden=(0.000009, 0.99999))  # VQDiffusionScheduler's
 PLACES = 36
 
 
@@ -36,23 +38,6 @@ def random_logits(seed: int, spread: float = 4.0):
 
 def masks(batch: int = 3) -> np.ndarray:
     return np.full((batch, PLACES), PROCESS.mask_id)
-
-
-class InjectedNoise:
-    """What torch draws inside AmusedScheduler.step, from given uniform numbers."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.choice = self.order = np.zeros(0, np.float32)
-        monkeypatch.setattr(torch, "multinomial", self.multinomial)
-        monkeypatch.setattr(scheduling_amused, "gumbel_noise", self.gumbel)
-
-    def multinomial(self, probs: torch.Tensor, number: int, generator: object = None) -> torch.Tensor:
-        assert number == 1
-        passed = (probs.cumsum(-1) <= torch.from_numpy(self.choice).reshape(-1, 1)).sum(-1, keepdim=True)
-        return passed.clamp_max(probs.shape[-1] - 1)
-
-    def gumbel(self, t: torch.Tensor, generator: object = None) -> torch.Tensor:
-        return -torch.log((-torch.log(torch.from_numpy(self.order).clamp(1e-20))).clamp(1e-20))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -211,7 +196,7 @@ def test_llada_in_random_order_doesnt_look_at_the_probabilities():
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", solvers_for(PROCESS))
 @pytest.mark.parametrize("steps", [1, 3, 12, PLACES])
 def test_every_sampler_settles_all_places_and_changes_none_that_is_settled(sampler, steps):
     rows = table(sampler, PROCESS, PLACES, steps)
@@ -235,6 +220,73 @@ def test_a_start_that_is_partly_known_is_kept_and_finished():
     hidden = [(tokens == PROCESS.mask_id).sum() for tokens in done]
     assert hidden[0] == 18 and hidden == sorted(hidden, reverse=True) and hidden[-1] == 0
     assert all((tokens[:, 10:] == start[:, 10:]).all() for tokens in done)
+
+
+def posterior(timestep: int, log_p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """VQDiffusionScheduler's probabilities (places, codes + 1) of what is there one timestep earlier."""
+    scheduler = VQDiffusionScheduler(num_vec_classes=PROCESS.codes + 1)
+    tokens = torch.from_numpy(np.where(tokens == PROCESS.mask_id, PROCESS.codes, tokens))
+    found = scheduler.q_posterior(torch.from_numpy(log_p.T)[None], tokens[None], torch.tensor(timestep))
+    return found[0].T.double().exp().numpy()
+
+
+@pytest.mark.parametrize("timestep", [1, 5, 50, 98, 99])
+def test_vq_diffusion_is_the_schedulers_posterior(timestep):
+    rng = np.random.default_rng(timestep)
+    tokens = np.where(np.arange(PLACES) % 2, PROCESS.mask_id, rng.integers(0, PROCESS.codes, PLACES))
+    logits = 3 * rng.normal(size=(PLACES, PROCESS.codes))
+    log_p = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+    rows = exact("vq-diffusion", TIMED, PLACES, 100)
+    row = 99 - timestep
+    assert rows.timestep[row] == timestep
+    p, hidden = np.exp(log_p.astype(np.float64)), (tokens == PROCESS.mask_id)[:, None]
+    drawn = np.where(hidden, 1 - rows.stay[row], rows.redraw[row])
+    ours = np.concatenate([drawn * p, np.where(hidden, rows.stay[row], 0)], 1)
+    seen = np.flatnonzero(~hidden)
+    ours[seen, tokens[seen]] += 1 - rows.redraw[row]
+    # The chance that a code was replaced: 1e-6 of all codes, as a share of the 1 % that are seen at timestep 98.
+    # 9.7e-5 at 99, 2.5e-5 at 98, below 3e-6 at the others.
+    assert np.abs(ours - posterior(timestep, log_p, tokens)).max() < 1e-4
+
+
+def test_vq_diffusion_draws_all_anew_at_timestep_0():
+    rows = exact("vq-diffusion", TIMED, PLACES, 100)
+    assert rows.timestep.tolist() == list(range(99, -1, -1))
+    assert (rows.stay[-1], rows.redraw[-1]) == (0, 1)
+
+
+def test_fewer_steps_of_vq_diffusion_end_as_hidden_as_all_do():
+    few, all_of_them = (exact("vq-diffusion", TIMED, PLACES, steps) for steps in (12, 100))
+    assert few.timestep.tolist() == [99, 90, 81, 72, 63, 54, 45, 36, 27, 18, 9, 0]
+    between = all_of_them.stay[: 99 - 9].prod()  # from 99 to 9
+    assert few.stay[:10].prod() == pytest.approx(between, rel=1e-9)
+
+
+def test_vq_diffusion_leaves_alone_what_is_known():
+    known = np.arange(PLACES) < 9
+    start = masks()
+    start[:, known] = 7
+    rows = table("vq-diffusion", TIMED, PLACES, 12, new=~known)
+    *_, (tokens, _) = run(PROCESS, rows, random_logits(5), start, draws(12))
+    assert (tokens[:, known] == 7).all() and (tokens < PROCESS.codes).all()
+
+
+def test_what_is_seen_is_drawn_anew_as_often_as_the_row_says():
+    rows = dataclasses.replace(exact("vq-diffusion", TIMED, 1, 100), redraw=np.full(100, 0.25), stay=np.full(100, 0.5))
+    logits, tokens = np.log([[[0.1, 0.9]]]), np.repeat([0, 2], 2000)[:, None]  # seen, hidden
+    process = Masked(codes=2, mask_id=2, train_timesteps=100)
+    choice, order = np.random.default_rng(0).random((2, 4000, 1))
+    made, _ = step(process, rows, 0, tokens, np.tile(logits, (4000, 1, 1)), choice, order)
+    found = [np.bincount(part[:, 0], minlength=3) / 2000 for part in (made[:2000], made[2000:])]
+    np.testing.assert_allclose(found, [[0.775, 0.225, 0], [0.05, 0.45, 0.5]], atol=0.03)
+
+
+def test_other_samplers_tell_the_time_by_what_is_hidden():
+    for sampler in ("maskgit", "amused", "mdlm", "llada"):
+        rows = exact(sampler, TIMED, PLACES, 6)
+        assert rows.timestep[0] == 99 and (rows.timestep == np.rint(rows.timestep)).all()
+        assert np.abs(rows.timestep / 99 - rows.hidden).max() < 0.5 / 99 + 1e-4
+    assert not exact("maskgit", PROCESS, PLACES, 6).timestep.any()
 
 
 def test_choices_follow_the_probabilities_of_the_most_likely_codes():
@@ -264,6 +316,7 @@ def test_running_sum_is_the_sum_up_to_each():
 
 def test_names_of_the_samplers_are_among_all_solvers():
     assert solvers_for(PROCESS) == ("maskgit", "amused", "mdlm", "llada")
+    assert solvers_for(TIMED) == tuple(SAMPLERS)
     assert set(SAMPLERS) < set(SOLVERS)
 
 
@@ -275,6 +328,7 @@ def test_names_of_the_samplers_are_among_all_solvers():
     ("maskgit", 4, {"temperature": "hot"}, "got 'hot', wanted a number"),
     ("maskgit", 4, {"top_k": 65}, "top_k, got 65, wanted 1 to 64"),
     ("maskgit", 4, {"sampling_temperature": -1.0}, "sampling_temperature, got -1.0"),
+    ("vq-diffusion", 4, {}, "steps of solver 'vq-diffusion', got 4, wanted a denoiser that is told the time"),
     ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 places, and no more than the 8 steps"),
     ("llada", 2, {"blocks": 3}, "blocks, got 3, wanted a divisor of 36 places, and no more than the 2 steps"),
 ])  # fmt: skip
