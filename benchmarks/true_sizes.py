@@ -1,11 +1,13 @@
-"""Exports at published sizes, with random weights: time, memory, and parity with diffusers' DiTPipeline.
+"""Exports at published sizes, with random weights: time, memory, and parity with diffusers' own pipelines.
 
     python benchmarks/true_sizes.py [DiT-S-2-vq-f8 ...] [--policy fp16] [--steps 4] [--work FOLDER] [--json FILE]
 
 For each model: a diffusers folder is written (and kept, in --work); ``mmgen
 export`` runs in a process of its own, whose wall-clock seconds and peak resident
 memory are taken; then the pipeline and the bundle make two pictures from the same
-noise.  DiT-XL/2 needs 3.3 GB of disk for its folder and as much again for a bundle.
+noise.  aMUSEd-256's tokens are compared one by one: with --policy fp32 they are to
+be equal; in half precision one that differs changes all that follow.  DiT-XL/2
+needs 3.3 GB of disk for its folder and as much again for a bundle.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+AMUSED, GUIDANCE = "aMUSEd-256", 3.0
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -29,7 +32,8 @@ def main() -> None:
     from diffusers_models import TRUE_SIZES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(TRUE_SIZES))
+    names = [*TRUE_SIZES, AMUSED]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(names))
     parser.add_argument("--policy", choices=["fp16", "fp32"], default="fp16")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--work", type=Path)
@@ -38,14 +42,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        records = [measure(name, work, args.policy, args.steps) for name in args.models or TRUE_SIZES]
+        records = [measure(name, work, args.policy, args.steps) for name in args.models or names]
     if args.json:
         args.json.write_text(json.dumps(records, indent=1) + "\n")
 
 
 def measure(name: str, work: Path, policy: str, steps: int) -> dict[str, Any]:
     """Export one model and compare it; prints and returns the figures."""
-    record = export(name, work, policy) | parity(work / name, bundle(name, work, policy), steps)
+    compare = amused_parity if name == AMUSED else parity
+    record = export(name, work, policy) | compare(work / name, bundle(name, work, policy), steps)
     print(json.dumps(record), flush=True)
     return record
 
@@ -59,8 +64,13 @@ def export(name: str, work: Path, policy: str) -> dict[str, Any]:
     """Write a model's diffusers folder, unless it is there, and export it; what that takes."""
     folder, made = work / name, bundle(name, work, policy)
     if not (folder / "model_index.json").is_file():
-        child(f"from diffusers_models import TRUE_SIZES, build; from pathlib import Path\n"
-              f"t, v, *_ = TRUE_SIZES[{name!r}]; build(Path({str(folder)!r}), t, v, count=64)")  # fmt: skip
+        if name == AMUSED:
+            code = (f"from amused_models import AMUSED_256, amused_pipeline; from pathlib import Path\n"
+                    f"amused_pipeline(Path({str(work / 'tokenizer')!r}), AMUSED_256).save_pretrained({str(folder)!r})")
+        else:
+            code = (f"from diffusers_models import TRUE_SIZES, build; from pathlib import Path\n"
+                    f"t, v, *_ = TRUE_SIZES[{name!r}]; build(Path({str(folder)!r}), t, v, count=64)")  # fmt: skip
+        child(code)
     command = ["from mmgen.export.cli import main; main()", str(folder), "-o", str(made), f"--{policy}", "--no-engines"]
     seconds, peak = timed([sys.executable, "-c", *command])
     return {
@@ -88,6 +98,33 @@ def parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
     with load(bundle, "ort-cpu") as generator:
         result = generator.generate(class_id=[3, 7], noise=noise, steps=steps, guidance=4.0)
         return figures(pipeline, theirs, generator, result)
+
+
+def amused_parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
+    """Two pictures of two prompts: shares of tokens, and of codes of the same pictures, that agree; PSNR in dB."""
+    from amused_pipeline import run_pipeline
+    from diffusers import AmusedPipeline
+    from diffusers_pipeline import psnr
+
+    from mmgen.runtime import load
+    from mmgen.runtime.masked_request import uniforms
+
+    prompts = ["a red apple", "zebra"]
+    pipeline = AmusedPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    size = pipeline.transformer.config.sample_size
+    drawn = uniforms(0, (2, size, size), steps).values()
+    seen, pictures = run_pipeline(pipeline, prompts, (u.swapaxes(0, 1) for u in drawn), steps, GUIDANCE)
+    with load(bundle, "ort-cpu") as generator:
+        rows = [p.latents() for p in generator.stream(prompt=prompts, steps=steps, guidance=GUIDANCE, seed=0)]
+        media, _ = generator.decode(seen[-1])
+    agree = [float((got == want).mean()) for got, want in zip(rows, seen, strict=True)]
+    return {
+        "tokens after the first step": agree[0],
+        "tokens": agree[-1],
+        "codes that are used": len(np.unique(seen[-1])),
+        "decoder": psnr(media, pictures / 255.0),
+    }
 
 
 def child(code: str) -> None:

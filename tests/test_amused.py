@@ -3,15 +3,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from amused_models import CODES, GRID, LENGTH, MASK, amused_pipeline
+from amused_pipeline import run_pipeline
 from diffusers import AmusedImg2ImgPipeline, AmusedPipeline, AmusedScheduler
-from test_masked import InjectedNoise
 
 from mmgen.export.graphs import condition_source, encode_source
 from mmgen.export.lint import lint
@@ -51,22 +50,6 @@ def uniforms() -> np.ndarray:
     return np.random.default_rng(0).random((STEPS, 2, len(PROMPTS), GRID * GRID), np.float32)
 
 
-def theirs(pipeline: AmusedPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
-    """Tokens after every step, and the pictures, of diffusers with our noise."""
-    noise, drawn, seen = InjectedNoise(monkeypatch), iter(uniforms()), []
-    step = pipeline.scheduler.step
-
-    def with_noise(**arguments: Any) -> Any:
-        noise.choice, noise.order = next(drawn)
-        out = step(**arguments)
-        seen.append(out.prev_sample.numpy().copy())
-        return out
-
-    monkeypatch.setattr(pipeline.scheduler, "step", with_noise)
-    made = pipeline(PROMPTS, num_inference_steps=STEPS, guidance_scale=WEIGHT, output_type="np")
-    return seen, (made.images * 255).round().astype(np.uint8)
-
-
 def test_the_folder_says_what_it_takes_and_makes(model):
     assert model.process == Masked(codes=CODES, mask_id=MASK)
     assert model.latent_shape == (GRID, GRID) and model.media.shape == (2 * GRID, 2 * GRID, 3)
@@ -88,10 +71,9 @@ def test_prompts_become_the_ids_that_clips_tokenizer_gives(model, pipeline, tmp_
     np.testing.assert_array_equal(cut, pipeline.tokenizer([long], truncation=True, max_length=LENGTH).input_ids)
 
 
-def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path, monkeypatch):
+def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path):
     """From prompts to pictures in float32, through ONNX: every step's tokens, from the same noise."""
-    with monkeypatch.context() as patched:
-        wanted, wanted_pictures = theirs(pipeline, patched)
+    wanted, wanted_pictures = run_pipeline(pipeline, PROMPTS, uniforms(), STEPS, WEIGHT)
     (tmp_path / "tokenizer.json").write_bytes(model.tokenizer)
     (prompt,) = model.conditions
     ids = open_tokenizer(tmp_path / "tokenizer.json", prompt.length, prompt.pad_id)(["", "", *PROMPTS])
