@@ -32,19 +32,19 @@ def logits_of(path: Path) -> str:
 def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sample) -> list[Receipt]:
     """Level 1 or 2 of a step.
 
-    The logits are compared at hidden places, among the codes that may be drawn there, less their mean: a constant
-    changes no probability.
+    The logits are compared where something is drawn, among the codes that may be drawn there, less their mean: a
+    constant changes no probability.
     """
     truth, logits = sample.outputs[LOGITS], got[LOGITS]  # (B, N, codes)
     tokens = sample.inputs[names.TOKENS].reshape(truth.shape[:2])
-    hidden = tokens == process.mask_id
-    error = relative_rms(*_centred(logits[hidden], truth[hidden]))
+    choice, order = (sample.inputs[name].reshape(tokens.shape) for name in (names.CHOICE, names.ORDER))
+    anew = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
+    error = relative_rms(*_centred(logits[anew], truth[anew]))
 
     numbers = {name: sample.inputs[name] for name in ROWS}
     numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
-    row = MaskedTable(**numbers, hidden=np.ones(1))
-    noise = (sample.inputs[name].reshape(tokens.shape) for name in (names.CHOICE, names.ORDER))
-    drawn = step(process, row, 0, tokens, logits, *noise)
+    row = MaskedTable(**numbers, hidden=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
+    drawn = step(process, row, 0, tokens, logits, choice, order)
     return [
         Receipt(level, "step", "relative RMS", error, limits.GRAPH_RMS[policy], LOGITS),
         *(
