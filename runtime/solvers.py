@@ -87,7 +87,8 @@ def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
         case Flow():
             return ALONG_FLOW
         case Masked():  # one of them is for denoisers that are told the time
-            return {name: found for name, found in SAMPLERS.items() if name != "vq-diffusion" or process.train_timesteps}
+            timed = process.train_timesteps > 0
+            return {name: found for name, found in SAMPLERS.items() if timed or name != "vq-diffusion"}
 
 
 def table(

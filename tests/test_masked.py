@@ -92,7 +92,7 @@ def test_amused_from_the_middle_and_around_known_tokens_is_diffusers(monkeypatch
 
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", solvers_for(PROCESS))
 def test_the_share_that_is_hidden_where_a_row_starts(sampler, steps):
     """What a run from the middle hides of what it starts from."""
     rows = exact(sampler, PROCESS, PLACES, steps)
