@@ -79,19 +79,20 @@ class TokenDenoiser(nn.Module):
         x, time = self.embedding(tokens.flatten(1)), timestep.long()  # (R, N, D)
         for block in self.blocks:
             x = block(x, encoder_hidden_states=text, timestep=time)
-        return self.out(self.norm(x)).transpose(1, 2).unflatten(2, tokens.shape[1:])  # type: ignore[no-any-return]
+        return self.out(self.norm(x)).transpose(1, 2).unflatten(2, tokens.shape[1:])
 
 
 class Text(nn.Module):
     """prompt int64 (R, T) to hidden states of unit length (R, T, D); the prompt "" to what was learned in its place."""
 
     empty: Tensor  # (T,)
+    null: Tensor  # (T, D)
 
     def __init__(self, encoder: nn.Module, empty: Tensor, null: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
         self.register_buffer("empty", empty)
-        self.register_buffer("null", null)  # (T, D)
+        self.register_buffer("null", null)
 
     def forward(self, prompt: Tensor) -> tuple[Tensor]:
         hidden = self.encoder(prompt).last_hidden_state
@@ -165,13 +166,15 @@ def load(folder: Path) -> Model:
     )
 
 
-def _null(folder: Path, encoder: nn.Module, empty: Tensor) -> tuple[Tensor, list[Path]]:
+def _null(folder: Path, encoder: Any, empty: Tensor) -> tuple[Tensor, list[Path]]:
     """What stands for no prompt (T, D), and the files it was read from: learned, or what the text "" becomes."""
     if not read_json(folder / "config.json").get("learnable"):
         with torch.no_grad():
             hidden = encoder(empty[None]).last_hidden_state[0]
         return hidden / hidden.norm(dim=-1, keepdim=True), []
-    from diffusers.pipelines.deprecated.vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
+    from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import (
+        LearnedClassifierFreeSamplingEmbeddings,
+    )
 
     files = weight_files(folder)
     learned = from_pretrained(LearnedClassifierFreeSamplingEmbeddings, folder, files, **AS_FLOAT).embeddings

@@ -255,7 +255,8 @@ def timesteps(process: Masked, hidden: Numbers) -> Numbers:
     """The timestep (N,) whose share of hidden places is nearest to each of these; 0 where there are no timesteps."""
     low, high = process.hidden
     last = max(process.train_timesteps - 1, 0)
-    return np.clip(np.rint((hidden - low) / (high - low) * last), 0, last)
+    nearest: Numbers = np.clip(np.rint((hidden - low) / (high - low) * last), 0, last)
+    return nearest
 
 
 def _by_chance(
