@@ -48,9 +48,9 @@ EXCLUDED = (
     "requests that queue for the same generator",
 )
 NEWS: dict[New, str] = {
-    "all": "the graphs condition and timestep run in every request, as with a new condition and a new schedule",
-    "condition": "the graph condition runs in every request; what the timesteps give is there from the last one",
-    "nothing": "what condition and timesteps give is there from the last request",
+    "all": "all graphs in every request, as with a new condition and a new schedule",
+    "condition": "the graph condition in every request; what the timestep graph makes is there from the last one",
+    "nothing": "neither condition nor timestep graph: what they make is there from the last request",
 }
 
 
@@ -177,7 +177,7 @@ def measure(
         starts.append(cold_start(folder, backend, options.threads[0], first))
     context = Context(
         bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, branches, _versions(backend),
-        _told(bundle, options), INCLUDED, (*EXCLUDED, NEWS[options.new]), before, after,
+        _told(bundle, options), (*INCLUDED, NEWS[options.new]), EXCLUDED, before, after,
     )  # fmt: skip
     return Measured(context, tuple(starts), tuple(series), tuple(ceilings), peak_memory())
 

@@ -45,6 +45,7 @@ def facts(measured: Measured) -> list[tuple[str, str]]:
         ("clocks before", before),
         ("clocks after", after if after != before else ""),
         ("request", f"solver {request['solver']}, {request['steps']} steps, guidance {request['guidance']:g}"),
+        ("host memory", f"at most {measured.peak_memory / 2**20:.0f} MiB, for all that follows but cold starts"),
         *(("included", line) for line in context.included),
         *(("not included", line) for line in context.excluded),
     ]
@@ -115,7 +116,7 @@ def roofline_rows(series: Series) -> list[tuple[str, ...]]:
     ]
     for p in series.roofline:
         work = (f"{p.operations / 1e9:.3g}", f"{p.bytes / 1e6:.3g}", f"{p.intensity:.3g}")
-        rates = (f"{p.operations_rate / 1e9:.3g}", f"{p.bytes_rate / 1e9:.3g}", f"{p.share:.0%} of {p.bound}")
+        rates = (f"{p.operations_rate / 1e9:.3g}", f"{p.bytes_rate / 1e9:.3g}", f"{p.share:.1%} of {p.bound}")
         rows.append((p.graph, milli(p.seconds), *work, *rates))
     return rows
 

@@ -46,7 +46,7 @@ def distribution(series: Mapping[str, Sequence[float]], unit: str) -> Element:
         for i, value in enumerate(ordered):
             corners += [(value, i / len(ordered)), (value, (i + 1) / len(ordered))]
         _line(svg, [(x(a), y(b)) for a, b in corners], f"line{index}")
-    _legend(svg, [(name, i) for i, name in enumerate(series)])
+    _legend(svg, [(name, i) for i, name in enumerate(series)], HEIGHT - BOTTOM - 24)
     return svg
 
 
@@ -172,13 +172,13 @@ def _scale(data: tuple[float, float], drawing: tuple[float, float], logarithmic:
     return lambda value: start + (value - low) / ((high - low) or 1) * (stop - start)
 
 
-def _legend(svg: Element, names: Sequence[tuple[str, int]]) -> None:
-    """(Name, colour) each, from the right along the top."""
+def _legend(svg: Element, names: Sequence[tuple[str, int]], top: float = TOP) -> None:
+    """(Name, colour) each, on a line that ends at the right."""
     end: float = WIDTH - RIGHT
     for name, colour in reversed(names):
         end -= 7 * len(name) + 24
-        _rectangle(svg, end, TOP + 4, 10, 10, f"fill{colour}")
-        _text(svg, end + 14, TOP + 13, name)
+        _rectangle(svg, end, top + 4, 10, 10, f"fill{colour}")
+        _text(svg, end + 14, top + 13, name)
 
 
 def _line(svg: Element, points: Points, kind: str) -> None:

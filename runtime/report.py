@@ -55,7 +55,8 @@ def page(measured: Measured, samples: Sequence[Sample]) -> bytes:
     if measured.starts:
         _add(body, "h2", "Cold start, in seconds")
         _table(body, bench_text.start_rows(measured.starts))
-    return b"<!DOCTYPE html>\n" + tostring(html, encoding="utf-8", method="html")
+    written: bytes = tostring(html, encoding="utf-8", method="html")
+    return b"<!DOCTYPE html>\n" + written
 
 
 def spans(sample: Sample) -> list[tuple[str, int, float, float]]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -44,13 +43,17 @@ def watched(root: Path = Path("/")) -> Iterator[Cores]:
 
 
 def peak_memory() -> int:
-    """Most bytes of host memory that this process held at a time."""
+    """Most bytes of host memory that this process held at a time; 0 where the system doesn't tell."""
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.M)
     except OSError:
         found = None
     if found:  # ru_maxrss of a process may be that of the one that started it
         return 1024 * int(found[1])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 

@@ -19,6 +19,7 @@ from mmgen.runtime.bundle import MANIFEST, read_bundle, sha256
 from mmgen.runtime.cold_start import cold_start
 from mmgen.runtime.energy import metered, rails
 from mmgen.runtime.figures import median_interval, noise, ratio, summary
+from mmgen.runtime.plan import Plan
 from mmgen.runtime.usage import peak_memory, watched
 
 QUICK = ("--runs=14", "--warmup=1", "--starts=1", "--steps=3", "--threads=1")
@@ -53,7 +54,7 @@ def test_the_interval_of_a_ratio_is_scipy_s_bootstrap() -> None:
     found = ratio(first.tolist(), second.tolist())
     theirs = stats.bootstrap(
         (first, second), lambda a, b, axis: np.median(b, axis) / np.median(a, axis), n_resamples=4000,
-        vectorized=True, method="percentile", rng=np.random.default_rng(2),
+        vectorized=True, method="percentile", random_state=2,
     ).confidence_interval  # fmt: skip
     assert found.ratio == np.median(second) / np.median(first)
     assert found.low < 1.1 < found.high
@@ -217,6 +218,20 @@ def test_what_the_last_request_left_can_be_used(bundle_folder: Path, tmp_path: P
     done("bench", str(bundle_folder), *QUICK, "--new=nothing", "--starts=0", "--samples", str(tmp_path / "s.jsonl"))
     samples = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert all(s["timestep"] == 0 for s in samples if s["phase"] == "measured")
+
+
+def test_rows_of_a_loop_that_runs_as_one_are_timed_in_requests_of_their_own(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "loop", lambda self: lambda: [step() for step in self.steps])  # as a CUDA graph
+    record, samples = tmp_path / "r.json", tmp_path / "s.jsonl"
+    done("bench", str(bundle_folder), *QUICK, "--starts=0", f"--json={record}", f"--samples={samples}")
+    (series,) = json.loads(record.read_text())["series"]
+    phases = [(s["phase"], len(s["steps"]), s["jitter"]) for s in map(json.loads, samples.read_text().splitlines())]
+    assert phases.count(("measured", 0, None)) == series["parts"]["total"]["count"] == 14
+    assert [phase for phase, rows, _ in phases if rows] == ["row by row"] * 10
+    assert series["rows"] == 3 and series["parts"]["row"]["count"] == 30
+    assert series["median"]["phase"] == "row by row" and len(series["median"]["steps"]) == 3
 
 
 def test_time_that_is_up_ends_it(bundle_folder: Path) -> None:

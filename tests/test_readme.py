@@ -70,7 +70,7 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
 
 
 def test_something_is_shown() -> None:
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 12
 
 
 def test_files_it_names_are_there() -> None:
