@@ -16,7 +16,8 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Slot
 
-AUTO = ("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
+ON_GPU = ("tensorrt", "tensorrt-rtx", "ort-cuda")
+AUTO = (*ON_GPU, "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
 NAMES = (*AUTO, "openvino-bf16")  # which loses digits that a bundle may need: never without being asked for
 
 log = logging.getLogger("mmgen")

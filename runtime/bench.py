@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmgen.runtime import machine
+from mmgen.runtime.backend import ON_GPU
 from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
 from mmgen.runtime.ceilings import Ceilings, device_ceilings, host_ceilings
 from mmgen.runtime.cold_start import Start, cold_start
@@ -36,7 +37,12 @@ FORGET: dict[New, tuple[Literal["condition", "timestep"], ...]] = {
     "nothing": (),
 }
 STREAMED = 10  # requests, where a GPU runs the loop as one graph, to time its rows
-PACKAGES = {"ort-cpu": ("onnxruntime", "onnxruntime-gpu"), "ort-cuda": ("onnxruntime-gpu", "onnxruntime")}
+PACKAGES = {  # that a backend may come from, by its name; TensorRT says its version itself
+    "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "ort-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "openvino-bf16": ("openvino",),
+}
 INCLUDED = (
     "from the call of generate to the media in host memory: checking the request, tokenizing, drawing noise, copies to "
     "and from the device, waiting for it",
@@ -158,7 +164,7 @@ def measure(
     ceilings = []
     for threads in options.threads:
         progress("loading", 0.0)
-        free = None if options.backend == "ort-cpu" else free_device_memory()
+        free = free_device_memory() if options.backend in ("auto", *ON_GPU) else None
         with load(folder, options.backend, threads=threads, verify=False) as generator:
             backend = generator.backend
             of_these = []
@@ -167,7 +173,7 @@ def measure(
                 name = f"batch {batch}" + (f", {threads} threads" if threads else "")
                 of_these.append(_series(generator, arguments, threads, batch, options, keep, free, progress, name))
         progress("measuring what the machine can do", 0.0)
-        ceilings.append(host_ceilings(threads) if backend == "ort-cpu" else device_ceilings())
+        ceilings.append(device_ceilings() if backend in ON_GPU else host_ceilings(threads))
         series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
     after = machine.state()
     first = {**options.request, **_batched(options.conditions, options.batch[0])}
@@ -238,15 +244,17 @@ def _series(
     for _ in islice(requests("warm-up"), options.warmup):
         pass
     samples: list[Sample] = []
+    on_gpu = generator.backend in ON_GPU
     end = time.perf_counter() + options.seconds
-    with watched() as cores, metered(gpu=generator.backend != "ort-cpu") as power:
+    with watched() as cores, metered(gpu=on_gpu) as power:
         for sample in islice(requests("measured"), options.runs):
             samples.append(sample)
             progress(f"measuring, {name}", len(samples) / options.runs)
             if time.perf_counter() > end:
                 break
     by_row = samples if samples[0].steps else list(islice(requests("row by row"), min(STREAMED, options.runs)))
-    taken = None if free is None or (now := free_device_memory()) is None else max(free - now, 0)
+    now = free_device_memory() if on_gpu else None
+    taken = None if free is None or now is None else max(free - now, 0)
     throughput = batch * len(samples) / sum(s.total for s in samples)
     watts = power.total
     return Series(

@@ -22,7 +22,7 @@ from mmgen.runtime.figures import median_interval, noise, ratio, summary
 from mmgen.runtime.plan import Plan
 from mmgen.runtime.usage import peak_memory, watched
 
-QUICK = ("--runs=14", "--warmup=1", "--starts=1", "--steps=3", "--threads=1")
+QUICK = ("--backend=ort-cpu", "--runs=14", "--warmup=1", "--starts=1", "--steps=3", "--threads=1")
 PARTS = {"total", "condition", "timestep", "loop", "row", "jitter", "decode", "host"}
 
 
