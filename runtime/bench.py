@@ -109,7 +109,7 @@ class Series:
     power: Power
     joules: float | None  # for a sample, of the whole board or GPU
     median: Sample  # the request in the middle
-    device_memory: int | None  # taken since before the bundle was loaded, by any program
+    device_memory: int | None = None  # taken since before the bundle was loaded, by any program
     roofline: tuple[Point, ...] = ()  # by the median times
 
 
@@ -162,16 +162,17 @@ def measure(
     branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
     series: list[Series] = []
     ceilings = []
-    for threads in options.threads:
+    for threads in dict.fromkeys(options.threads):  # each once
         progress("loading", 0.0)
         free = free_device_memory() if options.backend in ("auto", *ON_GPU) else None
         with load(folder, options.backend, threads=threads, verify=False) as generator:
             backend = generator.backend
             of_these = []
-            for batch in options.batch:
+            for batch in dict.fromkeys(options.batch):
                 arguments = {**options.request, **_batched(options.conditions, batch)}
-                name = f"batch {batch}" + (f", {threads} threads" if threads else "")
-                of_these.append(_series(generator, arguments, threads, batch, options, keep, free, progress, name))
+                one = _series(generator, arguments, threads, batch, options, keep, progress)
+                now = free_device_memory() if backend in ON_GPU else None
+                of_these.append(replace(one, device_memory=free and now and max(free - now, 0)))
         progress("measuring what the machine can do", 0.0)
         ceilings.append(device_ceilings() if backend in ON_GPU else host_ceilings(threads))
         series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
@@ -222,10 +223,9 @@ def _series(
     batch: int,
     options: Options,
     keep: Callable[[Sample], None],
-    free: int | None,
     progress: Callable[[str, float], None],
-    name: str,
 ) -> Series:
+    name = f"batch {batch}" + (f", {threads} threads" if threads else "")
     clock = time.perf_counter()
 
     def requests(phase: Phase) -> Iterator[Sample]:
@@ -244,17 +244,14 @@ def _series(
     for _ in islice(requests("warm-up"), options.warmup):
         pass
     samples: list[Sample] = []
-    on_gpu = generator.backend in ON_GPU
     end = time.perf_counter() + options.seconds
-    with watched() as cores, metered(gpu=on_gpu) as power:
+    with watched() as cores, metered(gpu=generator.backend in ON_GPU) as power:
         for sample in islice(requests("measured"), options.runs):
             samples.append(sample)
             progress(f"measuring, {name}", len(samples) / options.runs)
             if time.perf_counter() > end:
                 break
     by_row = samples if samples[0].steps else list(islice(requests("row by row"), min(STREAMED, options.runs)))
-    now = free_device_memory() if on_gpu else None
-    taken = None if free is None or now is None else max(free - now, 0)
     throughput = batch * len(samples) / sum(s.total for s in samples)
     watts = power.total
     return Series(
@@ -268,7 +265,6 @@ def _series(
         power=power,
         joules=watts and watts[1] * power.seconds / (batch * len(samples)),
         median=sorted(by_row, key=lambda s: s.total)[len(by_row) // 2],
-        device_memory=taken,
     )
 
 

@@ -103,10 +103,11 @@ def noise_text(noise: Noise | None, count: int) -> str:
     if noise is None:
         return f"noise floor unknown: {count} requests are too few, at least {2 * FEWEST} are needed"
     found = f"every other request against the rest {_ratio(noise.halves)}, later against earlier {_ratio(noise.drift)}"
+    floor = f"{noise.floor:.1%}" if noise.floor < 1 else f"a factor of {1 + noise.floor:.1f}"
     if noise.noisy:
         advice = "; stop other programs and fix the clocks (mmgen doctor), or make more requests"
-        return f"TOO NOISY: a difference below {noise.floor:.1%} means nothing here ({found}){advice}"
-    return f"noise floor: a difference below {noise.floor:.1%} means nothing here ({found})"
+        return f"TOO NOISY: a difference below {floor} means nothing here ({found}){advice}"
+    return f"noise floor: a difference below {floor} means nothing here ({found})"
 
 
 def roofline_rows(series: Series) -> list[tuple[str, ...]]:

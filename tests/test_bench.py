@@ -169,7 +169,7 @@ def measured(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A folder with what one benchmark wrote."""
     folder = tmp_path_factory.mktemp("bench")
     files = (f"--json={folder / 'all.json'}", f"--samples={folder / 'samples.jsonl'}")
-    result = done("bench", str(bundle_folder), *QUICK, "--batch=1", "--batch=3", *files)
+    result = done("bench", str(bundle_folder), *QUICK, "--batch=1", "--batch=3", "--batch=1", *files)
     (folder / "out.txt").write_text(result.stdout)
     return folder
 
