@@ -52,6 +52,8 @@ class OrtCpu(HostBackend):
         self._onnxruntime = onnxruntime
         self._options = onnxruntime.SessionOptions()
         self._options.log_severity_level = 3
+        # Each graph has threads of its own; those of the step would wait for more while the next graph runs.
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             self._options.intra_op_num_threads = threads
 
