@@ -148,6 +148,7 @@ def test_the_step_is_the_table_row() -> None:
     state, noise = torch.randn(K, 3, 5), torch.randn(3, 5)
     transition, prediction = torch.randn(K, K + 3), torch.randn(2)
     guidance, label = torch.tensor([-1.5, 2.5]), torch.randn(2, 3)
+    known, keep, next_level = torch.randn(2, 3, 5), (torch.rand(3, 5) < 0.4).float(), torch.tensor([0.8, 0.6])
     for limit in (0.5, float("inf")):
         next_state, x0 = StepGraph(Known())(
             state,
@@ -158,6 +159,9 @@ def test_the_step_is_the_table_row() -> None:
             torch.tensor([11.0]),
             guidance,
             noise,
+            known,
+            keep,
+            next_level,
             label,
         )
         x = state[0].double()
@@ -165,6 +169,8 @@ def test_the_step_is_the_table_row() -> None:
         want_x0 = (prediction[0] * x + prediction[1] * out).clamp(-limit, limit)
         columns = torch.cat([state.double(), want_x0[None], out[None], noise[None].double()])
         want = torch.einsum("kc,cbn->kbn", transition.double(), columns)
+        want = torch.where(keep > 0, torch.einsum("l,lbn->bn", next_level.double(), known.double()), want)
+        want_x0 = torch.where(keep > 0, known[0], want_x0)
         assert relative_rms(x0.numpy(), want_x0.numpy()) < LIMITS["step arithmetic"]
         assert relative_rms(next_state.numpy(), want.numpy()) < LIMITS["step arithmetic"]
 
@@ -179,8 +185,9 @@ def test_branches_are_rows_branch_by_branch() -> None:
     keep_output[0, K + 1] = 1
     one = torch.ones(1)
     next_state, _ = StepGraph(Label())(
-        zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), zeros[0], label
-    )
+        zeros, keep_output, torch.zeros(2), one, one, one, torch.tensor([0.0, 1.0]), zeros[0], zeros[:2], zeros[0],
+        torch.zeros(2), label,
+    )  # fmt: skip
     assert next_state[0, :, 0].tolist() == [10, 20, 30]
 
 
