@@ -40,8 +40,8 @@ def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generator(folder: Path):
-    with load(folder, "ort-cpu", threads=1) as opened:
+def generator(folder: Path, cpu: str):
+    with load(folder, cpu, threads=1) as opened:
         yield opened
 
 
