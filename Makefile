@@ -10,6 +10,7 @@
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
+BACKENDS ?= ort# extras that test-runtime installs: ort,openvino tests both backends of the CPU
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
 
@@ -50,7 +51,7 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 test-runtime: $(TEST_BUNDLE)/bundle.json
 	rm -rf .venv/clean build/lib build/bdist.*
 	$(PYTHON) -m venv .venv/clean
-	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[ort]' pytest pytest-timeout
+	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS)]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
