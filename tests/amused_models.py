@@ -83,9 +83,11 @@ def amused_pipeline(folder: Path, size: Size = TINY) -> AmusedPipeline:
         text = CLIPTextModelWithProjection(CLIPTextConfig(**{"vocab_size": len(tokens), **special, **size.text}))
         transformer = UVit2DModel(**size.transformer)
         vqvae = VQModel(**size.vqvae)
-        for name, parameter in (*transformer.named_parameters(), *text.named_parameters()):
+        parts = (transformer, text)
+        tables = {m.weight for part in parts for m in part.modules() if isinstance(m, torch.nn.Embedding)}
+        for parameter in (p for part in parts for p in part.parameters()):
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=1.0 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
+                torch.nn.init.normal_(parameter, std=1.0 if parameter in tables else 1.5 * parameter[0].numel() ** -0.5)
             elif not parameter.any():  # zeros hide what they multiply
                 torch.nn.init.normal_(parameter, std=0.2)
         transformer.mlm_layer.conv2.weight.mul_(size.spread)

@@ -99,7 +99,7 @@ def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path
         tokens, _ = sessions["step"].run(None, feed)
         agree.append((tokens == wanted[row]).mean())
     assert min(agree) >= 0.999  # 1.0
-    assert len(np.unique(tokens)) > 12  # 20 of 60 codes; with few it would prove nothing
+    assert len(np.unique(tokens)) > 12  # 15 of 60 codes; with few it would prove nothing
     (pictures,) = sessions["decode"].run(None, {"codes": tokens})
     assert np.abs(pictures.astype(int) - wanted_pictures).max() <= 1
     assert pictures.std() > 5
@@ -123,7 +123,7 @@ def test_pictures_become_the_codes_that_img2img_starts_from(model, pipeline, tmp
     (codes,) = onnxruntime.InferenceSession(tmp_path / "encode.onnx").run(None, {names.MEDIA: pictures})
     assert codes.dtype == np.int64 and source.outputs == (names.CODES,)
     np.testing.assert_array_equal(codes, seen[0])
-    assert len(np.unique(codes)) > 10  # 15 of 60
+    assert len(np.unique(codes)) > 10  # 19 of 60
 
 
 @pytest.fixture
