@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.diffusers_parts import (
-    AS_FLOAT,
     check_autoencoder,
     class_name,
-    clip_tokenizer,
     config_of,
-    from_pretrained,
     import_library,
+    token_parts,
     want,
-    weight_files,
 )
 from mmgen.export.model import Model
 from mmgen.export.quantiser import CodesDecoder, CodesEncoder
@@ -117,17 +114,8 @@ def load(folder: Path) -> Model:
     check_autoencoder(vae, folder / "vqvae")
     codes, mask_id = vae["num_vq_embeddings"], scheduler["mask_token_id"]
     _check_fit(folder, uvit, vae, mask_id)
-    files = {
-        "transformer": weight_files(folder / "transformer"),
-        "vqvae": weight_files(folder / "vqvae"),
-        "text_encoder": weight_files(folder / "text_encoder", "model.safetensors"),
-    }
-    transformer = from_pretrained(diffusers.UVit2DModel, folder / "transformer", files["transformer"], **AS_FLOAT)
-    vqvae = from_pretrained(diffusers.VQModel, folder / "vqvae", files["vqvae"], **AS_FLOAT)
-    encoder = from_pretrained(
-        transformers.CLIPTextModelWithProjection, folder / "text_encoder", files["text_encoder"], dtype=torch.float32
-    )
-    tokenizer = clip_tokenizer(transformers, folder / "tokenizer")
+    parts = token_parts(folder, diffusers.UVit2DModel, diffusers.VQModel, transformers.CLIPTextModelWithProjection)
+    vqvae, encoder, tokenizer = parts.vqvae, parts.text_encoder, parts.tokenizer
 
     codebook = vqvae.quantize.embedding.weight
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -138,7 +126,7 @@ def load(folder: Path) -> Model:
         name=folder.resolve().name,
         process=Masked(codes=codes, mask_id=mask_id, schedule=scheduler["masking_schedule"]),
         latent_shape=(places, places),
-        denoiser=TokenDenoiser(transformer, micro),
+        denoiser=TokenDenoiser(parts.transformer, micro),
         conditions=(
             Condition(
                 "prompt", "text", null="", length=encoder.config.max_position_embeddings, pad_id=tokenizer.pad_token_id
@@ -152,7 +140,7 @@ def load(folder: Path) -> Model:
         conditioning=("text", "text_embeds"),
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
         source=folder.resolve().name,
-        source_sha256=files_sha256([file for part in files.values() for file in part]),
+        source_sha256=files_sha256([file for part in parts.files.values() for file in part]),
         versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 

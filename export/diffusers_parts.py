@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import warnings
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -127,6 +128,37 @@ def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
     for field, only in (("norm_type", "group"), ("latents_mean", None), ("latents_std", None)):
         if field in config:
             want(config, field, config[field] == only, repr(only), folder)
+
+
+@dataclass(frozen=True)
+class TokenParts:
+    """What a pipeline over codes with a CLIP text encoder is made of, in float32, and the files of each part."""
+
+    transformer: Any
+    vqvae: Any
+    text_encoder: Any
+    tokenizer: Any
+    files: dict[str, list[Path]]
+
+
+def token_parts(folder: Path, transformer: Any, vqvae: Any, text_encoder: Any) -> TokenParts:
+    """Load the parts of a folder, given their classes.
+
+    Raises:
+        MmgenError: weights that are missing, damaged or not all there, or a tokenizer that can't be read.
+    """
+    files = {
+        "transformer": weight_files(folder / "transformer"),
+        "vqvae": weight_files(folder / "vqvae"),
+        "text_encoder": weight_files(folder / "text_encoder", "model.safetensors"),
+    }
+    return TokenParts(
+        from_pretrained(transformer, folder / "transformer", files["transformer"], **AS_FLOAT),
+        from_pretrained(vqvae, folder / "vqvae", files["vqvae"], **AS_FLOAT),
+        from_pretrained(text_encoder, folder / "text_encoder", files["text_encoder"], dtype=torch.float32),
+        clip_tokenizer(import_library("transformers"), folder / "tokenizer"),
+        files,
+    )
 
 
 def clip_tokenizer(transformers: Any, folder: Path) -> Any:

@@ -19,10 +19,10 @@ from mmgen.export.diffusers_parts import (
     AS_FLOAT,
     check_autoencoder,
     class_name,
-    clip_tokenizer,
     config_of,
     from_pretrained,
     import_library,
+    token_parts,
     want,
     weight_files,
 )
@@ -121,22 +121,11 @@ def load(folder: Path) -> Model:
     scheduler = config_of(folder / "scheduler", diffusers.VQDiffusionScheduler, "scheduler_config.json")
     check_autoencoder(vae, folder / "vqvae")
     _check_fit(folder, config, vae, scheduler)
-    files = {
-        "transformer": weight_files(folder / "transformer"),
-        "vqvae": weight_files(folder / "vqvae"),
-        "text_encoder": weight_files(folder / "text_encoder", "model.safetensors"),
-    }
-    transformer = from_pretrained(
-        diffusers.Transformer2DModel, folder / "transformer", files["transformer"], **AS_FLOAT
-    )
-    vqvae = from_pretrained(diffusers.VQModel, folder / "vqvae", files["vqvae"], **AS_FLOAT)
-    encoder = from_pretrained(
-        transformers.CLIPTextModel, folder / "text_encoder", files["text_encoder"], dtype=torch.float32
-    )
-    tokenizer = clip_tokenizer(transformers, folder / "tokenizer")
+    parts = token_parts(folder, diffusers.Transformer2DModel, diffusers.VQModel, transformers.CLIPTextModel)
+    vqvae, encoder, tokenizer = parts.vqvae, parts.text_encoder, parts.tokenizer
     length = encoder.config.max_position_embeddings
     empty = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids[0]
-    null, files[NULL] = _null(folder / NULL, encoder, empty)
+    null, null_files = _null(folder / NULL, encoder, empty)
 
     codes, places = vae["num_vq_embeddings"], config["sample_size"]
     size = places * 2 ** (len(vae["block_out_channels"]) - 1)
@@ -151,7 +140,7 @@ def load(folder: Path) -> Model:
             hidden=(scheduler["gamma_cum_start"], scheduler["gamma_cum_end"]),
         ),
         latent_shape=(places, places),
-        denoiser=TokenDenoiser(transformer),
+        denoiser=TokenDenoiser(parts.transformer),
         conditions=(Condition("prompt", "text", null="", length=length, pad_id=tokenizer.pad_token_id),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("vq-diffusion", min(STEPS, scheduler["num_train_timesteps"]), guidance=GUIDANCE),
@@ -161,7 +150,7 @@ def load(folder: Path) -> Model:
         conditioning=("text",),
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
         source=folder.resolve().name,
-        source_sha256=files_sha256([file for part in files.values() for file in part]),
+        source_sha256=files_sha256([file for part in (*parts.files.values(), null_files) for file in part]),
         versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 

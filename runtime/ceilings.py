@@ -17,7 +17,7 @@ import numpy as np
 
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.usage import cores
+from mmgen.runtime.machine import cores
 
 CODE = "from mmgen.runtime.ceilings import main; main()"
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -44,7 +44,7 @@ def host_ceilings(threads: int | None) -> Ceilings:
     Raises:
         MmgenError: the process that measures them failed.
     """
-    count = cores() if threads is None else threads
+    count = (cores() or 1) if threads is None else threads
     environment = {**os.environ, **dict.fromkeys(POOLS, str(count))}
     ran = subprocess.run(
         [sys.executable, "-c", CODE, str(count)], env=environment, stdin=subprocess.DEVNULL, capture_output=True,

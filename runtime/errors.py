@@ -1,5 +1,7 @@
 """The one error users see: what went wrong, what was got, what was wanted, what to do."""
 
+import numpy as np
+
 
 class MmgenError(Exception):
     """A failure the user can act on; ``str()`` is one line fit for a terminal.
@@ -20,3 +22,8 @@ class MmgenError(Exception):
             parts.append(f"wanted {wanted}")
         line = ", ".join(parts)
         super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
+
+
+def said(value: object) -> str:
+    """What an error says that it got: an array's type and shape, of anything else the type."""
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

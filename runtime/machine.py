@@ -22,7 +22,7 @@ def record(root: Path = Path("/")) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _first(r"^model name\s*:\s*(.+)$", _read(root / "proc/cpuinfo")) or platform.processor() or None,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_bytes": int(memory["MemTotal"]) * 1024 if "MemTotal" in memory else None,
         "memory_available_bytes": int(memory["MemAvailable"]) * 1024 if "MemAvailable" in memory else None,
         "board": _read(root / "proc/device-tree/model").strip("\0\n") or None,
@@ -44,6 +44,11 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
         "gpu_celsius": _gpu_celsius(root / "sys/class/thermal"),
         "nvidia_smi": _smi(),
     }
+
+
+def cores() -> int | None:
+    """How many this process may run on; None: this system doesn't tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _jetson(release: str, packages: dict[str, str]) -> dict[str, str | None]:

@@ -34,7 +34,9 @@ class MaskedPlan:
         places, rows = (size.batch, *bundle.latent_shape), len(size.stochastic)
         layout = Layout()
         self._tokens = [layout.slot(places, "int64")]
-        self._rows = {name: layout.slots(rows, shape) for name, shape in {**ROWS, names.TIMESTEP: (1,)}.items()}
+        step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
+        shapes = {**ROWS, names.TIMESTEP: (1,)}
+        self._rows = {name: layout.slots(rows, shape) for name, shape in shapes.items() if name in step}
         self._uniforms = {name: [layout.slot(places) for _ in range(rows)] for name in (names.CHOICE, names.ORDER)}
         self._guidance = layout.slot((size.guides,))
         timestep = bundle.graphs.get("timestep")
@@ -47,7 +49,6 @@ class MaskedPlan:
         host_bytes = layout.bytes
         self._tokens.append(layout.slot(places, "int64"))
         self._codes = layout.slot(places, "int64")
-        step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
         axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": rows}
         made = dict(self._inputs)
         if "condition" in runners:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Bundle
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.errors import MmgenError, said
 from mmgen.runtime.masked import MaskedTable, table
 from mmgen.runtime.noise import uniform
 from mmgen.runtime.process import Masked
@@ -62,8 +62,7 @@ def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDA
         MmgenError: another shape or type, or a number that is no code.
     """
     if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype != np.int64:
-        got = f"{codes.dtype} {codes.shape}" if isinstance(codes, np.ndarray) else type(codes).__name__
-        raise MmgenError("codes", got=got, wanted=f"int64 {shape}")
+        raise MmgenError("codes", got=said(codes), wanted=f"int64 {shape}")
     if codes.min() < 0 or codes.max() >= process.codes:
         raise MmgenError("codes", got=f"{codes.min()} to {codes.max()}", wanted=f"0 to {process.codes - 1}")
     return codes

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import masked_request
 from mmgen.runtime.bundle import RESCALE, Bundle
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.errors import MmgenError, said
 from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.plan import Size
 from mmgen.runtime.process import Masked
@@ -191,7 +191,7 @@ def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.floa
         MmgenError: another shape or type, or numbers that aren't finite.
     """
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
-        raise MmgenError(name, got=_said(array), wanted=f"float32 {shape}")
+        raise MmgenError(name, got=said(array), wanted=f"float32 {shape}")
     if not np.isfinite(array).all():
         raise MmgenError(name, got="NaN or infinity", wanted="finite numbers")
     return array
@@ -215,7 +215,7 @@ def _checked_options(bundle: Bundle, options: Options) -> Options:
     if options.image is None and options.latents is None:
         for name in ("strength", "mask"):
             if (value := getattr(options, name)) is not None:
-                got = repr(value) if name == "strength" else _said(value)
+                got = repr(value) if name == "strength" else said(value)
                 raise MmgenError(name, got=got, wanted="an image or latents to start from")
         return options
     if strength is None:
@@ -245,18 +245,14 @@ def _media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[Any]:
         )
     shape, dtype = bundle.media.shape, np.dtype(bundle.media.dtype)
     if not isinstance(image, np.ndarray) or image.dtype != dtype or image.shape[-len(shape) :] != shape:
-        raise MmgenError("image", got=_said(image), wanted=f"{dtype} {shape} or (B, *{shape})", remedy="resize it")
+        raise MmgenError("image", got=said(image), wanted=f"{dtype} {shape} or (B, *{shape})", remedy="resize it")
     if image.ndim == len(shape):
         image = image[None]
     if image.ndim != len(shape) + 1 or len(image) not in (1, batch):
-        raise MmgenError("image", got=_said(image), wanted=f"one, or one for each of {batch} samples")
+        raise MmgenError("image", got=said(image), wanted=f"one, or one for each of {batch} samples")
     if dtype.kind == "f" and not np.isfinite(image).all():
         raise MmgenError("image", got="NaN or infinity", wanted="finite numbers")
     return np.ascontiguousarray(np.broadcast_to(image, (batch, *shape)))
-
-
-def _said(array: object) -> str:
-    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
 
 
 def _batch_and_latent(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

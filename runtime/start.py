@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Bundle
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.errors import MmgenError, said
 from mmgen.runtime.noise import uniform
 from mmgen.runtime.process import Masked
 from mmgen.runtime.table import Table
@@ -88,11 +88,12 @@ def made_anew(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
     pixels = bundle.media.shape[:2] if bundle.media.kind == "image" else ()
     wanted = f"bool that broadcasts to {shape}" + (f", or {pixels} as pixels" if pixels else "")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        got = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise MmgenError("mask", got=got, wanted=wanted)
-    new = _pooled(mask, shape[-2:]) if pixels and mask.ndim in (2, 3) and mask.shape[-2:] == pixels else mask
-    if new.ndim == 3 and len(shape) == 4 and new is not mask:
-        new = new[:, None]  # (B, 1, h, w)
+        raise MmgenError("mask", got=said(mask), wanted=wanted)
+    new = mask
+    if pixels and mask.ndim in (2, 3) and mask.shape[-2:] == pixels:
+        new = _pooled(mask, shape[-2:])  # (h, w) or (B, h, w)
+        if new.ndim == 3 and len(shape) == 4:
+            new = new[:, None]  # (B, 1, h, w)
     try:
         new = np.broadcast_to(new, shape)
     except ValueError:

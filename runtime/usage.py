@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.machine import cores
 
 
 @dataclass
@@ -19,12 +20,7 @@ class Cores:
 
     own: float = 0.0
     others: float | None = None  # all other programs, of all containers; None: this system doesn't tell
-    available: int = field(default_factory=lambda: cores())
-
-
-def cores() -> int:
-    """How many this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available: int = field(default_factory=lambda: cores() or 1)
 
 
 @contextmanager
