@@ -344,7 +344,8 @@ class _Run:
     def progress(self, row: int, last: bool) -> Progress:
         """What is shown after a row."""
         latents, result = partial(self.plan.latents, row), partial(self.result, row, last)
-        return Progress(row, len(self.plan.steps), last, self.timings, latents, self.plan.preview, result)
+        resume = partial(self.plan.resume, row) if isinstance(self.plan, MaskedPlan) else None
+        return Progress(row, len(self.plan.steps), last, self.timings, latents, self.plan.preview, result, resume)
 
     def result(self, row: int, last: bool = True) -> Result:
         """What there is after so many rows; after the last, if more were planned, what the denoiser believes."""

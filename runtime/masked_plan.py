@@ -10,8 +10,10 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Call
 from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.masked import MaskedTable
+from mmgen.runtime.masked_request import checked_tokens
 from mmgen.runtime.memory import Layout, Slot, stacked
 from mmgen.runtime.plan import Decoding, Runners, Size, chunks, condition_inputs, shape_of, slots_for
+from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Branches
 from mmgen.runtime.start import Start
 
@@ -30,10 +32,11 @@ class MaskedPlan:
     """Made for one ``Size``; owns its block.  All branches run in every row."""
 
     def __init__(self, bundle: Bundle, backend: Backend, runners: Runners, size: Size) -> None:
-        self._backend = backend
+        assert isinstance(bundle.process, Masked)
+        self._backend, self._process = backend, bundle.process
         places, rows = (size.batch, *bundle.latent_shape), len(size.stochastic)
         layout = Layout()
-        self._tokens = [layout.slot(places, "int64")]
+        self._tokens = layout.slots(2, places, "int64")
         step = {spec.name: spec for spec in bundle.graphs["step"].inputs}
         shapes = {**ROWS, names.TIMESTEP: (1,)}
         self._rows = {name: layout.slots(rows, shape) for name, shape in shapes.items() if name in step}
@@ -47,7 +50,6 @@ class MaskedPlan:
             for name, (shape, dtype) in condition_inputs(bundle).items()
         }
         host_bytes = layout.bytes
-        self._tokens.append(layout.slot(places, "int64"))
         self._codes = layout.slot(places, "int64")
         axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": rows}
         made = dict(self._inputs)
@@ -135,6 +137,16 @@ class MaskedPlan:
             self._loop, self._recorded = self._backend.record(self.steps), True
             self._block.upload()  # what was run to record may have written over the start
         return self._loop
+
+    def resume(self, row: int, tokens: NDArray[np.int64]) -> None:
+        """Put tokens (B, *L), with masks, in the place of those after ``row`` rows.
+
+        Raises:
+            MmgenError: another shape or type, or a number that is neither a code nor a mask.
+        """
+        slot, last = self._tokens[row % 2], self._tokens[-1]
+        slot.of(self._block.host)[:] = checked_tokens(tokens, slot.shape, self._process)
+        self._block.upload(last.offset + last.bytes)
 
     def latents(self, row: int) -> NDArray[np.int64]:
         """A copy of the tokens (B, *L) after ``row`` rows, with masks."""

@@ -61,8 +61,26 @@ def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDA
     Raises:
         MmgenError: another shape or type, or a number that is no code.
     """
-    if not isinstance(codes, np.ndarray) or codes.shape != shape or codes.dtype != np.int64:
-        raise MmgenError("codes", got=said(codes), wanted=f"int64 {shape}")
+    codes = _int64("codes", codes, shape)
     if codes.min() < 0 or codes.max() >= process.codes:
         raise MmgenError("codes", got=f"{codes.min()} to {codes.max()}", wanted=f"0 to {process.codes - 1}")
     return codes
+
+
+def checked_tokens(tokens: object, shape: tuple[int, ...], process: Masked) -> NDArray[np.int64]:
+    """Tokens as a row must get them: codes, and masks where there is none yet.
+
+    Raises:
+        MmgenError: another shape or type, or a number that is neither.
+    """
+    tokens = _int64("tokens", tokens, shape)
+    wrong = tokens[((tokens < 0) | (tokens >= process.codes)) & (tokens != process.mask_id)]
+    if wrong.size:
+        raise MmgenError("tokens", got=int(wrong[0]), wanted=f"0 to {process.codes - 1}, or {process.mask_id}, a mask")
+    return tokens
+
+
+def _int64(name: str, value: object, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != np.int64:
+        raise MmgenError(name, got=said(value), wanted=f"int64 {shape}")
+    return value

@@ -60,3 +60,4 @@ class Progress:
     latents: Callable[[], NDArray[Any]]  # a copy of the latents, or tokens (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last row, the result
+    resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: have the next row begin from these (B, *L)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,26 +47,55 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
             remedy="the bundle was exported with another version of the solver; export it again",
         )  # fmt: skip
     masked = isinstance(generator.bundle.process, Masked)
-    apart_by = differing if masked else relative_rms
-    errors = np.array([apart_by(got, want) for got, want in zip(rows, golden.trajectory, strict=True)])
-    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    apart = apart_by(golden.other, golden.trajectory[-1])
-    if masked:
-        figure, limit = "share that differs", max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFERING[policy])
-    else:
-        figure, limit = "relative RMS", max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
-    place = f"{'tokens' if masked else 'latents'} after row {worst + 1} of {len(rows)}"
-    trajectory = Receipt(3, "loop", figure, float(errors[worst]), limit, place)
+    trajectory = _tokens(generator, golden, policy, rows) if masked else (_latents(golden, policy, rows),)
 
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
     if not np.isfinite(rows[-1]).all():  # what torch never made can't be decoded; the trajectory's receipt says so
-        return trajectory, *alone
+        return *trajectory, *alone
     media, codes = generator.decode(rows[-1])
     end = [dataclasses.replace(_media(4, "loop", policy, media, golden.media), limit=None, tensor="media from noise")]
     if codes is not None and golden.codes is not None:
         end.append(Receipt(4, "loop", "share", share(codes, golden.codes), None, "codes from noise", at_least=True))
-    return trajectory, *alone, *end
+    return *trajectory, *alone, *end
+
+
+def _latents(golden: Golden, policy: str, rows: list[NDArray[np.float32]]) -> Receipt:
+    """Level 3: the latents after every row, by how much another seed's differ."""
+    errors = [relative_rms(got, want) for got, want in zip(rows, golden.trajectory, strict=True)]
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    apart = relative_rms(golden.other, golden.trajectory[-1])
+    limit = max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
+    return Receipt(3, "loop", "relative RMS", errors[worst], limit, f"latents after row {worst + 1} of {len(rows)}")
+
+
+def _tokens(
+    generator: Generator, golden: Golden, policy: str, rows: list[NDArray[np.int64]]
+) -> tuple[Receipt, Receipt, Receipt]:
+    """Level 3: tokens that a row makes otherwise than torch from the same tokens before it, all rows together.
+
+    A token that differs changes what is drawn behind it, the more the less a model knows what it wants; so what is
+    left of that at the end of a run of its own is judged in float32 only.  That such a run is nothing but these rows,
+    each begun where the one before it ended, is seen by giving it its own tokens: nothing may change.
+    """
+    apart = differing(golden.other, golden.trajectory[-1])
+    limit = max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFERING[policy])
+    share_of = partial(Receipt, 3, "loop", "share that differs")
+    return (
+        share_of(_given(generator, golden, golden.trajectory), limit, f"tokens of {len(rows)} rows, given torch's"),
+        share_of(_given(generator, golden, rows), 0.0, f"tokens of {len(rows)} rows, given their own"),
+        share_of(differing(rows[-1], golden.trajectory[-1]), limit if policy == "fp32" else None, "tokens from masks"),
+    )
+
+
+def _given(generator: Generator, golden: Golden, rows: Iterable[NDArray[np.int64]]) -> float:
+    """Share of the tokens that differ from these, rows added up, where each row begins from the one before in these."""
+    differ = 0.0
+    for progress, tokens in zip(generator.stream(**golden.request), rows, strict=True):
+        differ += differing(progress.latents(), tokens)
+        assert progress.resume is not None
+        progress.resume(tokens)
+    return differ
 
 
 def compare_media(

@@ -1,6 +1,7 @@
 """Bundles of a masked process, from export to pictures, as a user meets them."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden
 from mmgen.runtime.masked import table
+from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.masked_reference import run
 from mmgen.runtime.masked_request import uniforms
 from mmgen.runtime.verify import measure, verify
@@ -143,6 +145,71 @@ def test_half_bundles_pass_their_receipts_and_verify_repeats_them(model: Model, 
     assert (3, "loop", "share that differs") in figures
     again = verify(tmp_path / "half.mmgen", "ort-cpu", threads=1)
     assert any(r.figure == "share that differs" and r.limit is not None for r in again)
+
+
+def test_rows_go_on_from_tokens_that_are_put_in(generator: Generator) -> None:
+    request = {"label": 1, "seed": 2, "steps": 4}
+    other = [progress.latents() for progress in generator.stream(**{**request, "label": 6})]
+    made = []
+    for progress in generator.stream(**request):
+        made.append(progress.latents())
+        if progress.row == 2:
+            progress.resume(other[1])
+    settled = other[1] != PROCESS.mask_id
+    np.testing.assert_array_equal(made[3][settled], other[1][settled])
+    assert (made[3] != other[3]).any()  # what was open is filled with the other label
+
+    for progress in generator.stream(**request):
+        for tokens, message in ((other[1][0], r"tokens, got int64 \(6, 6\)"), (other[1] * 0 - 1, "tokens, got -1")):
+            with pytest.raises(MmgenError, match=message):
+                progress.resume(tokens)
+
+
+def reads_an_older_row(patch: pytest.MonkeyPatch) -> None:
+    """Every row begins from the tokens that the first one began from."""
+    made = MaskedPlan.__init__
+
+    def init(plan: MaskedPlan, *args: Any) -> None:
+        made(plan, *args)
+        before = [tokens.of(plan._block.host) for tokens in plan._tokens]
+        kept = np.empty_like(before[0])
+
+        def row(i: int, step: Any) -> None:
+            if i == 0:
+                kept[:] = before[0]
+            before[i % 2][:] = kept
+            step()
+
+        plan.steps = [partial(row, i, step) for i, step in enumerate(plan.steps)]
+
+    patch.setattr(MaskedPlan, "__init__", init)
+
+
+def loses_its_tokens_between_rows(patch: pytest.MonkeyPatch) -> None:
+    """What a row made is right, and isn't what the next one begins from."""
+    read = MaskedPlan.latents
+
+    def latents(plan: MaskedPlan, row: int) -> np.ndarray:
+        tokens = read(plan, row)
+        plan._tokens[row % 2].of(plan._block.host)[:] = np.roll(tokens, 1, -1)
+        return tokens
+
+    patch.setattr(MaskedPlan, "latents", latents)
+
+
+@pytest.mark.parametrize(("fault", "passes"), [
+    (None, (True, True, True)),
+    (reads_an_older_row, (False, True, False)),
+    (loses_its_tokens_between_rows, (True, False, False)),
+])  # fmt: skip
+def test_a_loop_that_hands_on_wrong_tokens_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, passes: tuple[bool, ...]
+) -> None:
+    if fault:
+        fault(monkeypatch)
+    with load(folder, "ort-cpu", threads=1) as generator:
+        receipts = [receipt for receipt in measure(generator, read_golden(folder / GOLDEN)) if receipt.level == 3]
+    assert tuple(receipt.passed for receipt in receipts) == passes
 
 
 @pytest.mark.parametrize(("wrong", "passes"), [(0, True), (2, False)])
