@@ -113,8 +113,8 @@ def amused_parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
     pipeline = AmusedPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     size = pipeline.transformer.config.sample_size
-    drawn = uniforms(0, (2, size, size), steps).values()
-    seen, pictures = run_pipeline(pipeline, prompts, (u.swapaxes(0, 1) for u in drawn), steps, GUIDANCE)
+    drawn = [u.swapaxes(0, 1).reshape(2, 2, -1) for u in uniforms(0, (2, size, size), steps).values()]
+    seen, pictures = run_pipeline(pipeline, prompts, drawn, steps, GUIDANCE)
     with load(bundle, "ort-cpu") as generator:
         rows = [p.latents() for p in generator.stream(prompt=prompts, steps=steps, guidance=GUIDANCE, seed=0)]
         media, _ = generator.decode(seen[-1])
