@@ -42,8 +42,8 @@ from mmgen.export.exporter import export
 from mmgen.export.model import Model
 from mmgen.runtime import Generator
 from mmgen.runtime.bundle import NEXT_STATE, STATE, Bundle, Condition, Defaults, Media, read_bundle
+from mmgen.runtime.memory import shape_of
 from mmgen.runtime.ort import OrtCpu
-from mmgen.runtime.plan import shape_of
 from mmgen.runtime.process import Diffusion
 
 SCHEDULERS = {

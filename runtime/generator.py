@@ -179,7 +179,7 @@ class Generator:
         """Have the next requests run these graphs, though what they make is there already from the last one."""
         with self._exclusive():
             for plan in self._plans.values():
-                plan.forget(*graphs)
+                plan.invariants.forget(*graphs)
 
     def close(self) -> None:
         """Free graphs and memory.  A stream that this thread has left half-way ends with it."""
@@ -268,11 +268,11 @@ class Generator:
         try:
             start, noises = request.start(course.table, latents), request.noises(course.table)
             plan.write(course.table, request.asked, start, noises, course.rescale)
-            plan.make_conditions()
+            plan.invariants.make_conditions()
             self._backend.wait()
             made = time.perf_counter()
             timings.condition = made - clock
-            if plan.make_timesteps():
+            if plan.invariants.make_timesteps():
                 self._backend.wait()
                 timings.timestep = time.perf_counter() - made
             yield plan

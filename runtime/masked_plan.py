@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Call
 from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.invariants import Invariants, Runners
 from mmgen.runtime.masked import MaskedTable
 from mmgen.runtime.masked_request import checked_tokens
 from mmgen.runtime.memory import Layout, Slot, stacked
-from mmgen.runtime.plan import Decoding, Runners, Size, chunks, condition_inputs, shape_of, slots_for
+from mmgen.runtime.plan import Decoding, Size
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Branches
 from mmgen.runtime.start import Start
@@ -42,30 +43,18 @@ class MaskedPlan:
         self._rows = {name: layout.slots(rows, shape) for name, shape in shapes.items() if name in step}
         self._uniforms = {name: [layout.slot(places) for _ in range(rows)] for name in (names.CHOICE, names.ORDER)}
         self._guidance = layout.slot((size.guides,))
-        timestep = bundle.graphs.get("timestep")
-        self._chunks = chunks(rows, bundle.axes["N"].max) if timestep else []
-        self._times = [layout.slot((stop - start,)) for start, stop in self._chunks]
-        self._inputs = {
-            name: layout.slot((size.guides * size.batch, *shape), dtype)
-            for name, (shape, dtype) in condition_inputs(bundle).items()
-        }
-        host_bytes = layout.bytes
-        self._codes = layout.slot(places, "int64")
         axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": rows}
-        made = dict(self._inputs)
-        if "condition" in runners:
-            made |= slots_for(layout, bundle.graphs["condition"].outputs, axes)
-        timed = slots_for(layout, timestep.outputs, axes) if timestep else {}
+        self.invariants = Invariants(bundle, layout, axes)
+        self._codes = layout.slot(places, "int64")
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
-        self._block = backend.block(host_bytes, layout.bytes - host_bytes)
+        self._block = backend.block(self.invariants.host_bytes, layout.bytes - self.invariants.host_bytes)
         try:
 
             def row(i: int) -> dict[str, Slot]:
                 """What a row of the table reads and writes."""
-                given = made | {name: slot[i] for name, slot in timed.items()}
                 return {
-                    **{name: slot.reshape(*shape_of(step[name], axes)) for name, slot in given.items() if name in step},
+                    **self.invariants.of_row(i, step),
                     **{name: slots[i] for name, slots in (self._rows | self._uniforms).items()},
                     names.GUIDANCE: self._guidance,
                     names.TOKENS: self._tokens[i % 2],
@@ -74,11 +63,7 @@ class MaskedPlan:
                 }
 
             self.steps = runners["step"].bind(self._block, [row(i) for i in range(rows)])
-            self._conditions = runners["condition"].bind(self._block, [made]) if "condition" in runners else []
-            self._timesteps: list[Call] = []
-            for times, (start, stop) in zip(self._times, self._chunks, strict=True):  # bound alone: the last is shorter
-                parts = {name: slot.part(start, stop) for name, slot in timed.items()}
-                self._timesteps += runners["timestep"].bind(self._block, [{**made, **parts, names.TIMESTEP: times}])
+            self.invariants.bind(self._block, runners)
             self._decode.bind(self._block, self._codes)
         except BaseException:
             self._block.close()
@@ -111,25 +96,7 @@ class MaskedPlan:
             self._uniforms[names.CHOICE][row].of(host)[:] = uniforms[:, 0]
             self._uniforms[names.ORDER][row].of(host)[:] = uniforms[:, 1]
         self._guidance.of(host)[:] = asked.weights
-        for times, (first, stop) in zip(self._times, self._chunks, strict=True):
-            times.of(host)[:] = table.timestep[first:stop]
-        for name, slot in self._inputs.items():
-            slot.of(host)[:] = asked.inputs[name]
-        self._block.upload()
-
-    def forget(self, *graphs: str) -> None:
-        """Nothing is kept from one request to the next."""
-
-    def make_conditions(self) -> None:
-        """Compute what depends on the condition alone."""
-        for call in self._conditions:
-            call()
-
-    def make_timesteps(self) -> bool:
-        """Compute what depends on the timestep for all rows; returns whether there was work."""
-        for call in self._timesteps:
-            call()
-        return bool(self._timesteps)
+        self.invariants.write(self._block, table.timestep, asked.inputs)
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
@@ -172,6 +139,7 @@ class MaskedPlan:
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called any more."""
-        self._loop, self.steps, self._conditions, self._timesteps = None, [], [], []
+        self._loop, self.steps = None, []
+        self.invariants.close()
         self._decode.forget()
         self._block.close()

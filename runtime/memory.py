@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmgen.runtime.bundle import TensorSpec
 
 ALIGNMENT = 256  # bytes; what TensorRT documents for the memory it is given
 
@@ -66,3 +69,13 @@ def stacked(block: NDArray[np.uint8], slots: tuple[Slot, ...]) -> NDArray[Any]:
     shape, strides = (len(slots), *first.shape), (stride, *first.strides)
     array: NDArray[Any] = np.ndarray(shape, first.dtype, block.data, slots[0].offset, strides)
     return array
+
+
+def slots_for(layout: Layout, specs: Iterable[TensorSpec], axes: Mapping[str, int]) -> dict[str, Slot]:
+    """A slot for each tensor, by name."""
+    return {spec.name: layout.slot(shape_of(spec, axes), spec.dtype) for spec in specs}
+
+
+def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """A tensor's shape with its named axes filled in."""
+    return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)

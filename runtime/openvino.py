@@ -22,8 +22,7 @@ from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
-from mmgen.runtime.memory import Slot
-from mmgen.runtime.plan import shape_of
+from mmgen.runtime.memory import Slot, shape_of
 
 Name = Literal["openvino", "openvino-bf16"]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of a graph's inputs, by name

@@ -3,12 +3,9 @@
 All tensors of a request lie in one block.  What the host writes comes first and goes to the device in one piece: the
 start, the rows of the solver's table, the guidance weights, the noise and the conditions.  The state moves between two
 slots, row i reads its numbers at their offsets, and nothing returns before somebody reads it.
-
-What the condition graph and the timestep graph make stays in the block too.  As long as the conditions and the
-timesteps are the same, it is there for the next request.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +14,10 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Block, Call, Runner
-from mmgen.runtime.bundle import Bundle, K, Role, TensorSpec
+from mmgen.runtime.bundle import Bundle, K
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.memory import Layout, Slot, stacked
+from mmgen.runtime.invariants import Invariants, Runners
+from mmgen.runtime.memory import Layout, Slot, shape_of, stacked
 from mmgen.runtime.request import Branches
 from mmgen.runtime.start import Start
 from mmgen.runtime.table import Table
@@ -32,7 +30,6 @@ ROWS = {  # shapes of a row's inputs to the step graph, float32
     names.TIMESTEP: (1,),
     names.NEXT_LEVEL: (2,),
 }
-Runners = Mapping[Role, Runner]
 
 
 @dataclass(frozen=True)
@@ -90,34 +87,19 @@ class Plan:
         self._known, self._keep = layout.slot((2, *latents)), layout.slot(latents)
         self._no_noise = layout.slot(latents)
         self._noises = [layout.slot(latents) if used else self._no_noise for used in size.stochastic]
-        self._chunks = chunks(count, bundle.axes["N"].max) if "timestep" in bundle.graphs else []
-        self._times = [layout.slot((stop - start,)) for start, stop in self._chunks]
-        self._unconditional_bytes = layout.bytes
-        self._inputs = {
-            name: layout.slot((size.guides * size.batch, *shape), dtype)
-            for name, (shape, dtype) in condition_inputs(bundle).items()
-        }
-        host_bytes = layout.bytes
+        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
+        self.invariants = Invariants(bundle, layout, axes)
         self._states.append(layout.slot((K, *latents)))
         self._x0 = layout.slot(latents)
-        axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
-        made = dict(self._inputs)
-        if "condition" in runners:
-            made |= slots_for(layout, bundle.graphs["condition"].outputs, axes)
-        timestep = bundle.graphs.get("timestep")
-        timed = slots_for(layout, timestep.outputs, axes) if timestep else {}
-        self._timed_by_condition = timestep is not None and len(timestep.inputs) > 1
         self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
 
-        self._block = backend.block(host_bytes, layout.bytes - host_bytes)
+        self._block = backend.block(self.invariants.host_bytes, layout.bytes - self.invariants.host_bytes)
         try:  # the step graph first: it knows B from G, which makes for better refusals
             guidance = {False: self._guidance, True: self._one}
 
             def row(i: int, alone: bool) -> dict[str, Slot]:
                 """What a row of the table reads and writes; alone: of all branches the first, in the same memory."""
-                given = made | {name: slot[i] for name, slot in timed.items()}
-                shapes = {name: shape_of(step[name], axes) for name in given if name in step}
-                grouped = {name: given[name].reshape(*shape) for name, shape in shapes.items()}
+                grouped = self.invariants.of_row(i, step)
                 if alone:
                     branched = [name for name in grouped if step[name].shape[0] == "G"]
                     grouped |= {name: grouped[name].part(0, 1) for name in branched}
@@ -140,18 +122,13 @@ class Plan:
                 calls = runners["step"].bind(self._block, [row(i, kind) for i in chosen])
                 bound |= zip(chosen, calls, strict=True)
             self.steps = [bound[i] for i in range(count)]
-            self._conditions = runners["condition"].bind(self._block, [made]) if "condition" in runners else []
-            self._timesteps: list[Call] = []
-            for times, (start, stop) in zip(self._times, self._chunks, strict=True):  # bound alone: the last is shorter
-                parts = {name: slot.part(start, stop) for name, slot in timed.items()}
-                self._timesteps += runners["timestep"].bind(self._block, [{**made, **parts, names.TIMESTEP: times}])
+            self.invariants.bind(self._block, runners)
             self._decode.bind(self._block, self._states[0][0], self._states[1][0], self._x0)
         except BaseException:
             self._block.close()
             raise
         self._loop: Call | None = None
         self._recorded = False
-        self._due = {"condition", "timestep"}  # graphs whose results are not in the block, or not those of the request
 
     def write(
         self,
@@ -182,41 +159,10 @@ class Plan:
         stacked(host, self._rescale)[:] = rescale[:, None]
         self._guidance.of(host)[:] = asked.weights
         self._one.of(host)[:] = 1
-        for times, (first, stop) in zip(self._times, self._chunks, strict=True):
-            if not np.array_equal(times.of(host), table.timestep[first:stop]):
-                self._due.add("timestep")
-                times.of(host)[:] = table.timestep[first:stop]
-        same = (np.array_equal(slot.of(host), asked.inputs[name]) for name, slot in self._inputs.items())
-        if "condition" in self._due or not all(same):
-            self._due.add("condition")
-            for name, slot in self._inputs.items():
-                slot.of(host)[:] = asked.inputs[name]
         self._no_noise.of(host)[:] = 0
         for row, noise in noises.items():
             self._noises[row].of(host)[:] = noise
-        self._block.upload(None if "condition" in self._due else self._unconditional_bytes)
-
-    def forget(self, *graphs: str) -> None:
-        """Have these graphs, condition and timestep, run in the next request, whatever is there."""
-        self._due.update(graphs)
-
-    def make_conditions(self) -> None:
-        """Compute what depends on the condition alone, unless it is there."""
-        if "condition" in self._due:
-            if self._timed_by_condition:
-                self._due.add("timestep")
-            for call in self._conditions:
-                call()
-            self._due.remove("condition")
-
-    def make_timesteps(self) -> bool:
-        """Compute what depends on the timestep for all rows, unless it is there; returns whether there was work."""
-        if not self._timesteps or "timestep" not in self._due:
-            return False
-        for call in self._timesteps:
-            call()
-        self._due.remove("timestep")
-        return True
+        self.invariants.write(self._block, table.timestep, asked.inputs)
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
@@ -249,7 +195,8 @@ class Plan:
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called any more."""
-        self._loop, self.steps, self._conditions, self._timesteps = None, [], [], []
+        self._loop, self.steps = None, []
+        self.invariants.close()
         self._decode.forget()
         self._block.close()
 
@@ -270,32 +217,3 @@ def decode(
         return decoding(block, slot)
     finally:
         block.close()
-
-
-def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape without the rows' axis and dtype of each condition, as ``request.branches`` makes them."""
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-    for condition in bundle.conditions:
-        match condition.kind:
-            case "text":
-                shapes[condition.name] = ((condition.length or 0,), "int64")
-            case "class":
-                shapes[condition.name] = ((), "int64")
-            case "array":
-                shapes[condition.name] = (condition.shape, condition.dtype)
-    return shapes
-
-
-def chunks(count: int, largest: int) -> list[tuple[int, int]]:
-    """Rows of the table, start and stop, in pieces that the timestep graph can run."""
-    return [(start, min(start + largest, count)) for start in range(0, count, largest)]
-
-
-def slots_for(layout: Layout, specs: Iterable[TensorSpec], axes: dict[str, int]) -> dict[str, Slot]:
-    """A slot for each tensor, by name."""
-    return {spec.name: layout.slot(shape_of(spec, axes), spec.dtype) for spec in specs}
-
-
-def shape_of(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
-    """A tensor's shape with its named axes filled in."""
-    return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmgen.runtime.bundle import Bundle, Graph, TensorSpec
 from mmgen.runtime.ceilings import Ceilings
-from mmgen.runtime.plan import shape_of
+from mmgen.runtime.memory import shape_of
 
 Bound = Literal["arithmetic", "bandwidth"]
 

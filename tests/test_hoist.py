@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from action_head import action_head
+from counting import Counting
 from diffusers_models import build as build_diffusers
 from test_rows import weight
 from tiny import tiny_model
@@ -27,11 +28,9 @@ from mmgen.export.lint import lint
 from mmgen.export.model import Model
 from mmgen.export.rows import find_rows
 from mmgen.export.sources import resolve
-from mmgen.runtime.backend import Block, Call, Runner
-from mmgen.runtime.bundle import Axis, Bundle, Defaults, Role, read_bundle
+from mmgen.runtime.bundle import Axis, Defaults, read_bundle
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import Generator, load
-from mmgen.runtime.memory import Slot
 from mmgen.runtime.ort import OrtCpu
 from mmgen.runtime.verify import relative_rms
 
@@ -333,44 +332,6 @@ def test_a_model_without_anything_to_hoist_exports(tmp_path: Path) -> None:
 
 
 # What is kept between requests
-
-
-class Counting(OrtCpu):
-    """ONNX Runtime on the CPU, which counts calls of each graph and uploads of the conditions."""
-
-    def __init__(self) -> None:
-        super().__init__(onnxruntime, 1)
-        self.calls = Counter[str]()
-        self.fail: str | None = None
-
-    def runner(self, bundle: Bundle, role: Role) -> Runner:
-        return _Counted(super().runner(bundle, role), role, self)
-
-    def since(self) -> dict[str, int]:
-        """Calls of the graphs before the loop since this was last asked."""
-        found = {role: self.calls[role] for role in ("condition", "timestep") if self.calls[role]}
-        self.calls.clear()
-        return found
-
-
-class _Counted:
-    def __init__(self, runner: Runner, role: Role, counting: Counting) -> None:
-        self._runner, self._role, self._counting = runner, role, counting
-
-    def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
-        return [self._count(call) for call in self._runner.bind(block, calls)]
-
-    def _count(self, call: Call) -> Call:
-        def counted() -> None:
-            self._counting.calls[self._role] += 1
-            if self._counting.fail == self._role:
-                raise MmgenError("the device failed")
-            call()
-
-        return counted
-
-    def close(self) -> None:
-        self._runner.close()
 
 
 @pytest.fixture(params=[("text", "prompt", ("red cat", "blue")), ("a DiT of diffusers", "class_id", (3, 5))], ids=str)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counting import Counting
 from tiny_tokens import CLASSES, CODES, GRID, PROCESS, tiny_token_model
 
 from mmgen.engines.builder import build
@@ -104,6 +105,16 @@ def test_a_sample_of_a_seed_is_the_same_in_every_batch(generator: Generator) -> 
 def test_guidance_of_one_runs_one_branch(generator: Generator, model: Model) -> None:
     got = generator.generate(label=[2], seed=1, guidance=1.0, steps=4).latents
     np.testing.assert_array_equal(got, reference(model, [2], 1, 4, 1.0, "maskgit"))
+
+
+def test_a_condition_that_is_the_same_is_not_computed_again(folder: Path) -> None:
+    backend = Counting()
+    with Generator(read_bundle(folder), backend) as generator, load(folder, "ort-cpu", threads=1) as fresh:
+        for label, seed, calls in ((1, 0, 1), (1, 1, 0), (2, 1, 1), (2, 1, 0), (1, 0, 1)):
+            result = generator.generate(label=label, seed=seed)
+            assert backend.since() == ({"condition": 1} if calls else {})
+            fresh.forget("condition", "timestep")
+            np.testing.assert_array_equal(result.latents, fresh.generate(label=label, seed=seed).latents)
 
 
 def test_codes_are_decoded_and_what_is_none_is_refused(generator: Generator) -> None:
