@@ -138,6 +138,13 @@ def test_a_bundle_makes_the_pipelines_tokens_and_pictures(model, pipeline, tmp_p
     assert wanted_pictures.std() > 5 and (fewer.codes < CODES).all()
 
 
+def test_in_half_precision_it_passes_its_receipts(model, tmp_path):
+    bundle = export(model, tmp_path / "half.mmgen", policy="fp16")
+    assert bundle.precision.half_share["step"].weight_bytes > 0.9
+    judged = {receipt.tensor for receipt in bundle.receipts if receipt.level == 3 and receipt.limit is not None}
+    assert f"tokens of {STEPS} rows, given torch's" in judged  # 1 of 32 differs in 8 rows
+
+
 @pytest.fixture
 def folder(written: Path, tmp_path: Path) -> Path:
     shutil.copytree(written, tmp_path / "copy")
