@@ -1,6 +1,8 @@
-"""``mmgen``: generate, inspect, verify, bench, doctor, and the commands that other packages add."""
+"""``mmgen``: generate, inspect, verify, bench, doctor, and the commands that other packages add.
 
-import importlib.metadata
+What only one command needs is imported by that command.
+"""
+
 import math
 import re
 from pathlib import Path
@@ -9,8 +11,6 @@ from typing import Any
 import click
 import numpy as np
 
-from mmgen.runtime import describe
-from mmgen.runtime import doctor as machine
 from mmgen.runtime.arguments import also as read_also
 from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arguments import negative as read_negative
@@ -25,7 +25,6 @@ from mmgen.runtime.save import Samples, destination
 from mmgen.runtime.solver_options import over_defaults
 from mmgen.runtime.solvers import SOLVERS
 from mmgen.runtime.terminal import Command, Progress, json_option, show
-from mmgen.runtime.verify import verify as repeat
 
 ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
 
@@ -36,11 +35,15 @@ class Commands(click.Group):
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        import importlib.metadata
+
         return sorted({*super().list_commands(ctx), *importlib.metadata.entry_points(group=ADDED).names})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if built_in := super().get_command(ctx, name):
             return built_in
+        import importlib.metadata
+
         for entry in importlib.metadata.entry_points(group=ADDED, name=name):
             command: click.Command = entry.load()
             return command
@@ -167,6 +170,8 @@ def generate(
 @json_option
 def inspect(folder: Path, as_json: bool) -> None:
     """Check a bundle's files and say what it is."""
+    from mmgen.runtime import describe
+
     bundle = read_bundle(folder)
     show(describe.record(bundle), as_json, lambda: describe.text(bundle))
 
@@ -178,9 +183,12 @@ def inspect(folder: Path, as_json: bool) -> None:
 @json_option
 def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
     """Repeat on this device the comparisons with torch that need no torch."""
+    from mmgen.runtime import describe
+    from mmgen.runtime import verify as receipt
+
     with Progress() as progress:
         progress(f"verifying {folder}", 0.0)
-        receipts = repeat(folder, backend, threads=threads)
+        receipts = receipt.verify(folder, backend, threads=threads)
     record = {"receipts": [{**vars(receipt), "passed": receipt.passed} for receipt in receipts]}
     show(record, as_json, lambda: describe.receipts(receipts))
 
@@ -190,6 +198,8 @@ def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> No
 @json_option
 def doctor(folder: Path | None, as_json: bool) -> None:
     """Say what this machine is and which backends work on it; for a BUNDLE, which one auto takes."""
+    from mmgen.runtime import doctor as machine
+
     found = machine.record(None if folder is None else read_bundle(folder))
     show(found, as_json, lambda: machine.text(found))
 

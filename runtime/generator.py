@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
-from mmgen.runtime.building import ensure_engines
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
@@ -388,6 +387,8 @@ def load(
     """
     bundle = read_bundle(folder, verify=verify)
     if build:
+        from mmgen.runtime.building import ensure_engines  # which starts processes and looks for devices
+
         ensure_engines(bundle, backend)
     opened = open_backend(backend, bundle, threads)
     try:

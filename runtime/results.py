@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ class Timings:
     @property
     def jitter(self) -> float | None:
         """How much longer the slowest row took than the median; None where rows weren't timed one by one."""
-        return max(self.steps) - median(self.steps) if self.steps else None
+        return max(self.steps) - float(np.median(self.steps)) if self.steps else None
 
 
 @dataclass(frozen=True)
