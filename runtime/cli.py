@@ -182,15 +182,16 @@ def inspect(folder: Path, as_json: bool) -> None:
 @threads_option
 @json_option
 def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
-    """Repeat on this device the comparisons with torch that need no torch."""
+    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail."""
     from mmgen.runtime import describe
-    from mmgen.runtime import verify as receipt
+    from mmgen.runtime.verify import repeat, require
 
     with Progress() as progress:
         progress(f"verifying {folder}", 0.0)
-        receipts = receipt.verify(folder, backend, threads=threads)
-    record = {"receipts": [{**vars(receipt), "passed": receipt.passed} for receipt in receipts]}
+        receipts = repeat(folder, backend, threads=threads)
+    record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
     show(record, as_json, lambda: describe.receipts(receipts))
+    require(receipts)
 
 
 @main.command()

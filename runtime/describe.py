@@ -71,7 +71,7 @@ def text(bundle: Bundle) -> str:
 
 
 def receipts(found: Sequence[Receipt]) -> str:
-    """A line for each comparison: what was measured, and the limit it is within."""
+    """A line for each comparison: what was measured, the limit, and whether it is kept."""
     return table([("level", "graph", "figure", "measured", "limit", "where"), *map(_receipt, found)])
 
 
@@ -212,7 +212,8 @@ def _precision(bundle: Bundle) -> str:
 def _receipt(receipt: Receipt) -> tuple[str, ...]:
     limit = "none" if receipt.limit is None else f"{'>=' if receipt.at_least else '<='} {receipt.limit:.3g}"
     figure = f"{receipt.figure} in dB" if receipt.figure == "PSNR" else receipt.figure
-    return str(receipt.level), receipt.graph, figure, f"{receipt.measured:.3g}", limit, receipt.tensor
+    where = receipt.tensor if receipt.passed else f"{receipt.tensor}: FAILED"
+    return str(receipt.level), receipt.graph, figure, f"{receipt.measured:.3g}", limit, where
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

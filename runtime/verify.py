@@ -22,19 +22,28 @@ EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON ha
 
 
 def verify(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
-    """Repeat the comparisons of levels 3 and 4 on a backend.
+    """Repeat the comparisons of levels 3 and 4 on a backend; ``repeat`` and ``require`` in one.
+
+    Raises:
+        MmgenError: the bundle or the backend can't be had, or a comparison fails.
+    """
+    return require(repeat(folder, backend, threads=threads))
+
+
+def repeat(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+    """Receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
         folder: the ``.mmgen`` folder.
         backend, threads: as for ``load``.
 
     Raises:
-        MmgenError: the bundle or the backend can't be had, or a comparison fails; see ``require``.
+        MmgenError: the bundle or the backend can't be had.
     """
     with load(folder, backend, threads=threads) as generator:
         if generator.bundle.golden_sha256 is None:
             raise MmgenError(f"bundle {folder} has no {GOLDEN}", remedy="export the bundle again")
-        return require(measure(generator, read_golden(generator.bundle.path(GOLDEN))))
+        return measure(generator, read_golden(generator.bundle.path(GOLDEN)))
 
 
 def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from commands import done, mmgen
 
-from mmgen.runtime import load
+from mmgen.runtime import cli, load
 from mmgen.runtime.backend import NAMES
-from mmgen.runtime.bundle import MANIFEST
+from mmgen.runtime.bundle import MANIFEST, Receipt
 
 MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]
 
@@ -129,6 +129,18 @@ def test_verify_repeats_the_comparisons(here: Path) -> None:
     receipts = json.loads(done("verify", "b.mmgen", "--json").stdout)["receipts"]
     assert {receipt["level"] for receipt in receipts} == {3, 4}
     assert all(receipt["passed"] for receipt in receipts)
+
+
+def test_verify_shows_what_passed_also_where_something_failed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = Receipt(3, "loop", "relative RMS", float("nan"), 0.1, "x")
+    good = Receipt(4, "decode", "PSNR", 41.0, 35.0, "media", at_least=True)
+    monkeypatch.setattr(cli, "repeat", lambda *_, **__: (bad, good))
+    text, record = mmgen("verify", "b.mmgen"), mmgen("verify", "b.mmgen", "--json")
+    assert text.exit_code == record.exit_code == 1
+    assert re.search(r"relative RMS +nan +<= 0.1 +x: FAILED\n.*PSNR in dB +41 +>= 35 +media$", text.stdout, re.M)
+    receipts = json.loads(record.stdout)["receipts"]
+    assert [(each["measured"], each["passed"]) for each in receipts] == [("nan", False), (41, True)]
+    assert text.stderr.endswith("receipt 3 (trajectory) failed: loop, relative RMS of x, got nan, wanted at most 0.1\n")
 
 
 def test_doctor_names_backends_and_machine() -> None:
