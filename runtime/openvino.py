@@ -1,13 +1,16 @@
 """OpenVINO on the CPU: the bundle's graphs as they are, each compiled for the shapes that it meets.
 
 ``openvino`` computes in float32, also what the bundle has in half: few processors have arithmetic for that.
-``openvino-bf16`` runs the step graph of a half-precision bundle in bfloat16, where the processor has instructions for
-it: faster, with three binary digits less than half precision, so ``mmgen verify`` may refuse what it makes.  Left to
-itself OpenVINO takes bfloat16 for everything.  Here the other graphs stay in float32: they run once a request, and
-hold timesteps and a search for the nearest code, which need the digits.  The solver's arithmetic keeps them too,
-because OpenVINO leaves what comes after the last matrix product of a graph as it is.
+``openvino-bf16`` runs the step and the decoder of a half-precision bundle in bfloat16, where the processor has
+instructions for it: faster, with three binary digits less than half precision, so ``mmgen verify`` may refuse what it
+makes.  Left to itself OpenVINO takes bfloat16 for everything.  Here the other graphs stay in float32: they cost little,
+and hold timesteps, which need the digits.  The search for the nearest codes needs them as well: in bfloat16 a tenth of
+the codes would change.  OpenVINO has no mark for such a part of a graph, so it is cut off and compiled by itself.  The
+arithmetic of the solver and on pixels keeps its digits, because OpenVINO leaves what comes after the last matrix
+product of a graph as it is.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Backend, Block, Call, Runner
-from mmgen.runtime.bundle import Bundle, Graph, Role
+from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot, shape_of
@@ -28,16 +31,17 @@ Name = Literal["openvino", "openvino-bf16"]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of a graph's inputs, by name
 KEPT = 4  # sets of shapes for which a graph stays compiled when nothing is bound to it any more
 TELEMETRY = "openvino_telemetry"
+BF16: tuple[Role, ...] = ("step", "decode")  # what is a large part of a request
 
 
 class OpenVinoRunner:
     """A graph, compiled for the sizes that the bundle was made for, and for others when they are met."""
 
-    def __init__(self, openvino: Any, core: Any, path: Path, graph: Graph, options: dict[str, Any]) -> None:
-        self._openvino, self._core, self._path, self._options = openvino, core, path, options
+    def __init__(
+        self, openvino: Any, core: Any, path: Path, model: Any, graph: Graph, options: dict[str, Any]
+    ) -> None:
+        self._openvino, self._core, self._path, self._model, self._options = openvino, core, path, model, options
         self._inputs, self._outputs = ([s.name for s in specs] for specs in (graph.inputs, graph.outputs))
-        with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"):
-            self._model = core.read_model(path)
         self._compiled = functools.lru_cache(KEPT)(self._compile)
 
     def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
@@ -71,6 +75,28 @@ class OpenVinoRunner:
         self._model = None
 
 
+class InTurn:
+    """Runners of which each reads what the one before it made."""
+
+    def __init__(self, *parts: Runner) -> None:
+        self._parts = parts
+
+    def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
+        return [_in_turn(bound) for bound in zip(*(part.bind(block, calls) for part in self._parts), strict=True)]
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def _in_turn(calls: Sequence[Call]) -> Call:
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
 class OpenVino(HostBackend):
     """Graphs that share one set of options."""
 
@@ -86,11 +112,39 @@ class OpenVino(HostBackend):
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
-        half = role == "step" and self.name == "openvino-bf16"
-        options = {**self._options, "INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
-        runner = OpenVinoRunner(self._openvino, self._core, bundle.path(graph.file), graph, options)
+        path = bundle.path(graph.file)
+        with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"):
+            model = self._core.read_model(path)
+        if self.name != "openvino-bf16" or role not in BF16:
+            return self._part(bundle, path, model, graph, "f32")
+        if CODES not in (spec.name for spec in graph.outputs):
+            return self._part(bundle, path, model, graph, "bf16")
+        search, decoder = _cut(self._openvino, model, graph)
+        return InTurn(self._part(bundle, path, *search, "f32"), self._part(bundle, path, *decoder, "bf16"))
+
+    def _part(self, bundle: Bundle, path: Path, model: Any, graph: Graph, precision: str) -> OpenVinoRunner:
+        options = {**self._options, "INFERENCE_PRECISION_HINT": precision}
+        runner = OpenVinoRunner(self._openvino, self._core, path, model, graph, options)
         runner.prepare({name: axis.opt for name, axis in bundle.axes.items()}, graph)
         return runner
+
+
+def _cut(openvino: Any, model: Any, graph: Graph) -> tuple[tuple[Any, Graph], tuple[Any, Graph]]:
+    """What makes codes, and what makes everything else of them: models and what they take and make."""
+    found = model.output(CODES).node.input_value(0)
+    codes = openvino.op.Parameter(found.get_element_type(), found.get_partial_shape())
+    codes.output(0).set_names({CODES})
+    for reader in found.get_target_inputs():
+        if reader.get_node().get_type_name() != "Result":
+            reader.replace_source_output(codes.output(0))
+    ends = {spec.name: model.output(spec.name).node for spec in graph.outputs}
+    (spec,), others = ([s for s in graph.outputs if (s.name == CODES) is is_codes] for is_codes in (True, False))
+    search = openvino.Model([ends[CODES]], model.get_parameters())
+    decoder = openvino.Model([ends[other.name] for other in others], [codes])
+    return (
+        (search, dataclasses.replace(graph, outputs=(spec,))),
+        (decoder, dataclasses.replace(graph, inputs=(spec,), outputs=tuple(others))),
+    )
 
 
 def open_backend(name: Name, bundle: Bundle | None, threads: int | None) -> Backend:

@@ -17,7 +17,7 @@ from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load, openvino
 from mmgen.runtime.bundle import read_bundle
-from mmgen.runtime.verify import psnr, relative_rms, share, verify
+from mmgen.runtime.verify import EXACT_DB, psnr, relative_rms, share, verify
 
 if not importlib.util.find_spec("openvino"):
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
@@ -87,19 +87,24 @@ def test_a_graph_is_compiled_once_for_a_size_and_the_bundle_s_own_size_when_it_i
 def test_it_computes_in_float32_with_the_threads_that_are_asked_for(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = options_of("openvino", bundle_folder, monkeypatch)
-    assert [each["INFERENCE_PRECISION_HINT"].to_string() for each in told] == ["f32"] * 4
-    assert {each["INFERENCE_NUM_THREADS"] for each in told} == {1}
+    found = compiled_by("openvino", bundle_folder, monkeypatch)
+    assert [each.get_property("INFERENCE_PRECISION_HINT").to_string() for each in found] == ["f32"] * 4
+    assert {each.get_property("INFERENCE_NUM_THREADS") for each in found} == {1}
 
 
 @needs_bf16
-def test_bfloat16_is_of_the_step_graph_alone(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = options_of("openvino-bf16", bundle_folder, monkeypatch)
-    assert [each["INFERENCE_PRECISION_HINT"].to_string() for each in told] == ["f32", "f32", "bf16", "f32"]
+def test_bfloat16_is_of_the_step_and_the_decoder_behind_its_codes(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = compiled_by("openvino-bf16", bundle_folder, monkeypatch)
+    hints = [each.get_property("INFERENCE_PRECISION_HINT").to_string() for each in found]
+    assert hints == ["f32", "f32", "bf16", "f32", "bf16"], "condition, timestep, step; codes, and pictures of them"
+    ran = [[node.rt_info["runtimePrecision"].astype(str) for node in c.get_runtime_model().get_ops()] for c in found]
+    assert ["bf16" in precisions for precisions in ran] == [False, False, True, False, True]
 
 
-def options_of(backend: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What OpenVINO says of condition, timestep, step and decode."""
+def compiled_by(backend: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What OpenVINO made of condition, timestep, step and decode."""
     found = []
     compile_ = openvino.OpenVinoRunner._compile
 
@@ -109,9 +114,8 @@ def options_of(backend: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> l
         return compiled
 
     monkeypatch.setattr(openvino.OpenVinoRunner, "_compile", watched)
-    with load(folder, backend, threads=1):
-        names = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS")
-        return [{name: compiled.get_property(name) for name in names} for compiled in found]
+    load(folder, backend, threads=1).close()
+    return found
 
 
 @needs_bf16
@@ -119,6 +123,9 @@ def test_bfloat16_is_near_and_not_the_same(bundle_folder: Path, generator: Gener
     want = generator.generate(**ASKED)
     with load(bundle_folder, "openvino-bf16", threads=1) as half:
         got = half.generate(**ASKED)
+        media, codes = half.decode(want.latents)
+    assert np.array_equal(codes, want.codes), "they are searched for in float32"
+    assert LIMITS["OpenVINO bfloat16, PSNR"] < psnr(media, want.media) < EXACT_DB
     assert 1e-3 < relative_rms(got.latents, want.latents) < LIMITS["OpenVINO bfloat16, latents"]
 
 
@@ -129,7 +136,8 @@ def test_verify_says_what_bfloat16_costs(bundle_folder: Path) -> None:
         receipt.tensor.partition(" row")[0] for receipt in half
     ]
     assert half[0].measured > 5 * full[0].measured, "the trajectory"
-    assert half[1] == full[1], "the codes: the decoder is the same"
+    assert half[1] == full[1], "the codes"
+    assert half[2].measured < full[2].measured, "pictures of the same codes, in dB"
 
 
 @needs_bf16

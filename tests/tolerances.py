@@ -43,5 +43,6 @@ LIMITS: dict[str, float] = {
     "OpenVINO, codes": 0.95,  # 0.984
     "OpenVINO, PSNR": 50.0,  # dB, of the decoder alone; equal
     "OpenVINO bfloat16, latents": 1e-2,  # 4.1e-3; 7.2e-3 of the embedded default
+    "OpenVINO bfloat16, PSNR": 50.0,  # dB, of the decoder alone; 57.0; 58.2 of the embedded default
     "hoisted latents": 1e-6,  # 0.0 in float32; a compiler may fuse the two differently
 }
