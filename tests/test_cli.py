@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from commands import done, mmgen
 
-from mmgen.runtime import cli, load
+from mmgen.runtime import load
 from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import MANIFEST, Receipt
 
@@ -134,7 +134,7 @@ def test_verify_repeats_the_comparisons(here: Path) -> None:
 def test_verify_shows_what_passed_also_where_something_failed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Receipt(3, "loop", "relative RMS", float("nan"), 0.1, "x")
     good = Receipt(4, "decode", "PSNR", 41.0, 35.0, "media", at_least=True)
-    monkeypatch.setattr(cli, "repeat", lambda *_, **__: (bad, good))
+    monkeypatch.setattr("mmgen.runtime.verify.repeat", lambda *_, **__: (bad, good))
     text, record = mmgen("verify", "b.mmgen"), mmgen("verify", "b.mmgen", "--json")
     assert text.exit_code == record.exit_code == 1
     assert re.search(r"relative RMS +nan +<= 0.1 +x: FAILED\n.*PSNR in dB +41 +>= 35 +media$", text.stdout, re.M)
