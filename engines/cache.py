@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmgen.runtime import engine_store as store
+from mmgen.runtime import optimised
 from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place, differences
 from mmgen.runtime.bundle import Bundle, read_bundle, to_json
 from mmgen.runtime.engine_store import build_command, graph_hashes
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import whole_file
-from mmgen.runtime.folders import leftovers, locked, recover, whole_folder
+from mmgen.runtime.folders import leftovers, lock_of, locked, recover, whole_folder
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
 
@@ -89,7 +90,7 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
 
     try:
         folder.parent.mkdir(exist_ok=True)
-        with locked(_lock(folder), waiting) as lock:
+        with locked(lock_of(folder), waiting) as lock:
             room = round(ROOM * _graph_bytes(bundle))
             with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=lock == "mine") as partial:
                 yield partial
@@ -116,35 +117,37 @@ def timing_cache(bundle: Bundle, place: Place) -> Path:
     return path
 
 
-def prune(bundle: Bundle, places: Sequence[Place] = ()) -> list[Removed]:
+def prune(bundle: Bundle, places: Sequence[Place] = (), onnxruntime: str | None = None) -> list[Removed]:
     """Clear away what nobody can use any more, and nothing that is being built.
 
     That is: leftovers of builders that were killed, damaged builds, builds of graphs that are no longer the bundle's,
-    and builds and timings of other software (TensorRT, driver, system) for the same device.
+    and builds and timings of other software (TensorRT, driver, system) for the same device.  So it is with the graphs
+    that ONNX Runtime has optimised.
 
     Args:
         bundle: as read.
         places: what this machine builds for now; without them, no build is too old.
+        onnxruntime: the version that is here; without it, no optimised graph is too old.
 
     Raises:
         MmgenError: something can't be deleted.
     """
     folder = bundle.path(ENGINES)
+    kinds: dict[Path, Callable[[Path], str | None]] = {
+        folder: lambda build: _stale(build, bundle, places),
+        bundle.path(optimised.FOLDER): lambda graph: optimised.stale(bundle, graph, onnxruntime),
+    }
     removed: list[Removed] = []
     try:
-        for key in _keys(folder):
-            with locked(_lock(folder / key), None) as lock:
+        for path, stale in [(parent / key, stale) for parent, stale in kinds.items() for key in _keys(parent)]:
+            with locked(lock_of(path), None) as lock:
                 if lock != "theirs":
-                    removed += _clear_leftovers(folder / key, alone=lock == "mine")
-                    removed += _clear_stale(folder / key, bundle, places)
+                    removed += _clear_leftovers(path, alone=lock == "mine")
+                    removed += _clear_stale(path, stale)
         removed += _clear_timings(folder / TIMING, places)
     except OSError as error:
         raise MmgenError(f"{error.filename or folder} can't be deleted ({error.strerror})") from error
     return removed
-
-
-def _lock(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def _graph_bytes(bundle: Bundle) -> int:
@@ -172,8 +175,8 @@ def _clear_leftovers(folder: Path, alone: bool) -> list[Removed]:
     return [item for item, kind in found if not item.path.exists() and not (kind == "old" and put_back)]
 
 
-def _clear_stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> list[Removed]:
-    if not folder.is_dir() or not (reason := _stale(folder, bundle, places)):
+def _clear_stale(folder: Path, stale: Callable[[Path], str | None]) -> list[Removed]:
+    if not folder.is_dir() or not (reason := stale(folder)):
         return []
     removed = Removed(folder, _bytes(folder), reason)
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.partial")  # half deleted, it would be a damaged build

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mmgen.engines import builder, cache, report, targets
+from mmgen.runtime import ort
 from mmgen.runtime.build import Place
 from mmgen.runtime.bundle import Axis, read_bundle, to_json
 from mmgen.runtime.errors import MmgenError
@@ -50,7 +51,8 @@ def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
               help="TensorRT's: 0 builds fastest, 5 searches longest; 3 unless given.")  # fmt: skip
 @click.option("--prune", is_flag=True,
               help="First remove engines that can't be used any more: of graphs that changed, of other releases of "
-              "TensorRT for this device, damaged or unfinished ones. Alone, it builds nothing.")  # fmt: skip
+              "TensorRT for this device, damaged or unfinished ones; and graphs that ONNX Runtime optimised, likewise. "
+              "Alone, it builds nothing.")  # fmt: skip
 @json_option
 def main(
     folder: Path,
@@ -74,7 +76,7 @@ def main(
         progress(f"reading {folder}", 0.0)
         bundle = read_bundle(folder)
         if prune:
-            removed = cache.prune(bundle, _places())
+            removed = cache.prune(bundle, _places(), ort.installed())
             record["removed"] = [{"path": str(r.path), "bytes": r.bytes, "reason": r.reason} for r in removed]
             said.append(report.removed_text(removed))
         if wanted:

@@ -66,6 +66,7 @@ class Backend(Protocol):
     """Memory and graphs of one device.  Used by one thread at a time."""
 
     name: str
+    concurrent: bool  # ``runner`` may be called by several threads at once
 
     def block(self, host_bytes: int, other_bytes: int) -> Block: ...
     def runner(self, bundle: Bundle, role: Role) -> Runner: ...
@@ -139,5 +140,5 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
         case "ort-cpu":
             from mmgen.runtime import ort
 
-            return ort.open_backend(threads)
+            return ort.open_backend(threads, keep=True)
     raise MmgenError("backend", got=repr(name), wanted=" or ".join(("auto", *NAMES)))

@@ -54,9 +54,8 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """Name of the folder: 32 hexadecimal digits of the SHA-256 of everything above."""
-        text = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """Name of the folder."""
+        return key_of(self)
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,12 @@ class Build:
     engines: dict[str, EngineFile]  # by role
     created: str  # ISO 8601, UTC
     versions: dict[str, str] = field(default_factory=dict)  # of what made it; not part of its identity
+
+
+def key_of(identity: object) -> str:
+    """What a dataclass that decides everything is known by: 32 hexadecimal digits of its SHA-256."""
+    text = json.dumps(to_json(identity), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def identity_of_graph(sha256: str, data_sha256: str | None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
 from mmgen.runtime.schedules import Sigmas
 
@@ -237,10 +238,10 @@ class Bundle:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
     return digest.hexdigest()
 
 
@@ -281,11 +282,12 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
             f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
         )
     bundle: Bundle = from_json(Bundle, record, str(manifest))
-    for file, wanted in _files(bundle):
-        path = root / _inside(file, manifest)
+    files = {root / _inside(file, manifest): wanted for file, wanted in _files(bundle)}
+    for path in files:
         if not path.is_file():
             raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
-        if verify and (found := sha256(path)) != wanted:
+    for (path, wanted), found in zip(files.items(), at_once(sha256, files) if verify else (), strict=False):
+        if found != wanted:
             raise MmgenError(
                 f"{path}: sha256",
                 got=found[:16],

@@ -6,10 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mmgen.runtime import engine_store
+from mmgen.runtime import engine_store, optimised
 from mmgen.runtime.build import Build, GraphReport, Place
 from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, to_json
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.optimised import Optimised
 from mmgen.runtime.process import Process
 from mmgen.runtime.solver_options import described
 from mmgen.runtime.solvers import options_of, solvers_for
@@ -23,6 +24,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
 
     A build has its ``folder``, its ``build`` as ``build.json`` has it or None, and its ``problem``: None if every
     engine has its hash and was made from the graphs that are here.
+    ``optimised``: the graphs that ONNX Runtime's CPU backend keeps, as ``optimised.json`` has them.
     """
     manifest: dict[str, Any] = json.loads(bundle.path(MANIFEST).read_text(encoding="utf-8"))
     sizes = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
@@ -31,7 +33,8 @@ def record(bundle: Bundle) -> dict[str, Any]:
         for folder, build, problem in _builds(bundle)
     ]
     solvers = {name: [f.name for f in fields(options_of(name, bundle.process))] for name in solvers_for(bundle.process)}
-    return {**manifest, "bytes": sizes, "engines": engines, "solvers": solvers}
+    kept = [to_json(found) for found in _kept(bundle)]
+    return {**manifest, "bytes": sizes, "engines": engines, "optimised": kept, "solvers": solvers}
 
 
 def size(bundle: Bundle, graph: Graph) -> int:
@@ -67,6 +70,10 @@ def text(bundle: Bundle) -> str:
     parts.append(receipts(bundle.receipts))
     if built := _builds(bundle):
         parts.append(_engines(built))
+    if kept := _kept(bundle):
+        rows = [("optimised", "MiB", "made by")]
+        rows += [(each.role, f"{each.bytes / 2**20:.2f}", f"ONNX Runtime {each.identity.onnxruntime}") for each in kept]
+        parts.append(table(rows))
     return "\n\n".join(parts)
 
 
@@ -107,6 +114,10 @@ def _problem(bundle: Bundle, folder: Path, build: Build | MmgenError) -> str | N
     except MmgenError as error:
         return str(engine_store.without_remedy(error))
     return None
+
+
+def _kept(bundle: Bundle) -> list[Optimised]:
+    return [found for _, found in optimised.scan(bundle) if isinstance(found, Optimised)]
 
 
 def _engines(found: list[tuple[Path, Build | MmgenError, str | None]]) -> str:

@@ -92,6 +92,11 @@ def size_text(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock of those who write a folder, beside it."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[Literal["mine", "theirs", "none"]]:
     """Hold a lock that ends with this process; its file is gone afterwards.

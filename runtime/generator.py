@@ -27,6 +27,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.options import Course, Options, Request, check, checked_latents
 from mmgen.runtime.pace import Pace, fitting
+from mmgen.runtime.parallel import at_once
 from mmgen.runtime.plan import Plan, Size, decode
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
@@ -54,11 +55,10 @@ class Generator:
         }
         self._plans: dict[Size, AnyPlan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
-        self._runners: dict[Role, Runner] = {}
-        roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
-        for role in roles:
-            if role in bundle.graphs:
-                self._runners[role] = backend.runner(bundle, role)
+        order: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
+        roles = [role for role in order if role in bundle.graphs]
+        runners = (at_once if backend.concurrent else map)(partial(backend.runner, bundle), roles)
+        self._runners: dict[Role, Runner] = dict(zip(roles, runners, strict=True))
 
     @property
     def backend(self) -> str:

@@ -1,0 +1,191 @@
+"""Graphs as ONNX Runtime has optimised them for this processor, kept in ``optimised/KEY/`` for the next start.
+
+Loading one takes less time, and next to no memory: weights have the type and the order in which they are multiplied,
+so they are mapped from the file and not copied.  A key over everything that decides what is in a folder names it, its
+files are compared with their checksums before they are used, and it appears whole or not at all.  Nothing depends on
+it: where it can't be written, graphs are optimised at each start.
+"""
+
+import json
+import logging
+import platform
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmgen.runtime.build import identity_of_graph, key_of
+from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.folders import lock_of, locked, whole_folder
+
+FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
+GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
+SCHEMA = 1  # of the sidecar and of the settings with which graphs are written; another one means writing them again
+ROOM = 4  # bytes to have free for each byte of a graph: half precision becomes float32, and is there twice
+
+log = logging.getLogger("mmgen")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides what ONNX Runtime makes of a graph."""
+
+    graph: str  # SHA-256 over the ONNX file and its external data
+    onnxruntime: str  # its version
+    build: str  # what it was built from
+    processor: str  # the instructions that it has
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """``optimised.json``."""
+
+    identity: Identity
+    role: Role
+    files: dict[str, tuple[int, int]]  # bytes and CRC-32, by name
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+
+def identify(bundle: Bundle, role: Role, onnxruntime: Any) -> Identity:
+    """What decides how a graph is optimised here, by this module."""
+    graph = bundle.graphs[role]
+    own = identity_of_graph(graph.sha256, graph.data_sha256)
+    return Identity(own, onnxruntime.__version__, onnxruntime.get_build_info(), processor())
+
+
+def kept(bundle: Bundle, role: Role, identity: Identity, make: Callable[[Path, str], None]) -> Path | None:
+    """The optimised graph, made now unless it is there.
+
+    Args:
+        bundle: as read.
+        role: which of its graphs.
+        identity: from ``identify``.
+        make: writes the graph to a path, and its weights to a file of the name that it is told, beside it.
+
+    Returns:
+        The ONNX file; None where it can't be kept, or another process is about to.  The log says why.
+    """
+    folder = bundle.path(FOLDER) / key_of(identity)
+    try:
+        if _wrong(folder) is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(lock_of(folder), None) as lock:
+                if lock == "theirs":
+                    log.info("the %s graph is being optimised by another process", role)
+                    return None
+                if (wrong := _wrong(folder)) is not None:  # nobody has made it meanwhile
+                    if wrong:
+                        log.warning("%s; it is made again", wrong)
+                    _write(bundle, role, identity, folder, make, alone=lock == "mine")
+        return folder / GRAPH
+    except (MmgenError, OSError) as error:
+        log.info("the %s graph is optimised at each start: %s", role, error)
+        return None
+
+
+def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
+    """Every kept graph's folder with its sidecar, or with the reason why that can't be read."""
+    folder = bundle.path(FOLDER)
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(path, _read(path)) for path in found if re.fullmatch("[0-9a-f]{32}", path.name)]
+
+
+def stale(bundle: Bundle, folder: Path, version: str | None) -> str | None:
+    """Why a kept graph can be used no more; None where it can, or is of another processor.
+
+    Args:
+        bundle: as read.
+        folder: one that ``scan`` found.
+        version: of the ONNX Runtime that is here; None: there is none, and graphs of any may be somebody else's.
+    """
+    found = _read(folder)
+    if isinstance(found, MmgenError):
+        return str(found)
+    graph = bundle.graphs.get(found.role)
+    if not graph or identity_of_graph(graph.sha256, graph.data_sha256) != found.identity.graph:
+        return f"made from another {found.role} graph"
+    if version and found.identity.processor == processor() and found.identity.onnxruntime != version:
+        return f"made by ONNX Runtime {found.identity.onnxruntime}, and {version} is here"
+    return _damage(folder, found)
+
+
+def processor() -> str:
+    """The instructions that the processor has, as Linux names them; elsewhere what it is."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return line.partition(":")[2].strip()
+    except OSError:  # not Linux
+        pass
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _wrong(folder: Path) -> str | None:
+    """Why a folder can't be used; empty where it isn't there, None where it can."""
+    if not folder.exists():
+        return ""
+    found = _read(folder)
+    return str(found) if isinstance(found, MmgenError) else _damage(folder, found)
+
+
+def _read(folder: Path) -> Optimised | MmgenError:
+    sidecar = folder / SIDECAR
+    try:
+        found = from_json(Optimised, json.loads(sidecar.read_text(encoding="utf-8")), str(sidecar))
+    except OSError as error:
+        return MmgenError(f"{sidecar} can't be read ({error.strerror})")
+    except ValueError as error:
+        return MmgenError(f"{sidecar} is not JSON ({error})")
+    except MmgenError as error:
+        return MmgenError(error.what, got=error.got, wanted=error.wanted)
+    return found if key_of(found.identity) == folder.name else MmgenError(f"{sidecar} is of another graph")
+
+
+def _damage(folder: Path, found: Optimised) -> str | None:
+    """What is wrong with the files; they are compared with checksums, which cost less than what they save."""
+    if set(found.files) != {GRAPH, DATA}:
+        return f"{folder / SIDECAR} names other files"
+    for name, wanted in found.files.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != wanted[0] or _checksum(path) != wanted:
+                return f"{path} is damaged"
+        except OSError as error:
+            return f"{path} can't be read ({error.strerror})"
+    return None
+
+
+def _checksum(path: Path) -> tuple[int, int]:
+    """Bytes and CRC-32 of a file."""
+    size, crc, piece = 0, 0, memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            size, crc = size + count, zlib.crc32(piece[:count], crc)
+    return size, crc
+
+
+def _write(
+    bundle: Bundle, role: Role, identity: Identity, folder: Path, make: Callable[[Path, str], None], alone: bool
+) -> None:
+    graph = bundle.graphs[role]
+    sources = {bundle.path(graph.file): graph.sha256}
+    if graph.data:
+        sources[bundle.path(graph.data)] = graph.data_sha256 or ""
+    room = ROOM * sum(path.stat().st_size for path in sources)
+    with whole_folder(folder, wanted_bytes=room, alone=alone) as partial:
+        make(partial / GRAPH, DATA)
+        for path, wanted in sources.items():  # the key is by hashes that nobody may have asked to have verified
+            if sha256(path) != wanted:
+                raise MmgenError(f"{path} is not the manifest's")
+        (partial / DATA).touch()  # a graph may have no weights that are worth a file
+        files = {name: _checksum(partial / name) for name in (GRAPH, DATA)}
+        record = to_json(Optimised(identity, role, files))
+        (partial / SIDECAR).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
