@@ -48,7 +48,10 @@ def trace(source: Source, path: Path) -> None:
                 input_names=list(source.inputs),
                 output_names=list(source.outputs),
                 dynamic_shapes=dict(inspect.signature(source.module.forward).bind(*axes).arguments),
-                custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: attention},
+                custom_translation_table={
+                    torch.ops.aten.scaled_dot_product_attention.default: attention,
+                    torch.ops.aten.gelu.default: gelu,
+                },
                 verbose=False,
             )
     except Exception as error:
@@ -109,6 +112,20 @@ def attention(
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def gelu(x: Any, approximate: str = "none") -> Any:
+    """``aten::gelu`` in ONNX: x/2 (1 + erf(x / sqrt 2)), or x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+
+    Torch's own translation halves the other factor, and ONNX Runtime doesn't know that as a GELU, of which it makes one
+    operator.
+    """
+    if approximate == "tanh":
+        cubed = op.Mul(op.Pow(x, op.CastLike(3.0, x)), op.CastLike(0.044715, x))
+        inner = op.Tanh(op.Mul(op.Add(x, cubed), op.CastLike(math.sqrt(2 / math.pi), x)))
+    else:
+        inner = op.Erf(op.Div(x, op.CastLike(math.sqrt(2), x)))
+    return op.Mul(op.Mul(x, op.CastLike(0.5, x)), op.Add(inner, op.CastLike(1.0, x)))
 
 
 def _repeat_heads(x: Any, groups: int) -> Any:  # (R, H, N, D) -> (R, H groups, N, D)

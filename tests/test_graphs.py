@@ -216,6 +216,20 @@ def test_attention_is_translated_exactly(tmp_path: Path) -> None:
         assert max(errors.values()) < LIMITS["traced graph"], errors
 
 
+@pytest.mark.parametrize(("form", "fused"), [("none", "BiasGelu"), ("tanh", "FastGelu")])
+def test_a_gelu_is_translated_so_that_onnx_runtime_knows_it(tmp_path: Path, form: str, fused: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.GELU(form), nn.Linear(16, 8))
+    source = Source("step", module, {"input": 3 * torch.randn(3, 4, 8)}, {"input": ("B",)}, ("out",))
+    trace(source, tmp_path / "gelu.onnx")
+    (got,), (want,) = play(tmp_path / "gelu.onnx", source.inputs), call(source, source.inputs)
+    assert relative_rms(got, want) < LIMITS["traced graph"]
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(tmp_path / "gelu.onnx", options, providers=["CPUExecutionProvider"])
+    assert fused in [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+
+
 def test_a_transformer_encoder_layer_is_traced(tmp_path: Path) -> None:
     """In evaluation mode torch runs it as one fused operator, which ONNX doesn't have."""
     torch.manual_seed(0)
