@@ -1,0 +1,313 @@
+"""mmgen against what a user would pick instead: same weights, same steps, same noise, in turns.
+
+    python benchmarks/compare.py [--model dit-s ...] [--peer torch ...] [--prepare] [--rounds N] [--work build/compare]
+
+Run it where mmgen is installed; it needs nothing else.  Peers get environments of their own in --work, with models of
+random weights, plain ONNX exports and bundles: an hour and 25 GB once, of which --prepare makes all and stops.  Then,
+for each model, every peer is a process that loads once; one request at a time goes to each in turn, in another order
+every round.  Whatever is new in a request is new for all: other noise, another prompt, class or context; mmgen is made
+to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or to actions.
+
+Peers: diffusers or the model's own modules in eager torch, in float32 and in bfloat16, and with ``torch.compile``;
+loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen.
+Results are kept in benchmarks/results/compare.json model by model, also after Ctrl-C; tables are printed and written to
+compare.md beside it and, between two marks, to the README; docs/compare.svg shows the whole.
+
+``amused`` is only compared when it is named, and needs --work/amused/diffusers or 10 GB of memory to make it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from compare_models import MODELS, OPTIONAL, PEERS, REFERENCE, Model, Peer, peers_of
+from compare_prepare import ROOT, prepare, python
+from compare_report import drawing, marked, report, summary_table
+
+from mmgen.runtime.files import whole_file
+from mmgen.runtime.machine import cores
+from mmgen.runtime.machine import record as machine
+from mmgen.runtime.usage import watched
+
+RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
+PAUSE = 0.05  # seconds in which the threads of one peer come to rest before another's turn
+PATIENCE = 600.0  # seconds for one answer: torch.compile takes minutes
+WARM_UP = 1  # rounds after the first request that aren't counted either
+
+
+class Failed(Exception):
+    """A peer that can't play, and why."""
+
+
+class Worker:
+    """A peer's process: one line of JSON in, one out."""
+
+    def __init__(self, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]) -> None:
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, bufsize=1,
+                start_new_session=True, env=os.environ | environment,
+            )  # fmt: skip  # Ctrl-C is the parent's
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+    def ask(self, message: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a message, if any, and wait for the answer.
+
+        Raises:
+            Failed: it answers with an error, has ended, or says nothing for too long.
+        """
+        assert self._process.stdin and self._process.stdout
+        if message is not None:
+            try:
+                print(json.dumps(message), file=self._process.stdin)
+            except BrokenPipeError as error:
+                raise Failed(f"it has ended; see {self._log.name}") from error
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            raise Failed(f"no answer in {PATIENCE:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise Failed(f"it ended with code {self._process.wait()}; see {self._log.name}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
+
+
+def main() -> None:
+    """Prepare, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = [name for name in MODELS if name not in OPTIONAL]
+    parser.add_argument("--model", action="append", choices=list(MODELS), help=f"default: {' '.join(default)}")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), help="default: all")
+    parser.add_argument("--rounds", type=int, help="default: by model, so that all take 20 minutes")
+    parser.add_argument("--threads", type=int, default=cores() or 1)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "compare")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--prepare", action="store_true", help="make what is missing, and stop")
+    parser.add_argument("--report", action="store_true", help="write tables and plot of the results that are there")
+    asked = parser.parse_args()
+    models = [MODELS[name] for name in asked.model or default]
+    chosen = [PEERS[name] for name in asked.peer or PEERS]
+    if not asked.report:
+        prepare(models, asked.work.resolve(), chosen)
+        if asked.prepare:
+            return
+        for model in models:
+            peers = [peer for peer in peers_of(model) if peer in chosen]
+            record = measure(model, peers, asked.rounds or model.rounds, asked.threads, asked.work.resolve())
+            keep(asked.results, model.name, record)
+            if record["interrupted"]:
+                break
+    write(asked.results)
+
+
+def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work: Path) -> dict[str, Any]:
+    """Load all peers of a model and play with them."""
+    tell(f"{model.title}: {rounds} rounds")
+    record: dict[str, Any] = {
+        "title": model.title, "steps": model.steps, "guidance": model.guidance, "threads": threads,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(), "machine": machine(),
+        "versions": {name: versions(python(work, name)) for name in sorted({peer.environment for peer in peers})},
+    }  # fmt: skip
+    scratch = work / "scratch"  # compiled anew every time: what compiling takes is part of the first request
+    environment = {
+        "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / f"inductor-{os.getpid()}-{model.name}"),
+    }  # fmt: skip
+    scratch.mkdir(exist_ok=True)
+
+    def start(peer: Peer) -> Worker:
+        script = Path(__file__).with_name("compare_worker.py")
+        command = [python(work, peer.environment), script, model.name, peer.name, work / model.name, str(threads)]
+        return Worker(command, scratch / f"{model.name}-{peer.name}.log", environment)
+
+    with ExitStack() as stack:
+        record |= play({peer.name: lambda peer=peer: start(peer) for peer in peers}, rounds, stack, scratch)
+    for name, figures in record["peers"].items():
+        figures["precision"] = PEERS[name].precision
+    return record
+
+
+def play(
+    peers: Mapping[str, Any], rounds: int, stack: ExitStack, scratch: Path, pause: float = PAUSE
+) -> dict[str, Any]:
+    """Start all peers, then ask one at a time; what fails is left out from there on, Ctrl-C ends it early.
+
+    Args:
+        peers: by name, what starts a Worker.
+        rounds: requests to each that are counted.
+        stack: closes the workers.
+        scratch: where they put what they made of the first request.
+        pause: seconds before every request.
+
+    Returns:
+        peers: load, first, peak, agreement and samples of each.  failed: why, by name.  rounds: that were completed.
+        interrupted: whether by Ctrl-C.
+    """
+    workers: dict[str, Worker] = {}
+    found: dict[str, dict[str, Any]] = {}
+    made: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    done, interrupted = 0, False
+
+    @contextmanager
+    def excluding(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Failed as error:
+            tell(f"  {name} failed: {error}")
+            failed[name] = str(error)
+            found.pop(name, None)
+            if name in workers:
+                workers.pop(name).__exit__(None, None, None)
+
+    try:
+        for name, start in peers.items():
+            with excluding(name):
+                begun = time.perf_counter()
+                workers[name] = stack.enter_context(start())
+                workers[name].ask()
+                load, made[name] = time.perf_counter() - begun, scratch / f"{name}.npz"
+                first = workers[name].ask({"request": 0, "save": str(made[name])})
+                tell(f"  {name}: load {load:.1f} s, first request {first['seconds']:.2f} s")
+                found[name] = {"load": load, "first": first["seconds"], "peak": 0, "samples": []}
+        for number in range(1, 1 + WARM_UP + rounds):
+            order = list(workers)
+            random.Random(number).shuffle(order)
+            turn: dict[str, dict[str, Any]] = {}
+            for name in order:
+                with excluding(name):
+                    time.sleep(pause)
+                    turn[name] = busy(workers[name], number)
+            for name, sample in turn.items():  # a round that isn't complete isn't counted
+                if name in found:
+                    found[name]["peak"] = sample.pop("peak")
+                    if number > WARM_UP:
+                        found[name]["samples"].append(sample)
+            done = max(number - WARM_UP, 0)
+            tell(f"  round {done} of {rounds}")
+    except KeyboardInterrupt:
+        tell("  interrupted")
+        interrupted = True
+    reference = arrays(made.get(REFERENCE))
+    for name in found:
+        found[name]["agreement"] = agreement(reference, arrays(made.get(name)))
+    return {"peers": found, "failed": failed, "rounds": done, "interrupted": interrupted}
+
+
+def busy(worker: Worker, number: int) -> dict[str, Any]:
+    """A request, and how many cores other programs kept busy meanwhile."""
+    with watched() as used:
+        begun = time.perf_counter()
+        sample = worker.ask({"request": number})
+        seconds = time.perf_counter() - begun
+    if used.others is not None:
+        sample["others"] = max(used.others - sample["cpu"] / seconds, 0.0)
+    return sample
+
+
+def agreement(reference: Mapping[str, np.ndarray], made: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How near a peer came to the reference: latents' relative RMS, or share of tokens; PSNR of pictures in dB."""
+    if not reference or not made:
+        return {}
+    found = {}
+    wanted, got = (one["latents"].astype(np.float64) for one in (reference, made))
+    if np.issubdtype(reference["latents"].dtype, np.integer):
+        found["tokens"] = float((wanted == got).mean())
+    else:
+        found["latents"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    if reference["media"].dtype == np.uint8:
+        error = np.mean((made["media"] / 255.0 - reference["media"] / 255.0) ** 2)
+        found["psnr"] = float(-10 * np.log10(max(error, 1e-10)))  # equal pictures: 100 dB
+    return found
+
+
+def arrays(path: Path | None) -> dict[str, np.ndarray]:
+    """What a peer saved, if it did."""
+    if path is None or not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+def commit() -> str:
+    """Of the source that is measured; ``+`` where files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False).stdout
+
+    changed = git("status", "--porcelain", "--", "runtime", "export", "benchmarks/*.py").strip()
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
+
+
+def versions(interpreter: Path) -> dict[str, str]:
+    """Python's and all packages' of an environment."""
+    command = [interpreter, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {"python": platform.python_version(), **{package["name"]: package["version"] for package in listed}}
+
+
+def keep(path: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Put a model's results in the place of its last ones; one that nobody finished a round of changes nothing."""
+    if not any(figures["samples"] for figures in record["peers"].values()):
+        tell(f"  nothing was measured: {record['failed']}")
+        return
+    known = json.loads(path.read_text()) if path.exists() else {}
+    text = json.dumps(known | {name: record}, indent=1, default=float)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as put:
+        put(re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text).encode() + b"\n")
+
+
+def write(path: Path) -> None:
+    """Tables and plot of all results: beside them, and in README and docs if they are the project's own."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    records = {name: known[name] for name in MODELS if name in known}
+    if not records:
+        raise SystemExit("there are no results")
+    text = report(records)
+    print(text)
+    with whole_file(path.with_suffix(".md")) as put:
+        put(text.encode())
+    at_home = path.resolve() == RESULTS
+    with whole_file(ROOT / "docs" / "compare.svg" if at_home else path.with_suffix(".svg")) as put:
+        put(drawing(records))
+    readme = ROOT / "README.md"
+    if at_home and (new := marked(readme.read_text(), summary_table(records))):
+        with whole_file(readme) as put:
+            put(new.encode())
+
+
+def tell(what: str) -> None:
+    """Progress, on stderr."""
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What compare.py needs before it measures: environments, sources, exports.  What is there and up to date is kept."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from compare_models import Model, Peer, peers_of
+
+ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+INSTALL = {
+    "torch": ["-c", "compare.txt", "-e", f"{ROOT}[export]", "transformers", "accelerate"],
+    "onnxruntime": ["-c", "compare.txt", "numpy", "onnxruntime", "tokenizers"],
+    "openvino": ["-c", "compare.txt", "numpy", "openvino", "tokenizers"],
+    "mmgen": ["-c", "compare.txt", "-e", f"{ROOT}[ort,openvino]"],
+    "optimum": ["optimum-onnx[onnxruntime]==0.1.0", "diffusers", "torch==2.13.0"],  # wants an older transformers
+}
+EXPORT = {"fp32": ["--fp32"], "fp16": ["--fp16", "--no-engines"], "whole": ["--fp32", "--no-hoist"]}
+
+
+def python(work: Path, environment: str) -> Path:
+    """The interpreter of an environment."""
+    return work / "venvs" / environment / "bin" / "python"
+
+
+def prepare(models: Iterable[Model], work: Path, chosen: Iterable[Peer]) -> None:
+    """Make everything that is missing.
+
+    Raises:
+        subprocess.CalledProcessError: an installation or an export failed, and said why.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    names = {peer.name for peer in chosen}
+    for model in models:
+        peers = [peer for peer in peers_of(model) if peer.name in names]
+        for name in sorted({"torch", *(peer.environment for peer in peers)}):  # which also exports
+            environment(name, work)
+        source(model, work)
+        for policy in sorted({peer.bundle for peer in peers if peer.bundle}):
+            bundle(model, policy, work)
+
+
+def environment(name: str, work: Path) -> None:
+    """Install what a peer's users install."""
+    interpreter = python(work, name)
+    key = json.dumps([INSTALL[name], (HERE / "compare.txt").read_text()])
+    if _done(folder := work / "venvs" / name, key):
+        return
+    _tell(f"installing {name}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, *INSTALL[name]], check=True, cwd=HERE, stdout=sys.stderr)
+    _finish(folder, key)
+
+
+def source(model: Model, work: Path) -> None:
+    """A model's folder: its weights as diffusers has them, and ONNX as torch alone exports it."""
+    tests = [ROOT / "tests" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
+    key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *tests])}"
+    if _done(folder := work / model.name, key):
+        return
+    _tell(f"making {model.title}")
+    folder.mkdir(exist_ok=True)
+    command = [python(work, "torch"), HERE / "compare_sources.py", model.name, folder]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    _finish(folder, key)
+
+
+def bundle(model: Model, policy: str, work: Path) -> None:
+    """The bundle that mmgen plays, exported again if the exporter or the model is another one than then."""
+    made = work / model.name / f"{policy}.mmgen"
+    key = _hash([work / model.name / DONE, *(ROOT / "export").glob("*.py")])
+    if _done(made, key):
+        return
+    _tell(f"exporting {model.title}, {policy}")
+    given = {"text": [], "action": [f"{ROOT / 'tests' / 'action_head.py'}:true_size"]}
+    origin = given.get(model.kind, [str(work / model.name / "diffusers")])
+    command = [python(work, "torch").parent / "mmgen-export", *origin, *EXPORT[policy], "-o", made]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    _finish(made, key)
+
+
+DONE = "compare.key"  # a file beside what was made, written last
+
+
+def _done(folder: Path, key: str) -> bool:
+    done = folder / DONE
+    return done.exists() and done.read_text() == key
+
+
+def _finish(folder: Path, key: str) -> None:
+    (folder / DONE).write_text(key)
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _tell(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr, flush=True)
