@@ -9,7 +9,8 @@ every round.  Whatever is new in a request is new for all: other noise, another 
 to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or to actions.
 
 Peers: diffusers or the model's own modules in eager torch, in float32 and in bfloat16, and with ``torch.compile``;
-loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen.
+loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen,
+whose float32 is a float32 bundle and whose bfloat16 is a half-precision one.
 Results are kept in benchmarks/results/compare.json model by model, also after Ctrl-C; tables are printed and written to
 compare.md beside it and, between two marks, to the README; docs/compare.svg shows the whole.
 
@@ -38,6 +39,7 @@ from compare_models import MODELS, OPTIONAL, PEERS, REFERENCE, Model, Peer, peer
 from compare_prepare import ROOT, prepare, python
 from compare_report import drawing, marked, report, summary_table
 
+from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.files import whole_file
 from mmgen.runtime.machine import cores
 from mmgen.runtime.machine import record as machine
@@ -151,7 +153,14 @@ def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work
         record |= play({peer.name: lambda peer=peer: start(peer) for peer in peers}, rounds, stack, scratch)
     for name, figures in record["peers"].items():
         figures["precision"] = PEERS[name].precision
-    return record
+    return record | {"decode_operations": decode_operations(work / model.name)}
+
+
+def decode_operations(folder: Path) -> int | None:
+    """Floating-point operations of mmgen's decoder for one sample; None: there is no bundle."""
+    for made in sorted(folder.glob("fp*.mmgen")):
+        return sum((read_bundle(made, verify=False).graphs["decode"].operations or {}).values())
+    return None
 
 
 def play(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -93,8 +94,8 @@ def rows(model: Model) -> list[Row]:
     match model.kind:
         case "class":
             shares = np.append(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)), 1.0)  # the last: no noise
-            times = np.arange(0, 1000, 1000 // n)[::-1]
-            return [Row(float(t), *_ddim(shares[t], shares[after])) for t, after in zip(times, [*times[1:], -1], strict=True)]
+            times = [*range(0, 1000, 1000 // n)][::-1]
+            return [Row(t, *_ddim(shares[t], shares[after])) for t, after in pairwise([*times, -1])]
         case "text":
             return [Row(1000 * (1 - i / n), 1.0, -1 / n) for i in range(n)]
         case "action":

@@ -88,7 +88,6 @@ def far(found: Mapping[str, float]) -> bool:
 class Target:
     """What mmgen set out to reach."""
 
-    model: str
     what: str
     wanted: float
     got: Ratio | None  # None: one of both didn't run
@@ -114,18 +113,18 @@ def targets(records: Mapping[str, Record]) -> Iterator[Target]:
         ("action", "action head, a request", (("torch", 4.0), ("torch-bf16", 1.5))),
     ):
         for peer, least in wanted if model in records else ():
-            yield Target(model, f"{request} against {peer}", least, against(model, peer))
+            yield Target(f"{request} against {peer}", least, against(model, peer))
     if "action" in records:
         whole = "mmgen-openvino-whole", "mmgen-openvino"
         found = all(name in records["action"]["peers"] for name in whole)
         got = ratio(*(times(records["action"], name) for name in whole)) if found else None
-        yield Target("action", "action head, a request against the same un-hoisted, both in OpenVINO f32", 1.5, got)
+        yield Target("action head, a request against the same un-hoisted, both in OpenVINO f32", 1.5, got)
     if "dit-s" in records:
         record = records["dit-s"]
         theirs = [n for n in record["peers"] if PEERS[n].environment != "mmgen"]
         best = min(theirs, key=lambda name: statistics.median(times(record, name, "decode")), default=None)
         got = against("dit-s", best, "decode") if best else None
-        yield Target("dit-s", f"vq-f8, decoding against the fastest library ({best})", 1.2, got)
+        yield Target(f"vq-f8, decoding against the fastest library ({best})", 1.2, got)
 
 
 def report(records: Mapping[str, Record]) -> str:
@@ -144,9 +143,10 @@ def _where(record: Record) -> str:
     machine, busy = record["machine"], others(record)
     decode = record.get("decode_operations")
     return (
-        f"{record['steps']} steps, guidance {record['guidance']:g}; {record['rounds']} rounds on {record['date'][:10]}, "
-        f"source {record['commit']}, {machine['cpu']}, {record['threads']} threads. Noise floor, even rounds "
-        f"against odd ones: {100 * typical:.1f} % for the median peer, {100 * worst:.1f} % for the worst"
+        f"{record['steps']} steps, guidance {record['guidance']:g}; {record['rounds']} rounds "
+        f"on {record['date'][:10]}, source {record['commit']}, "
+        f"{machine['cpu']}, {record['threads']} threads. "
+        f"Noise floor, even rounds against odd ones: {100 * typical:.1f} % for the median peer, {100 * worst:.1f} % for the worst"
         + (f"; other programs kept {busy:.2f} cores busy" if busy is not None else "")
         + (f". mmgen's decoder counts {decode / 1e9:.0f} GFLOP" if decode else "")
         + "."

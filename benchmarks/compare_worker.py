@@ -55,11 +55,14 @@ def open_mmgen(model: Model, peer: Peer, folder: Path, threads: int) -> Play:
 
 
 def open_optimum(folder: Path) -> Play:
-    """The pipeline that optimum has for ONNX Runtime; raises where it knows none for the model."""
-    from optimum.onnxruntime import ORTDiffusionPipeline
+    """The pipeline that optimum has for ONNX Runtime; raises where it has none for the model."""
+    from optimum.onnxruntime.modeling_diffusion import SUPPORTED_ORT_PIPELINES
 
-    ORTDiffusionPipeline.from_pretrained(folder / "diffusers", export=True)
-    raise NotImplementedError("optimum has learned to export this pipeline: compare_worker.py should play it")
+    wanted = json.loads((folder / "diffusers" / "model_index.json").read_text())["_class_name"]
+    known = {pipeline.auto_model_class.__name__ for pipeline in SUPPORTED_ORT_PIPELINES}
+    if wanted not in known:
+        raise NotImplementedError(f"optimum-onnx has no pipeline for {wanted}; it has {', '.join(sorted(known))}")
+    raise NotImplementedError(f"optimum-onnx has a pipeline for {wanted} now, which compare_worker.py should play")
 
 
 def answer(play: Play, asked: dict[str, Any], model: Model) -> dict[str, Any]:
