@@ -8,13 +8,14 @@ for each model, every peer is a process that loads once; one request at a time g
 every round.  Whatever is new in a request is new for all: other noise, another prompt, class or context; mmgen is made
 to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or to actions.
 
-Peers: diffusers or the model's own modules in eager torch, in float32 and in bfloat16, and with ``torch.compile``;
-loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen,
+Peers: diffusers or the model's own modules in eager torch, in float32 and in bfloat16, the latter with and without
+``torch.compile``; loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen,
 whose float32 is a float32 bundle and whose bfloat16 is a half-precision one.
 Results are kept in benchmarks/results/compare.json model by model, also after Ctrl-C; tables are printed and written to
 compare.md beside it and, between two marks, to the README; docs/compare.svg shows the whole.
 
-``amused`` is only compared when it is named, and needs --work/amused/diffusers or 10 GB of memory to make it.
+``amused`` is only compared when it is named.  To make what it needs takes 10 GB of memory and half an hour, unless
+amused/diffusers, amused/fp32.mmgen and amused/fp16.mmgen are put into --work beforehand.
 """
 
 import argparse
@@ -117,12 +118,14 @@ def main() -> None:
     models = [MODELS[name] for name in asked.model or default]
     chosen = [PEERS[name] for name in asked.peer or PEERS]
     if not asked.report:
-        prepare(models, asked.work.resolve(), chosen)
+        work, peers = asked.work.resolve(), {m.name: [p for p in peers_of(m) if p in chosen] for m in models}
+        failed = {model.name: prepare(model, peers[model.name], work) for model in models}
         if asked.prepare:
-            return
+            raise SystemExit(f"not everything could be made: {failed}" if any(failed.values()) else 0)
         for model in models:
-            peers = [peer for peer in peers_of(model) if peer in chosen]
-            record = measure(model, peers, asked.rounds or model.rounds, asked.threads, asked.work.resolve())
+            able = [peer for peer in peers[model.name] if peer.name not in failed[model.name]]
+            record = measure(model, able, asked.rounds or model.rounds, asked.threads, work)
+            record["failed"] |= failed[model.name]
             keep(asked.results, model.name, record)
             if record["interrupted"]:
                 break

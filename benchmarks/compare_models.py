@@ -60,9 +60,8 @@ PEERS = {
     peer.name: peer
     for peer in (
         Peer("torch", "torch", "f32"),
-        Peer("torch-compile", "torch", "f32"),
         Peer("torch-bf16", "torch", "bf16"),
-        Peer("torch-compile-bf16", "torch", "bf16"),
+        Peer("torch-compile-bf16", "torch", "bf16"),  # of the two precisions the faster; compiling takes minutes
         Peer("onnxruntime-loop", "onnxruntime", "f32", LOOPS),
         Peer("openvino-loop", "openvino", "f32", LOOPS),
         Peer("openvino-loop-bf16", "openvino", "bf16", LOOPS),

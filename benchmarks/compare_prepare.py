@@ -4,10 +4,10 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from compare_models import Model, Peer, peers_of
+from compare_models import Model, Peer
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
@@ -18,6 +18,7 @@ INSTALL = {
     "mmgen": ["-c", "compare.txt", "-e", f"{ROOT}[ort,openvino]"],
     "optimum": ["optimum-onnx[onnxruntime]==0.1.0", "diffusers", "torch==2.13.0"],  # wants an older transformers
 }
+DONE = "compare.key"  # a file in what was made, written last: what it was made of
 EXPORT = {"fp32": ["--fp32"], "fp16": ["--fp16", "--no-engines"], "whole": ["--fp32", "--no-hoist"]}
 
 
@@ -26,21 +27,25 @@ def python(work: Path, environment: str) -> Path:
     return work / "venvs" / environment / "bin" / "python"
 
 
-def prepare(models: Iterable[Model], work: Path, chosen: Iterable[Peer]) -> None:
-    """Make everything that is missing.
+def prepare(model: Model, peers: Sequence[Peer], work: Path) -> dict[str, str]:
+    """Make everything that is missing; returns who can't play because that failed, and why."""
+    failed: dict[str, str] = {}
 
-    Raises:
-        subprocess.CalledProcessError: an installation or an export failed, and said why.
-    """
+    def attempt(make: Callable[..., None], what: Model | str, *rest: str, needed_by: Sequence[Peer]) -> None:
+        try:
+            make(what, *rest, work)
+        except subprocess.CalledProcessError as error:  # which has said why on stderr
+            named = " ".join([make.__name__, *rest])
+            failed.update({peer.name: f"its {named} can't be made: code {error.returncode}" for peer in needed_by})
+
     work.mkdir(parents=True, exist_ok=True)
-    names = {peer.name for peer in chosen}
-    for model in models:
-        peers = [peer for peer in peers_of(model) if peer.name in names]
-        for name in sorted({"torch", *(peer.environment for peer in peers)}):  # which also exports
-            environment(name, work)
-        source(model, work)
-        for policy in sorted({peer.bundle for peer in peers if peer.bundle}):
-            bundle(model, policy, work)
+    attempt(environment, "torch", needed_by=peers)  # which also exports
+    for name in sorted({peer.environment for peer in peers} - {"torch"}):
+        attempt(environment, name, needed_by=[peer for peer in peers if peer.environment == name])
+    attempt(source, model, needed_by=peers)
+    for policy in sorted({peer.bundle for peer in peers if peer.bundle}):
+        attempt(bundle, model, policy, needed_by=[peer for peer in peers if peer.bundle == policy])
+    return failed
 
 
 def environment(name: str, work: Path) -> None:
@@ -70,8 +75,13 @@ def source(model: Model, work: Path) -> None:
 
 
 def bundle(model: Model, policy: str, work: Path) -> None:
-    """The bundle that mmgen plays, exported again if the exporter or the model is another one than then."""
+    """The bundle that mmgen plays, exported again if the exporter or the model is another one than then.
+
+    One that was put there by hand is taken as it is.
+    """
     made = work / model.name / f"{policy}.mmgen"
+    if made.exists() and not (made / DONE).exists():
+        return
     key = _hash([work / model.name / DONE, *(ROOT / "export").glob("*.py")])
     if _done(made, key):
         return
@@ -81,9 +91,6 @@ def bundle(model: Model, policy: str, work: Path) -> None:
     command = [python(work, "torch").parent / "mmgen-export", *origin, *EXPORT[policy], "-o", made]
     subprocess.run(command, check=True, stdout=sys.stderr)
     _finish(made, key)
-
-
-DONE = "compare.key"  # a file beside what was made, written last
 
 
 def _done(folder: Path, key: str) -> bool:

@@ -146,7 +146,8 @@ def _where(record: Record) -> str:
         f"{record['steps']} steps, guidance {record['guidance']:g}; {record['rounds']} rounds "
         f"on {record['date'][:10]}, source {record['commit']}, "
         f"{machine['cpu']}, {record['threads']} threads. "
-        f"Noise floor, even rounds against odd ones: {100 * typical:.1f} % for the median peer, {100 * worst:.1f} % for the worst"
+        f"Noise floor, even rounds against odd ones: {100 * typical:.1f} % for the median peer, "
+        f"{100 * worst:.1f} % for the worst"
         + (f"; other programs kept {busy:.2f} cores busy" if busy is not None else "")
         + (f". mmgen's decoder counts {decode / 1e9:.0f} GFLOP" if decode else "")
         + "."
