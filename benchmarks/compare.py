@@ -8,9 +8,11 @@ for each model, every peer is a process that loads once; one request at a time g
 every round.  Whatever is new in a request is new for all: other noise, another prompt, class or context; mmgen is made
 to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or to actions.
 
-Peers: diffusers or the model's own modules in eager torch, in float32 and in bfloat16, the latter with and without
-``torch.compile``; loops by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen,
-whose float32 is a float32 bundle and whose bfloat16 is a half-precision one.
+Peers: diffusers, or the model's own modules, in eager torch in float32 and in bfloat16, and compiled in bfloat16; loops
+by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen, whose
+float32 is a float32 bundle and whose bfloat16 is a half-precision one.  What a peer compiles, it compiles anew, and its
+first request takes it.  What each made of one noise is compared with what torch made in float32.
+
 Results are kept in benchmarks/results/compare.json model by model, also after Ctrl-C; tables are printed and written to
 compare.md beside it and, between two marks, to the README; docs/compare.svg shows the whole.
 
@@ -25,6 +27,7 @@ import platform
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -36,9 +39,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from compare_models import MODELS, OPTIONAL, PEERS, REFERENCE, Model, Peer, peers_of
+from compare_models import MODELS, OPTIONAL, PEERS, REFERENCE, Model, Peer, peers_of, sessions
 from compare_prepare import ROOT, prepare, python
-from compare_report import drawing, marked, report, summary_table
+from compare_report import drawing, marked, report, summary
 
 from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.files import whole_file
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make what is missing, and stop")
     parser.add_argument("--report", action="store_true", help="write tables and plot of the results that are there")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # is Ctrl-C: no worker outlives its parent
     models = [MODELS[name] for name in asked.model or default]
     chosen = [PEERS[name] for name in asked.peer or PEERS]
     if not asked.report:
@@ -152,11 +156,27 @@ def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work
         command = [python(work, peer.environment), script, model.name, peer.name, work / model.name, str(threads)]
         return Worker(command, scratch / f"{model.name}-{peer.name}.log", environment)
 
-    with ExitStack() as stack:
-        record |= play({peer.name: lambda peer=peer: start(peer) for peer in peers}, rounds, stack, scratch)
+    record |= {"peers": {}, "failed": {}, "rounds": 0, "interrupted": False}
+    for number, session in enumerate(sessions(model, peers)):
+        if record["interrupted"]:
+            break
+        with ExitStack() as stack:
+            starts = {peer.name: lambda peer=peer: start(peer) for peer in session}
+            merge(record, play(starts, rounds, stack, scratch, 1 + number * rounds))
     for name, figures in record["peers"].items():
         figures["precision"] = PEERS[name].precision
     return record | {"decode_operations": decode_operations(work / model.name)}
+
+
+def merge(record: dict[str, Any], found: dict[str, Any]) -> None:
+    """Add what a session found; who was in an earlier one too keeps its first figures and gets more samples."""
+    for name, figures in found["peers"].items():
+        known = record["peers"].setdefault(name, figures)
+        if known is not figures:
+            known["samples"] += figures["samples"]
+    record["failed"] |= found["failed"]
+    record["rounds"] += found["rounds"]
+    record["interrupted"] = found["interrupted"]
 
 
 def decode_operations(folder: Path) -> int | None:
@@ -167,7 +187,7 @@ def decode_operations(folder: Path) -> int | None:
 
 
 def play(
-    peers: Mapping[str, Any], rounds: int, stack: ExitStack, scratch: Path, pause: float = PAUSE
+    peers: Mapping[str, Any], rounds: int, stack: ExitStack, scratch: Path, first: int = 1, pause: float = PAUSE
 ) -> dict[str, Any]:
     """Start all peers, then ask one at a time; what fails is left out from there on, Ctrl-C ends it early.
 
@@ -176,6 +196,7 @@ def play(
         rounds: requests to each that are counted.
         stack: closes the workers.
         scratch: where they put what they made of the first request.
+        first: number of the first round.
         pause: seconds before every request.
 
     Returns:
@@ -206,10 +227,10 @@ def play(
                 workers[name] = stack.enter_context(start())
                 workers[name].ask()
                 load, made[name] = time.perf_counter() - begun, scratch / f"{name}.npz"
-                first = workers[name].ask({"request": 0, "save": str(made[name])})
-                tell(f"  {name}: load {load:.1f} s, first request {first['seconds']:.2f} s")
-                found[name] = {"load": load, "first": first["seconds"], "peak": 0, "samples": []}
-        for number in range(1, 1 + WARM_UP + rounds):
+                seconds = workers[name].ask({"request": 0, "save": str(made[name])})["seconds"]
+                tell(f"  {name}: load {load:.1f} s, first request {seconds:.2f} s")
+                found[name] = {"load": load, "first": seconds, "peak": 0, "samples": []}
+        for number in range(first - WARM_UP, first + rounds):
             order = list(workers)
             random.Random(number).shuffle(order)
             turn: dict[str, dict[str, Any]] = {}
@@ -220,9 +241,9 @@ def play(
             for name, sample in turn.items():  # a round that isn't complete isn't counted
                 if name in found:
                     found[name]["peak"] = sample.pop("peak")
-                    if number > WARM_UP:
-                        found[name]["samples"].append(sample)
-            done = max(number - WARM_UP, 0)
+                    if number >= first:
+                        found[name]["samples"].append({"round": number, **sample})
+            done = max(number - first + 1, 0)
             tell(f"  round {done} of {rounds}")
     except KeyboardInterrupt:
         tell("  interrupted")
@@ -311,7 +332,7 @@ def write(path: Path) -> None:
     with whole_file(ROOT / "docs" / "compare.svg" if at_home else path.with_suffix(".svg")) as put:
         put(drawing(records))
     readme = ROOT / "README.md"
-    if at_home and (new := marked(readme.read_text(), summary_table(records))):
+    if at_home and (new := marked(readme.read_text(), summary(records, "docs/compare.svg"))):
         with whole_file(readme) as put:
             put(new.encode())
 

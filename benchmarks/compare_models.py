@@ -1,6 +1,6 @@
 """What compare.py compares: models, and those who play them.  Numpy alone: every process reads it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,6 +23,7 @@ class Model:
     guidance: float
     rounds: int  # of one request to every peer
     layers: tuple[int, int, int] = (0, 0, 0)  # of a DiT: layers, heads, numbers a head
+    together: bool = True  # all peers fit into memory at once; else the precisions go one after the other
 
 
 MODELS = {
@@ -31,8 +32,8 @@ MODELS = {
         Model("emoji", "embedded default, 64²", "text", (8, 16, 16), 20, 4.0, 24),
         Model("dit-s", "DiT-S/2 + vq-f8, 256²", "class", (4, 32, 32), 20, 4.0, 12, (12, 6, 64)),
         Model("dit-b", "DiT-B/2 + vq-f8, 256²", "class", (4, 32, 32), 20, 4.0, 6, (12, 12, 64)),
-        Model("action", "action head, GR00T N1.5's shape", "action", (16, 32), 4, 1.0, 12),
-        Model("amused", "aMUSEd-256's shape", "tokens", (16, 16), 12, 10.0, 4),
+        Model("action", "action head, GR00T N1.5's shape", "action", (16, 32), 4, 1.0, 12, together=False),
+        Model("amused", "aMUSEd-256's shape", "tokens", (16, 16), 12, 10.0, 4, together=False),
     )
 }
 OPTIONAL = ("amused",)
@@ -144,3 +145,13 @@ class Made:
 def peers_of(model: Model) -> Iterator[Peer]:
     """Those who are asked to play a model."""
     return (peer for peer in PEERS.values() if model.kind in peer.kinds)
+
+
+def sessions(model: Model, peers: Sequence[Peer]) -> Iterator[list[Peer]]:
+    """Those who are loaded together; the reference is in all, so that every peer meets it."""
+    if model.together:
+        yield list(peers)
+        return
+    for precision in ("f32", "bf16"):
+        if any(peer.precision == precision for peer in peers):
+            yield [peer for peer in peers if peer.precision == precision or peer.name == REFERENCE]

@@ -21,16 +21,21 @@ Record = Mapping[str, Any]
 EVERYTHING: tuple[Precision, ...] = ("f32", "bf16")
 
 
-def times(record: Record, peer: str, part: str = "seconds") -> list[float]:
-    """Seconds of every round: of a request, of its median ``step``, or of ``decode``."""
+def times(record: Record, peer: str, part: str = "seconds") -> dict[int, float]:
+    """Seconds by round: of a request, of its median ``step``, or of ``decode``."""
     samples = record["peers"][peer]["samples"]
-    return [statistics.median(s["steps"]) if part == "step" else s[part] for s in samples]
+    return {s["round"]: statistics.median(s["steps"]) if part == "step" else s[part] for s in samples}
+
+
+def usual(record: Record, peer: str, part: str = "seconds") -> float:
+    """The median of the rounds."""
+    return statistics.median(times(record, peer, part).values())
 
 
 def fastest(record: Record, part: str = "seconds", precisions: Sequence[Precision] = EVERYTHING) -> str | None:
     """The backend of mmgen with the least median; None: none ran."""
     ours = [n for n in record["peers"] if PEERS[n].ours and PEERS[n].precision in precisions]
-    return min(ours, key=lambda name: statistics.median(times(record, name, part)), default=None)
+    return min(ours, key=lambda name: usual(record, name, part), default=None)
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,24 @@ class Ratio:
         return f"{self.value:.2f}×{around}"
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """Median of the rounds' own ratios, and the interval around it."""
-    each = np.array(above, np.float64) / np.array(below, np.float64)
+def ratio(record: Record, above: str, below: str, part: str = "seconds") -> Ratio:
+    """Median of the ratios of two peers in the rounds that both were in, and the interval around it."""
+    over, under = (times(record, name, part) for name in (above, below))
+    each = np.array([over[number] / under[number] for number in over if number in under])
     return Ratio(float(np.median(each)), figures.median_interval(each))
 
 
-def noise(record: Record) -> tuple[float, float]:
-    """A/A: even rounds of a peer against its odd ones, as a relative difference; of the median peer and the worst."""
+def noise(record: Record) -> tuple[float, float] | None:
+    """A/A: even rounds of a peer against its odd ones, as a relative difference; of the median peer and the worst.
+
+    None: there are fewer than four rounds.
+    """
+    if record["rounds"] < 4:
+        return None
     floors = []
     for peer in record["peers"]:
-        series = times(record, peer)
-        even, odd = statistics.median(series[::2]), statistics.median(series[1::2] or series)
+        series = list(times(record, peer).values())
+        even, odd = (statistics.median(series[start::2]) for start in (0, 1))
         floors.append(max(even, odd) / min(even, odd) - 1)
     return statistics.median(floors), max(floors)
 
@@ -102,29 +113,27 @@ class Target:
 def targets(records: Mapping[str, Record]) -> Iterator[Target]:
     """Each with what was reached."""
 
-    def against(model: str, peer: str, part: str = "seconds", precisions: Sequence[Precision] = EVERYTHING):
+    def against(
+        model: str, what: str, peer: str, wanted: float, part: str = "seconds", ours: str | None = None
+    ) -> Target:
         record = records[model]
-        ours = fastest(record, part, precisions)
-        both = ours and peer in record["peers"]
-        return ratio(times(record, peer, part), times(record, ours, part)) if both else None
+        ours = ours or fastest(record, part)
+        both = {ours, peer} <= record["peers"].keys()
+        got = ratio(record, peer, ours, part) if both and ours else None
+        return Target(f"{what} of {ours or 'mmgen'} against {peer}", wanted, got)
 
-    for model, request, wanted in (
-        ("dit-s", "DiT-S/2 + vq-f8, a request", (("torch", 4.0), ("torch-bf16", 1.7), ("openvino-loop-bf16", 1.0))),
-        ("action", "action head, a request", (("torch", 4.0), ("torch-bf16", 1.5))),
-    ):
-        for peer, least in wanted if model in records else ():
-            yield Target(f"{request} against {peer}", least, against(model, peer))
-    if "action" in records:
-        whole = "mmgen-openvino-whole", "mmgen-openvino"
-        found = all(name in records["action"]["peers"] for name in whole)
-        got = ratio(*(times(records["action"], name) for name in whole)) if found else None
-        yield Target("action head, a request against the same un-hoisted, both in OpenVINO f32", 1.5, got)
     if "dit-s" in records:
+        for peer, wanted in (("torch", 4.0), ("torch-bf16", 1.7), ("openvino-loop-bf16", 1.0)):
+            yield against("dit-s", "DiT-S/2 + vq-f8, a request", peer, wanted)
         record = records["dit-s"]
-        theirs = [n for n in record["peers"] if PEERS[n].environment != "mmgen"]
-        best = min(theirs, key=lambda name: statistics.median(times(record, name, "decode")), default=None)
-        got = against("dit-s", best, "decode") if best else None
-        yield Target(f"vq-f8, decoding against the fastest library ({best})", 1.2, got)
+        libraries = [name for name in record["peers"] if PEERS[name].environment != "mmgen"]
+        best = min(libraries, key=lambda name: usual(record, name, "decode"), default="any library")
+        yield against("dit-s", "vq-f8, decoding", best, 1.2, "decode")
+    if "action" in records:
+        for peer, wanted in (("torch", 4.0), ("torch-bf16", 1.5)):
+            yield against("action", "action head, a request", peer, wanted)
+        whole = "mmgen-openvino-whole"  # exported with --no-hoist
+        yield against("action", "action head, a request", whole, 1.5, ours="mmgen-openvino")
 
 
 def report(records: Mapping[str, Record]) -> str:
@@ -139,19 +148,19 @@ def report(records: Mapping[str, Record]) -> str:
 
 
 def _where(record: Record) -> str:
-    typical, worst = noise(record)
-    machine, busy = record["machine"], others(record)
-    decode = record.get("decode_operations")
-    return (
-        f"{record['steps']} steps, guidance {record['guidance']:g}; {record['rounds']} rounds "
-        f"on {record['date'][:10]}, source {record['commit']}, "
-        f"{machine['cpu']}, {record['threads']} threads. "
-        f"Noise floor, even rounds against odd ones: {100 * typical:.1f} % for the median peer, "
-        f"{100 * worst:.1f} % for the worst"
-        + (f"; other programs kept {busy:.2f} cores busy" if busy is not None else "")
-        + (f". mmgen's decoder counts {decode / 1e9:.0f} GFLOP" if decode else "")
-        + "."
-    )
+    """What was measured, where, and how far to trust it."""
+    floor, busy, decode = noise(record), others(record), record.get("decode_operations")
+    told = [
+        f"{record['steps']} steps, guidance {record['guidance']:g}; {record['rounds']} rounds on {record['date'][:10]}",
+        f"source {record['commit']}, {record['machine']['cpu']}, {record['threads']} threads",
+        f"noise floor, even rounds against odd ones: {100 * floor[0]:.1f} % for the median peer, "
+        f"{100 * floor[1]:.1f} % for the worst" if floor else "too few rounds for a noise floor",
+    ]  # fmt: skip
+    if busy is not None:
+        told.append(f"other programs kept {busy:.2f} cores busy")
+    if decode:
+        told.append(f"the decoder of mmgen counts {decode / 1e9:.0f} GFLOP")
+    return "; ".join(told) + "."
 
 
 def _full_table(record: Record) -> str:
@@ -161,11 +170,11 @@ def _full_table(record: Record) -> str:
         ours = fastest(record, precisions=(precision,))
         for name in _ordered(record, precision):
             found = record["peers"][name]
-            step, decode = (1000 * statistics.median(times(record, name, part)) for part in ("step", "decode"))
-            ahead = str(ratio(times(record, name), times(record, ours))) if ours and name != ours else "–"
+            step, decode = (1000 * usual(record, name, part) for part in ("step", "decode"))
+            ahead = str(ratio(record, name, ours)) if ours and name != ours else "–"
             lines.append((
-                f"`{name}`", precision, ahead, f"{statistics.median(times(record, name)):.3g} s", f"{step:.3g}",
-                f"{decode:.3g}", f"{found['first']:.3g}", f"{found['load']:.3g}", f"{found['peak'] / 1e9:.2f}",
+                f"`{name}`", precision, ahead, f"{_three(usual(record, name))} s", _three(step),
+                _three(decode), _three(found["first"]), _three(found["load"]), f"{found['peak'] / 1e9:.2f}",
                 agreed(found["agreement"]) + (" **far**" if far(found["agreement"]) else ""),
             ))  # fmt: skip
     return _markdown(lines)
@@ -174,11 +183,26 @@ def _full_table(record: Record) -> str:
 def _ordered(record: Record, precision: Precision) -> list[str]:
     """Peers of a precision, the fastest first."""
     names = [name for name in record["peers"] if PEERS[name].precision == precision]
-    return sorted(names, key=lambda name: statistics.median(times(record, name)))
+    return sorted(names, key=lambda name: usual(record, name))
+
+
+def summary(records: Mapping[str, Record], plot: str) -> str:
+    """For the README: a table, where and when its seconds are from, and the plot."""
+    cpus, days, commits, threads = (
+        ", ".join(sorted({told(record) for record in records.values()}))
+        for told in (
+            lambda r: r["machine"]["cpu"], lambda r: r["date"][:10], lambda r: r["commit"], lambda r: str(r["threads"]),
+        )
+    )  # fmt: skip
+    floors = [100 * floor[0] for record in records.values() if (floor := noise(record))]
+    where = f"{cpus}, {threads} threads, {days}, source {commits}"
+    if floors:
+        where += f"; noise floor {min(floors):.1f} to {max(floors):.1f} %"
+    return f"{summary_table(records)}\n\n{where}.\n\n![Time of a request by program]({plot})"
 
 
 def summary_table(records: Mapping[str, Record]) -> str:
-    """For the README: how much faster mmgen is than each peer of the same precision, and the seconds of a request."""
+    """How much faster mmgen is than each peer of the same precision, and the seconds of a request."""
     lines = [("", *(record["title"] for record in records.values())), ("---",) * (1 + len(records))]
     for precision in EVERYTHING:
         best = {model: fastest(record, precisions=(precision,)) for model, record in records.items()}
@@ -193,15 +217,20 @@ def summary_table(records: Mapping[str, Record]) -> str:
 def _cell(record: Record, peer: Peer, ours: str | None) -> str:
     if peer.name not in record["peers"]:
         return "–"
-    ahead = f"**{ratio(times(record, peer.name), times(record, ours)).value:.2f}×** " if ours else ""
+    ahead = f"**{ratio(record, peer.name, ours).value:.2f}×** " if ours else ""
     return ahead + _seconds(record, peer.name)
 
 
 def _seconds(record: Record, name: str) -> str:
     found = record["peers"][name]["agreement"]
-    told = f"{statistics.median(times(record, name)):.3g} s"
+    told = f"{_three(usual(record, name))} s"
     told += f", {name.removeprefix('mmgen-')}" if PEERS[name].ours else ""
-    return told + (f", far: {agreed(found)}" if far(found) else "")
+    return told + (f" ({agreed(found)})" if far(found) else "")
+
+
+def _three(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -233,8 +262,8 @@ def drawing(records: Mapping[str, Record]) -> bytes:
         if ours is None:
             continue
         _text(svg, 8, y, f"{record['title']}: time of a request, mmgen's fastest is 1", "title")
-        names = sorted(record["peers"], key=lambda name: statistics.median(times(record, name)))
-        ratios = {name: ratio(times(record, name), times(record, ours)).value for name in names}
+        names = sorted(record["peers"], key=lambda name: usual(record, name))
+        ratios = {name: usual(record, name) / usual(record, ours) for name in names}
         scale = (WIDTH - LEFT - RIGHT) / max(ratios.values())
         for name in names:
             y += LINE
@@ -242,7 +271,7 @@ def drawing(records: Mapping[str, Record]) -> bytes:
             kind = PEERS[name].precision + (" ours" if PEERS[name].ours else "")
             size = {"x": LEFT, "y": y - 11, "width": f"{scale * ratios[name]:.1f}", "height": LINE - 5}
             SubElement(svg, "rect", {**{key: str(value) for key, value in size.items()}, "class": kind})
-            label = f"{ratios[name]:.2f}, {statistics.median(times(record, name)):.3g} s"
+            label = f"{ratios[name]:.2f}, {_three(usual(record, name))} s"
             _text(svg, LEFT + scale * ratios[name] + 6, y, label)
         y += 2 * LINE
     for i, precision in enumerate(EVERYTHING):

@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # its files stand beside each other, 
 import compare
 import compare_report as told
 from compare import Failed, Worker
-from compare_models import MODELS, PEERS, request, rows
+from compare_models import MODELS, PEERS, request, rows, sessions
 
 FAKE = """
 import json, sys, time
@@ -57,9 +57,9 @@ def fake(tmp_path: Path) -> Callable[..., Any]:
     return starting
 
 
-def play(starts: dict[str, Any], rounds: int, scratch: Path) -> dict[str, Any]:
+def play(starts: dict[str, Any], rounds: int, scratch: Path, first: int = 1) -> dict[str, Any]:
     with ExitStack() as stack:
-        return compare.play(starts, rounds, stack, scratch, pause=0)
+        return compare.play(starts, rounds, stack, scratch, first, pause=0)
 
 
 def record(**seconds: list[float]) -> dict[str, Any]:
@@ -67,13 +67,17 @@ def record(**seconds: list[float]) -> dict[str, Any]:
     peers = {
         name.replace("_", "-"): {
             "load": 1.0, "first": 2.0, "peak": 10**9, "agreement": {"latents": 0.0, "psnr": 100.0},
-            "samples": [{"seconds": s, "steps": [s / 4, s / 2, s / 8], "decode": s / 10, "cpu": s} for s in series],
+            "samples": [
+                {"round": i, "seconds": s, "steps": [s / 4, s / 2, s / 8], "decode": s / 10, "cpu": s}
+                for i, s in enumerate(series, 1)
+            ],
         }
         for name, series in seconds.items()
     }  # fmt: skip
     return {
-        "title": "a model", "steps": 3, "guidance": 4.0, "threads": 2, "rounds": 4, "date": "2026-01-01T00:00:00",
+        "title": "a model", "steps": 3, "guidance": 4.0, "threads": 2, "date": "2026-01-01T00:00:00",
         "commit": "abc", "machine": {"cpu": "a processor"}, "peers": peers, "failed": {},
+        "rounds": len(next(iter(seconds.values()))),
     }  # fmt: skip
 
 
@@ -82,7 +86,8 @@ def test_peers_are_asked_one_at_a_time_and_in_another_order_each_round(fake: Any
     diary = [line.split() for line in (tmp_path / "diary").read_text().splitlines()]
     spans = [(float(begun), float(ended)) for _, _, begun, ended in diary]
     assert all(one[1] <= other[0] for one, other in pairwise(spans))
-    turns = [[name for name, number, *_ in diary if int(number) == turn] for turn in range(1, 7)]
+    asked = [(name, int(number)) for name, number, *_ in diary][4:]  # without those at the start
+    turns = [[name for name, number in asked if number == turn] for turn in range(6)]
     assert all(sorted(turn) == ["b", "c", "d", "torch"] for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 2
     assert found["rounds"] == 5
@@ -124,8 +129,8 @@ def test_interrupting_keeps_the_rounds_that_are_complete(tmp_path: Path) -> None
 
     found = play({"torch": Interrupted, "b": Interrupted}, 9, tmp_path)
     assert found["interrupted"]
-    assert found["rounds"] == 2
-    assert [len(peer["samples"]) for peer in found["peers"].values()] == [2, 2]
+    assert found["rounds"] == 3
+    assert [len(peer["samples"]) for peer in found["peers"].values()] == [3, 3]
 
 
 def test_ratios_are_of_the_rounds_and_of_the_fastest_backend_in_the_same_precision() -> None:
@@ -134,17 +139,30 @@ def test_ratios_are_of_the_rounds_and_of_the_fastest_backend_in_the_same_precisi
                    torch=slow, torch_bf16=[1.5] * 4)  # fmt: skip
     assert told.fastest(found) == "mmgen-openvino-bf16"
     assert told.fastest(found, precisions=("f32",)) == "mmgen-openvino"
-    assert told.ratio(told.times(found, "torch"), told.times(found, "mmgen-openvino")).value == 2.0
-    assert told.times(found, "torch-bf16", "step") == [0.375] * 4  # the median step of each
+    assert told.ratio(found, "torch", "mmgen-openvino").value == 2.0
+    assert told.times(found, "torch-bf16", "step") == dict.fromkeys((1, 2, 3, 4), 0.375)  # the median step of each
     table = told.summary_table({"dit-s": found})
     assert "| torch, f32 | **2.00×** 2 s |" in table
     assert "| torch-bf16, bf16 | **3.00×** 1.5 s |" in table
+
+
+def test_peers_of_two_sessions_meet_in_the_reference_alone(fake: Any, tmp_path: Path) -> None:
+    peers = [PEERS[name] for name in ("torch", "torch-bf16", "mmgen-openvino", "mmgen-openvino-bf16")]
+    found: dict[str, Any] = {"peers": {}, "failed": {}, "rounds": 0}
+    for number, session in enumerate(sessions(MODELS["action"], peers)):
+        starts = {peer.name: fake(peer.name) for peer in session}
+        assert len(starts) == 2 + number
+        compare.merge(found, play(starts, 3, tmp_path, 1 + 3 * number))
+    assert list(told.times(found, "torch")) == [1, 2, 3, 4, 5, 6]
+    assert list(told.times(found, "mmgen-openvino-bf16")) == [4, 5, 6]
+    assert told.ratio(found, "torch", "mmgen-openvino-bf16").value == 1.0
 
 
 def test_noise_is_even_rounds_against_odd_ones() -> None:
     typical, worst = told.noise(record(torch=[1.0, 1.0, 1.0, 1.0], b=[1.0, 1.1, 1.0, 1.1], c=[2.0] * 4))
     assert typical == 0
     assert worst == pytest.approx(0.1)
+    assert told.noise(record(torch=[1.0] * 4) | {"rounds": 3}) is None
 
 
 def test_targets_are_said_to_be_met_or_not() -> None:
@@ -152,16 +170,16 @@ def test_targets_are_said_to_be_met_or_not() -> None:
     found = record(torch=[4.2] * 6, torch_bf16=[1.6] * 6, **ours)
     found["peers"]["torch-bf16"]["samples"][0]["decode"] = 0.16
     lines = [str(target) for target in told.targets({"dit-s": found})]
-    assert lines[0].startswith("- met: DiT-S/2 + vq-f8, a request against torch: 4.20× (4.20–4.20), wanted 4.0×")
+    assert lines[0].startswith("- met: DiT-S/2 + vq-f8, a request of mmgen-openvino-bf16 against torch: 4.20×")
     assert lines[1].startswith("- **not met**") and "torch-bf16" in lines[1]
     assert lines[2].startswith("- not measured") and "openvino-loop-bf16" in lines[2]
-    assert "fastest library (torch-bf16): 1.60×" in lines[3]
+    assert "decoding of mmgen-openvino-bf16 against torch-bf16: 1.60×" in lines[3]
 
 
 def test_a_fast_peer_with_another_answer_shows() -> None:
     found = record(torch=[2.0] * 4, torch_bf16=[0.1] * 4, mmgen_openvino=[1.0] * 4, mmgen_openvino_bf16=[0.5] * 4)
     found["peers"]["torch-bf16"]["agreement"] = {"latents": 0.3, "psnr": 12.0}
-    assert "far: 30 %, 12 dB" in told.summary_table({"dit-s": found})
+    assert "| torch-bf16, bf16 | **0.20×** 0.1 s (30 %, 12 dB) |" in told.summary_table({"dit-s": found})
     assert "30 %, 12 dB **far**" in told.report({"dit-s": found})
 
 
@@ -171,7 +189,7 @@ def test_results_of_other_models_stay(tmp_path: Path) -> None:
     compare.keep(path, "dit-s", record(torch=[2.0]))
     compare.keep(path, "emoji", record(torch=[]))  # nothing was measured
     known = json.loads(path.read_text())
-    assert [told.times(known[name], "torch") for name in ("emoji", "dit-s")] == [[1.0], [2.0]]
+    assert [told.usual(known[name], "torch") for name in ("emoji", "dit-s")] == [1.0, 2.0]
     assert '"steps": [ 0.25, 0.5, 0.125 ]' in path.read_text()  # samples are a line each, not a page
     compare.write(path)
     assert "a model" in path.with_suffix(".md").read_text()
