@@ -37,8 +37,9 @@ def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 @click.command("build", cls=Command)
 @click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--target", "names", multiple=True, metavar="host|smXX",
+@click.option("--target", "names", multiple=True, metavar="host|smXX|cpu",
               help="What to build for. host: this device, with TensorRT, or else TensorRT for RTX. "
+              "cpu: this processor; keeps what ONNX Runtime makes of the graphs when it loads them. "
               "sm75, sm80, sm86, sm89, sm120 or sm121: a desktop GPU of that compute capability, with TensorRT for RTX "
               "and no need of a GPU; may be repeated for one engine that runs on all of them. "
               "Without it, host; on a machine without a GPU, all desktop GPUs from sm80.")  # fmt: skip
@@ -63,13 +64,16 @@ def main(
     prune: bool,
     as_json: bool,
 ) -> None:
-    """Compile a bundle's graphs to TensorRT engines, into the bundle.
+    """Compile a bundle's graphs to TensorRT engines, or optimise them for this processor, into the bundle.
 
     What has been built is found again and not built twice. mmgen inspect shows the engines of a bundle.
     """
     asked = {"axes": axes or None, "workspace_mib": workspace, "optimization_level": level}
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    wanted = targets.parse(names or _possible()) if names or options or not prune else None
+    cpu = targets.CPU in names
+    if cpu and (options or set(names) != {targets.CPU}):
+        raise click.UsageError("--target cpu goes with no other target, and with no option of TensorRT; build twice")
+    wanted = targets.parse(names or _possible()) if not cpu and (names or options or not prune) else None
     record: dict[str, Any] = {"bundle": str(folder)}
     said = []
     with Progress() as progress:
@@ -79,6 +83,10 @@ def main(
             removed = cache.prune(bundle, _places(), ort.installed())
             record["removed"] = [{"path": str(r.path), "bytes": r.bytes, "reason": r.reason} for r in removed]
             said.append(report.removed_text(removed))
+        if cpu:
+            made = ort.optimise(bundle, progress)
+            record["optimised"] = [{"folder": str(folder), "reused": reused} for folder, reused in made]
+            said.append("\n".join(f"{folder}: {'reused' if reused else 'built'}" for folder, reused in made))
         if wanted:
             place, build, reused = builder.build(bundle, wanted, progress=progress, **options)
             record |= {"folder": str(place), "reused": reused, "build": to_json(build)}

@@ -12,6 +12,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, place
 
 HOST = "host"
+CPU = "cpu"  # which has graphs for ONNX Runtime, and no engines
 ON_DEVICE = "engines for a Jetson or a server GPU are built on that machine: mmgen build BUNDLE"
 
 

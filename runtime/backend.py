@@ -66,7 +66,6 @@ class Backend(Protocol):
     """Memory and graphs of one device.  Used by one thread at a time."""
 
     name: str
-    concurrent: bool  # ``runner`` may be called by several threads at once
 
     def block(self, host_bytes: int, other_bytes: int) -> Block: ...
     def runner(self, bundle: Bundle, role: Role) -> Runner: ...
@@ -140,5 +139,5 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
         case "ort-cpu":
             from mmgen.runtime import ort
 
-            return ort.open_backend(threads, keep=True)
+            return ort.open_backend(threads)
     raise MmgenError("backend", got=repr(name), wanted=" or ".join(("auto", *NAMES)))

@@ -1,4 +1,4 @@
-"""Engines made because a caller asked for them: ``load(..., build=True)``."""
+"""What is built because a caller asked for it: ``load(..., build=True)``."""
 
 import subprocess
 import sys
@@ -14,15 +14,18 @@ MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]  # 
 
 
 def ensure_engines(bundle: Bundle, backend: str) -> None:
-    """Build engines for this device unless there are some that fit.
+    """Build engines for this device unless there are some that fit, or optimise graphs for this processor.
 
     Args:
         bundle: what they are for; they are written into its folder.
-        backend: ``auto``, which on a machine without a GPU does nothing, or a TensorRT backend; the others need none.
+        backend: ``auto``, which on a machine without a GPU does nothing; a TensorRT backend; or ``ort-cpu``.  For the
+            others there is nothing to build.
 
     Raises:
         MmgenError: a TensorRT backend can't be had here, or the build failed.
     """
+    if backend == "ort-cpu":
+        run_build([str(bundle.folder), "--target", "cpu"], log.info)
     wanted = [flavour for flavour in FLAVOURS if backend in ("auto", flavour)]
     if not wanted or any(_opens(flavour, bundle) for flavour in wanted):
         return
@@ -58,7 +61,7 @@ def run_build(arguments: list[str], say: Callable[[str], None]) -> None:
             line = text.strip() or line
             say(line)
     if process.returncode != 0:
-        raise MmgenError(f"building engines failed: {line.removeprefix('Error: ')}")
+        raise MmgenError(f"mmgen build failed: {line.removeprefix('Error: ')}")
 
 
 def _opens(flavour: str, bundle: Bundle) -> bool:

@@ -27,7 +27,6 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.options import Course, Options, Request, check, checked_latents
 from mmgen.runtime.pace import Pace, fitting
-from mmgen.runtime.parallel import at_once
 from mmgen.runtime.plan import Plan, Size, decode
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
@@ -55,10 +54,11 @@ class Generator:
         }
         self._plans: dict[Size, AnyPlan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
-        order: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
-        roles = [role for role in order if role in bundle.graphs]
-        runners = (at_once if backend.concurrent else map)(partial(backend.runner, bundle), roles)
-        self._runners: dict[Role, Runner] = dict(zip(roles, runners, strict=True))
+        self._runners: dict[Role, Runner] = {}
+        roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
+        for role in roles:
+            if role in bundle.graphs:
+                self._runners[role] = backend.runner(bundle, role)
 
     @property
     def backend(self) -> str:
@@ -379,8 +379,8 @@ def load(
         backend: ``auto`` or a name of ``mmgen.runtime.backend.NAMES``.
         threads: for CPU backends; None: one a core.
         verify: compare every file with its hash first.
-        build: make TensorRT engines for this device first if there are none that fit, as ``mmgen build`` does; it
-            takes minutes, and is never done without being asked for.
+        build: make TensorRT engines for this device first if there are none that fit, or for ``ort-cpu`` optimised
+            graphs, as ``mmgen build`` does; it may take minutes, and is never done without being asked for.
 
     Raises:
         MmgenError: not a whole bundle, or a backend that can't be had.

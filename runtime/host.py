@@ -32,8 +32,6 @@ class HostBlock:
 class HostBackend:
     """A backend but for its graphs."""
 
-    concurrent = False
-
     def block(self, host_bytes: int, other_bytes: int) -> Block:
         return HostBlock(host_bytes + other_bytes)
 

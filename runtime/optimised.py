@@ -1,9 +1,9 @@
 """Graphs as ONNX Runtime has optimised them for this processor, kept in ``optimised/KEY/`` for the next start.
 
-Loading one takes less time, and next to no memory: weights have the type and the order in which they are multiplied,
-so they are mapped from the file and not copied.  A key over everything that decides what is in a folder names it, its
-files are compared with their checksums before they are used, and it appears whole or not at all.  Nothing depends on
-it: where it can't be written, graphs are optimised at each start.
+``mmgen build BUNDLE --target cpu`` makes them.  Loading one takes less time, and next to no memory: weights have the
+type and the order in which they are multiplied, so they are mapped from the file and not copied.  A key over everything
+that decides what is in a folder names it, its files are compared with their checksums before they are used, and it
+appears whole or not at all.  Nothing depends on it: without it, graphs are optimised at each start.
 """
 
 import json
@@ -25,6 +25,8 @@ FOLDER = "optimised"  # in a bundle, beside its engines and like them of one mac
 GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
 SCHEMA = 1  # of the sidecar and of the settings with which graphs are written; another one means writing them again
 ROOM = 4  # bytes to have free for each byte of a graph: half precision becomes float32, and is there twice
+
+ELSEWHERE = "copy the bundle to a place that can be written"
 
 log = logging.getLogger("mmgen")
 
@@ -53,41 +55,52 @@ class Optimised:
         return sum(size for size, _ in self.files.values())
 
 
-def identify(bundle: Bundle, role: Role, onnxruntime: Any) -> Identity:
-    """What decides how a graph is optimised here, by this module."""
-    graph = bundle.graphs[role]
-    own = identity_of_graph(graph.sha256, graph.data_sha256)
-    return Identity(own, onnxruntime.__version__, onnxruntime.get_build_info(), processor())
-
-
-def kept(bundle: Bundle, role: Role, identity: Identity, make: Callable[[Path, str], None]) -> Path | None:
-    """The optimised graph, made now unless it is there.
+def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
+    """The optimised graph, an ONNX file, if there is one of this graph for this machine; the log names a damaged one.
 
     Args:
         bundle: as read.
         role: which of its graphs.
-        identity: from ``identify``.
-        make: writes the graph to a path, and its weights to a file of the name that it is told, beside it.
+        onnxruntime: the module.
+    """
+    if not bundle.path(FOLDER).is_dir():
+        return None
+    folder = _folder(bundle, _identify(bundle, role, onnxruntime))
+    if not folder.exists():
+        return None
+    if wrong := _wrong(folder):
+        log.warning("%s, so it isn't used; mmgen build %s --target cpu makes it again", wrong, bundle.folder)
+        return None
+    return folder / GRAPH
+
+
+def make(
+    bundle: Bundle, role: Role, onnxruntime: Any, optimise: Callable[[Path, str], None], waiting: Callable[[], None]
+) -> tuple[Path, bool]:
+    """Have an optimised graph of this graph for this machine.
+
+    Args:
+        bundle, role, onnxruntime: as for ``find``.
+        optimise: writes the graph to a path, and its weights to a file of the name that it is told, beside it.
+        waiting: called when another process is making it, before waiting for that.
 
     Returns:
-        The ONNX file; None where it can't be kept, or another process is about to.  The log says why.
+        The folder; whether it was there already.
+
+    Raises:
+        MmgenError: it can't be written or made, or a file of the bundle isn't the manifest's.
     """
-    folder = bundle.path(FOLDER) / key_of(identity)
+    identity = _identify(bundle, role, onnxruntime)
+    folder = _folder(bundle, identity)
     try:
-        if _wrong(folder) is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(lock_of(folder), None) as lock:
-                if lock == "theirs":
-                    log.info("the %s graph is being optimised by another process", role)
-                    return None
-                if (wrong := _wrong(folder)) is not None:  # nobody has made it meanwhile
-                    if wrong:
-                        log.warning("%s; it is made again", wrong)
-                    _write(bundle, role, identity, folder, make, alone=lock == "mine")
-        return folder / GRAPH
-    except (MmgenError, OSError) as error:
-        log.info("the %s graph is optimised at each start: %s", role, error)
-        return None
+        folder.parent.mkdir(exist_ok=True)
+        with locked(lock_of(folder), waiting) as lock:
+            if folder.exists() and not _wrong(folder):
+                return folder, True
+            _write(bundle, role, identity, folder, optimise, alone=lock == "mine")
+    except OSError as error:
+        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
+    return folder, False
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
@@ -116,6 +129,16 @@ def stale(bundle: Bundle, folder: Path, version: str | None) -> str | None:
     return _damage(folder, found)
 
 
+def _identify(bundle: Bundle, role: Role, onnxruntime: Any) -> Identity:
+    graph = bundle.graphs[role]
+    own = identity_of_graph(graph.sha256, graph.data_sha256)
+    return Identity(own, onnxruntime.__version__, onnxruntime.get_build_info(), processor())
+
+
+def _folder(bundle: Bundle, identity: Identity) -> Path:
+    return bundle.path(FOLDER) / key_of(identity)
+
+
 def processor() -> str:
     """The instructions that the processor has, as Linux names them; elsewhere what it is."""
     try:
@@ -129,9 +152,7 @@ def processor() -> str:
 
 
 def _wrong(folder: Path) -> str | None:
-    """Why a folder can't be used; empty where it isn't there, None where it can."""
-    if not folder.exists():
-        return ""
+    """Why a folder can't be used; None where it can."""
     found = _read(folder)
     return str(found) if isinstance(found, MmgenError) else _damage(folder, found)
 
@@ -173,18 +194,18 @@ def _checksum(path: Path) -> tuple[int, int]:
 
 
 def _write(
-    bundle: Bundle, role: Role, identity: Identity, folder: Path, make: Callable[[Path, str], None], alone: bool
+    bundle: Bundle, role: Role, identity: Identity, folder: Path, optimise: Callable[[Path, str], None], alone: bool
 ) -> None:
     graph = bundle.graphs[role]
     sources = {bundle.path(graph.file): graph.sha256}
     if graph.data:
         sources[bundle.path(graph.data)] = graph.data_sha256 or ""
     room = ROOM * sum(path.stat().st_size for path in sources)
-    with whole_folder(folder, wanted_bytes=room, alone=alone) as partial:
-        make(partial / GRAPH, DATA)
-        for path, wanted in sources.items():  # the key is by hashes that nobody may have asked to have verified
+    with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=alone) as partial:
+        optimise(partial / GRAPH, DATA)
+        for path, wanted in sources.items():  # the key is by these hashes, and the files may have changed since then
             if sha256(path) != wanted:
-                raise MmgenError(f"{path} is not the manifest's")
+                raise MmgenError(f"{path} is not the manifest's", remedy="make the bundle again, or copy it again")
         (partial / DATA).touch()  # a graph may have no weights that are worth a file
         files = {name: _checksum(partial / name) for name in (GRAPH, DATA)}
         record = to_json(Optimised(identity, role, files))

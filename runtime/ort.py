@@ -1,16 +1,15 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime import optimised
-from mmgen.runtime.backend import Backend, Block, Call, Runner
+from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
@@ -47,31 +46,23 @@ class OrtRunner:
 
 
 class OrtCpu(HostBackend):
-    """Sessions that share one set of options.
-
-    Args:
-        onnxruntime: the module.
-        threads: None takes one a core.
-        keep: write optimised graphs into the bundle, and take those that are there.
-    """
+    """Sessions that share one set of options."""
 
     name = "ort-cpu"
-    concurrent = True
 
-    def __init__(self, onnxruntime: Any, threads: int | None, *, keep: bool = False) -> None:
-        self._onnxruntime, self._threads, self._keep = onnxruntime, threads, keep
+    def __init__(self, onnxruntime: Any, threads: int | None) -> None:
+        self._onnxruntime, self._threads = onnxruntime, threads
         self._options = self._new_options()
-        self._optimising = threading.Lock()  # which takes memory, so that graphs wait for each other
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
-        graph = bundle.path(bundle.graphs[role].file)
-        if self._keep:
-            identity = optimised.identify(bundle, role, self._onnxruntime)
-            if kept := optimised.kept(bundle, role, identity, partial(self._optimise, graph)):
-                options = self._new_options()
-                options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                return OrtRunner(self._session(kept, options))
-        return self.load(graph)
+        if found := optimised.find(bundle, role, self._onnxruntime):
+            options = self._new_options()
+            options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            try:
+                return OrtRunner(self._session(found, options))
+            except MmgenError as error:
+                log.warning("%s, so it isn't used", error.what)
+        return self.load(bundle.path(bundle.graphs[role].file))
 
     def load(self, graph: Path) -> Runner:
         """A runner for an ONNX file.
@@ -80,6 +71,11 @@ class OrtCpu(HostBackend):
             MmgenError: ONNX Runtime can't load it.
         """
         return OrtRunner(self._session(graph, self._options))
+
+    def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
+        """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
+        graph = bundle.path(bundle.graphs[role].file)
+        return optimised.make(bundle, role, self._onnxruntime, partial(self._write, graph), waiting)
 
     def _new_options(self) -> Any:
         options = self._onnxruntime.SessionOptions()
@@ -92,14 +88,13 @@ class OrtCpu(HostBackend):
             options.intra_op_num_threads = self._threads
         return options
 
-    def _optimise(self, graph: Path, to: Path, weights: str) -> None:
-        """Write what ONNX Runtime makes of a graph, and its weights as this processor multiplies them."""
+    def _write(self, graph: Path, to: Path, weights: str) -> None:
+        """Write what ONNX Runtime makes of a graph, and beside it its weights as this processor multiplies them."""
         options = self._new_options()
         options.optimized_model_filepath = str(to)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        with self._optimising:
-            self._session(graph, options)
+        self._session(graph, options)
 
     def _session(self, graph: Path, options: Any) -> Any:
         try:
@@ -119,11 +114,35 @@ def installed() -> str | None:
     return str(onnxruntime.__version__)
 
 
-def open_backend(threads: int | None, *, keep: bool = False) -> Backend:
-    """Open ONNX Runtime on the CPU; arguments as for ``OrtCpu``."""
+def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tuple[Path, bool]]:
+    """Have all graphs of a bundle optimised for this processor, for ``ort-cpu`` to take; see ``optimised``.
+
+    Args:
+        bundle: as read.
+        progress: told what is done, and how much of all is behind.
+
+    Returns:
+        Their folders, and of each whether it was there already.
+
+    Raises:
+        MmgenError: ONNX Runtime isn't here or can't load a graph, or the bundle can't be written.
+    """
+    backend = open_backend(None)
+    made = []
+    roles = [role for role in get_args(Role) if role in bundle.graphs]
+    for number, role in enumerate(roles):
+        done = number / len(roles)
+        progress(f"optimising {role}", done)
+        waiting = partial(progress, f"waiting for another process that optimises {role}", done)
+        made.append(backend.optimise(bundle, role, waiting))
+    return made
+
+
+def open_backend(threads: int | None) -> OrtCpu:
+    """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
     check_threads(threads)
     try:
         import onnxruntime
     except ImportError as error:
         raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort]'") from error
-    return OrtCpu(onnxruntime, threads, keep=keep)
+    return OrtCpu(onnxruntime, threads)

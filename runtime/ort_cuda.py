@@ -67,7 +67,6 @@ class OrtCuda:
     """Sessions on one stream of a GPU."""
 
     name = "ort-cuda"
-    concurrent = False  # one thread at a time has the device
 
     def __init__(self, onnxruntime: Any, device: Device) -> None:
         self._onnxruntime, self._device = onnxruntime, device

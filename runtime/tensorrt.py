@@ -23,8 +23,6 @@ log = logging.getLogger("mmgen")
 class TensorRT:
     """Engines of one build on one stream."""
 
-    concurrent = False  # one thread at a time has the device
-
     def __init__(self, flavour: Flavour, shared: Shared, runtime: Any, folder: Path, build: Build) -> None:
         self.name: str = flavour
         self._device, self._shared, self._runtime = shared.device, shared, runtime

@@ -58,5 +58,5 @@ def test_the_builder_is_the_mmgen_build_of_this_environment(copy: Path) -> None:
 
 def test_a_build_that_fails_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-    with pytest.raises(MmgenError, match=r"^building engines failed: .*nothing\.mmgen is not there"):
+    with pytest.raises(MmgenError, match=r"^mmgen build failed: .*nothing\.mmgen is not there"):
         run_build([str(tmp_path / "nothing.mmgen"), "--target", "sm86"], lambda line: None)

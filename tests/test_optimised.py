@@ -1,6 +1,7 @@
-"""What ONNX Runtime has optimised, kept for the next start: never a stale or a damaged one, and never needed."""
+"""What ONNX Runtime has optimised, kept for later starts: never a stale or a damaged one, and never needed."""
 
 import dataclasses
+import json
 import logging
 import shutil
 import subprocess
@@ -8,21 +9,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
-from commands import done
+from commands import done, mmgen
 
 from mmgen.engines.cache import prune
-from mmgen.runtime import Generator, load, optimised
+from mmgen.runtime import load, optimised
 from mmgen.runtime.build import key_of
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.folders import lock_of, locked
 from mmgen.runtime.optimised import DATA, FOLDER, GRAPH, SIDECAR, Identity, Optimised
-from mmgen.runtime.ort import open_backend
+from mmgen.runtime.ort import OrtCpu, optimise
 
-pytest.importorskip("onnxruntime")
 ASKED = {"prompt": "red apple", "label": 1, "steps": 2, "seed": 5}
-PLAYED = {"condition", "timestep", "step", "decode"}
 OWN = Identity("graph", "1.31.1", "commit", "avx2")
 
 
@@ -38,10 +37,12 @@ def play(bundle: Bundle) -> bytes:
         return generator.generate(**ASKED).media.tobytes()
 
 
-def plain(bundle: Bundle) -> bytes:
-    """Without anything that was kept."""
-    with Generator(bundle, open_backend(1)) as generator:
-        return generator.generate(**ASKED).media.tobytes()
+def build(bundle: Bundle) -> list[tuple[Path, bool]]:
+    return optimise(bundle, lambda *_: None)
+
+
+def never() -> None:
+    raise AssertionError("nobody else makes it")
 
 
 def folders(bundle: Bundle) -> dict[str, Path]:
@@ -55,27 +56,43 @@ def written(bundle: Bundle) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in bundle.path(FOLDER).rglob("*")}
 
 
-# Kept, and used again
+# Made when asked for, and used then
 
 
-def test_the_second_start_takes_what_the_first_one_left_and_makes_the_same_to_the_bit(bundle: Bundle) -> None:
-    want = plain(bundle)
-    assert not bundle.path(FOLDER).exists(), "an exporter's own run leaves nothing in a bundle"
-    assert play(bundle) == want
+def test_what_was_built_is_loaded_and_makes_the_same_to_the_bit(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = play(bundle)
+    assert not bundle.path(FOLDER).exists(), "to play leaves nothing in a bundle"
+    made = json.loads(done("build", str(bundle.folder), "--target", "cpu", "--json").stdout)["optimised"]
+    assert {(Path(each["folder"]), each["reused"]) for each in made} == {(f, False) for f in folders(bundle).values()}
+    assert set(folders(bundle)) == set(bundle.graphs)
+    opened: list[Path] = []
+    session = OrtCpu._session
+    monkeypatch.setattr(OrtCpu, "_session", lambda self, graph, o: opened.append(graph) or session(self, graph, o))
     left = written(bundle)
-    assert set(folders(bundle)) == PLAYED
     assert play(bundle) == want
+    assert opened == [folders(bundle)[role] / GRAPH for role in ("condition", "timestep", "step", "decode")]
     assert written(bundle) == left
 
 
-def test_the_kept_graph_is_what_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    play(bundle)
-    opened: list[Path] = []
-    monkeypatch.setattr("mmgen.runtime.ort.OrtCpu._session", lambda self, graph, options: opened.append(graph))
-    backend = open_backend(1, keep=True)
-    with pytest.raises(AttributeError):  # there is no session
-        backend.runner(bundle, "step")
-    assert opened == [folders(bundle)["step"] / GRAPH]
+def test_what_is_there_is_not_made_again(bundle: Bundle) -> None:
+    build(bundle)
+    left = written(bundle)
+    assert "reused" in done("build", str(bundle.folder), "--target", "cpu").stdout
+    load(bundle.folder, "ort-cpu", build=True).close()
+    assert written(bundle) == left
+
+
+def test_load_makes_them_when_it_is_told_to(bundle: Bundle) -> None:
+    load(bundle.folder, "ort-cpu", build=True).close()
+    assert set(folders(bundle)) == set(bundle.graphs)
+
+
+@pytest.mark.parametrize("more", [("--target", "host"), ("--workspace", "64"), ("--axis", "B=1")])
+def test_a_processor_has_no_options_of_tensorrt(bundle: Bundle, more: tuple[str, str]) -> None:
+    said = mmgen("build", str(bundle.folder), "--target", "cpu", *more)
+    assert said.exit_code == 2 and "--target cpu goes with no other target" in said.stderr
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Identity)])
@@ -85,10 +102,11 @@ def test_everything_that_decides_changes_the_key(field: str) -> None:
 
 
 def test_another_processor_has_graphs_of_its_own(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = play(bundle)
+    build(bundle)
     monkeypatch.setattr(optimised, "processor", lambda: "another one")
-    assert play(bundle) == want
-    assert len(list(bundle.path(FOLDER).iterdir())) == 2 * len(PLAYED)
+    assert optimised.find(bundle, "step", onnxruntime) is None
+    build(bundle)
+    assert len(list(bundle.path(FOLDER).iterdir())) == 2 * len(bundle.graphs)
 
 
 def flip(path: Path) -> None:
@@ -108,110 +126,100 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_what_is_damaged_is_made_again(
+def test_what_is_damaged_is_not_used_and_can_be_made_again(
     bundle: Bundle, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     want = play(bundle)
+    build(bundle)
     folder = folders(bundle)["step"]
     damage(folder)
     assert play(bundle) == want
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert str(folder) in warning and warning.endswith("; it is made again")
+    assert str(folder) in warning
+    assert warning.endswith(f"so it isn't used; mmgen build {bundle.folder} --target cpu makes it again")
+    assert [reused for made, reused in build(bundle) if made == folder] == [False]
     caplog.clear()
     assert play(bundle) == want
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
 
 
 def test_one_of_another_graph_is_not_taken(bundle: Bundle) -> None:
-    want = play(bundle)
+    build(bundle)
     found = folders(bundle)
     shutil.rmtree(found["step"])
     shutil.copytree(found["decode"], found["step"])
+    assert optimised.find(bundle, "step", onnxruntime) is None
+
+
+def test_what_onnx_runtime_cannot_load_is_not_used(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    want = play(bundle)
+    optimised.make(bundle, "step", onnxruntime, lambda graph, weights: graph.write_bytes(b"no graph"), never)
     assert play(bundle) == want
-    assert set(folders(bundle)) == PLAYED
+    assert "so it isn't used" in caplog.text and str(folders(bundle)["step"]) in caplog.text
 
 
-# Not kept
+# Not made
 
 
-def test_a_place_that_cannot_be_written_costs_time_and_nothing_else(
-    bundle: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
-    want = plain(bundle)
+def test_a_place_that_cannot_be_written_is_one_clear_error(bundle: Bundle) -> None:
     bundle.path(FOLDER).write_text("not a folder")
-    with caplog.at_level(logging.INFO, "mmgen"):
-        assert play(bundle) == want
-    assert "the step graph is optimised at each start" in caplog.text
-    assert bundle.path(FOLDER).read_text() == "not a folder"
+    with pytest.raises(MmgenError, match=r"optimised can't be written \(.*\); copy the bundle to a place"):
+        build(bundle)
+    assert play(bundle) and bundle.path(FOLDER).read_text() == "not a folder"
 
 
-def test_a_full_disk_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = plain(bundle)
+def test_a_full_disk_is_said_and_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    assert play(bundle) == want
+    with pytest.raises(MmgenError, match=r"free space in .*, got 0 MiB"):
+        build(bundle)
     assert list(bundle.path(FOLDER).iterdir()) == []
 
 
 def test_what_fails_half_way_leaves_nothing(bundle: Bundle) -> None:
-    def make(graph: Path, weights: str) -> None:
+    def write(graph: Path, weights: str) -> None:
         graph.write_bytes(b"half of i")
         raise MmgenError("ONNX Runtime failed")
 
-    assert optimised.kept(bundle, "step", OWN, make) is None
+    with pytest.raises(MmgenError, match="ONNX Runtime failed"):
+        optimised.make(bundle, "step", onnxruntime, write, never)
     assert list(bundle.path(FOLDER).iterdir()) == []
 
 
-def test_a_graph_that_nobody_verified_is_not_taken_for_the_manifests(bundle: Bundle) -> None:
-    data = bundle.path(bundle.graphs["step"].data or "")
-    flip(data)
-    load(bundle.folder, "ort-cpu", verify=False).close()
-    assert set(folders(bundle)) == PLAYED - {"step"}
+def test_a_graph_that_changed_since_the_bundle_was_read_is_not_kept(bundle: Bundle) -> None:
+    flip(bundle.path(bundle.graphs["step"].data or ""))
+    with pytest.raises(MmgenError, match=r"step\.onnx\.data is not the manifest's"):
+        build(bundle)
+    assert "step" not in folders(bundle)
 
 
 def test_a_process_that_was_killed_leaves_nothing_that_is_used_or_stays(bundle: Bundle) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    play(bundle)
+    build(bundle)
     folder = folders(bundle)["step"]
     partial = folder.with_name(f".{folder.name}.{dead.pid}.partial")
     folder.rename(partial)
-    assert play(bundle) == plain(bundle)
+    assert optimised.find(bundle, "step", onnxruntime) is None
+    build(bundle)
     assert folders(bundle)["step"] == folder and not partial.exists()
 
 
 # Two at once
 
 
-def test_while_another_process_writes_a_graph_it_is_loaded_as_it_is(
-    bundle: Bundle, caplog: pytest.LogCaptureFixture
-) -> None:
-    want = play(bundle)
-    folder = folders(bundle)["step"]
-    shutil.rmtree(folder)
-    with locked(lock_of(folder), None), caplog.at_level(logging.INFO, "mmgen"):
-        assert play(bundle) == want
-    assert "the step graph is being optimised by another process" in caplog.text
-    assert not folder.exists()
-
-
-def test_processes_that_start_at_once_make_the_same(bundle: Bundle, tmp_path: Path) -> None:
-    code = f"""
-import sys
-from mmgen.runtime import load
-with load({str(bundle.folder)!r}, "ort-cpu", threads=1) as generator:
-    sys.stdout.buffer.write(generator.generate(**{ASKED!r}).media.tobytes())
-"""
-    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
-    made = [process.communicate()[0] for process in started]
-    assert made == [plain(bundle)] * 3
-    assert set(folders(bundle)) == PLAYED
+def test_processes_that_build_at_once_build_once(bundle: Bundle) -> None:
+    code = "from mmgen.runtime.cli import main; main()"
+    command = [sys.executable, "-c", code, "build", str(bundle.folder), "--target", "cpu", "--json"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(3)]
+    reused = [each["reused"] for p in started for each in json.loads(p.communicate()[0])["optimised"]]
+    assert reused.count(False) == len(bundle.graphs) == len(folders(bundle))
 
 
 # Seen and cleared away
 
 
 def test_pruning_removes_what_cannot_be_used_any_more(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    play(bundle)
+    build(bundle)
     found = folders(bundle)
     version = next(about.identity.onnxruntime for _, about in optimised.scan(bundle) if isinstance(about, Optimised))
     assert prune(bundle, onnxruntime=version) == [] and prune(bundle) == []
@@ -227,11 +235,11 @@ def test_pruning_removes_what_cannot_be_used_any_more(bundle: Bundle, monkeypatc
         patch.setattr(optimised, "processor", lambda: "another one")
         assert prune(bundle, onnxruntime="99.0") == [], "these are not this machine's"
     reasons = [item.reason for item in prune(bundle, onnxruntime="99.0")]
-    assert reasons == [f"made by ONNX Runtime {version}, and 99.0 is here"] * 2
+    assert reasons == [f"made by ONNX Runtime {version}, and 99.0 is here"] * (len(bundle.graphs) - 2)
     assert list(bundle.path(FOLDER).iterdir()) == []
 
 
 def test_inspect_shows_them(bundle: Bundle) -> None:
     assert "optimised" not in done("inspect", str(bundle.folder)).stdout
-    play(bundle)
+    build(bundle)
     assert "optimised" in done("inspect", str(bundle.folder)).stdout
