@@ -30,12 +30,12 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,8 @@ class Worker:
                 start_new_session=True, env=os.environ | environment,
             )  # fmt: skip  # Ctrl-C is the parent's
 
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End it, whatever it does."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -144,12 +140,9 @@ def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit(), "machine": machine(),
         "versions": {name: versions(python(work, name)) for name in sorted({peer.environment for peer in peers})},
     }  # fmt: skip
-    scratch = work / "scratch"  # compiled anew every time: what compiling takes is part of the first request
-    environment = {
-        "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "TORCHINDUCTOR_CACHE_DIR": str(scratch / f"inductor-{os.getpid()}-{model.name}"),
-    }  # fmt: skip
+    scratch = work / "scratch"
     scratch.mkdir(exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
     def start(peer: Peer) -> Worker:
         script = Path(__file__).with_name("compare_worker.py")
@@ -160,7 +153,8 @@ def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work
     for number, session in enumerate(sessions(model, peers)):
         if record["interrupted"]:
             break
-        with ExitStack() as stack:
+        with tempfile.TemporaryDirectory(dir=scratch) as compiled, ExitStack() as stack:
+            environment["TORCHINDUCTOR_CACHE_DIR"] = compiled  # anew: what compiling takes is in the first request
             starts = {peer.name: lambda peer=peer: start(peer) for peer in session}
             merge(record, play(starts, rounds, stack, scratch, 1 + number * rounds))
     for name, figures in record["peers"].items():
@@ -218,13 +212,14 @@ def play(
             failed[name] = str(error)
             found.pop(name, None)
             if name in workers:
-                workers.pop(name).__exit__(None, None, None)
+                workers.pop(name).close()
 
     try:
         for name, start in peers.items():
             with excluding(name):
                 begun = time.perf_counter()
-                workers[name] = stack.enter_context(start())
+                workers[name] = start()
+                stack.callback(workers[name].close)
                 workers[name].ask()
                 load, made[name] = time.perf_counter() - begun, scratch / f"{name}.npz"
                 seconds = workers[name].ask({"request": 0, "save": str(made[name])})["seconds"]
@@ -249,9 +244,10 @@ def play(
         tell("  interrupted")
         interrupted = True
     reference = arrays(made.get(REFERENCE))
-    for name in found:
-        found[name]["agreement"] = agreement(reference, arrays(made.get(name)))
-    return {"peers": found, "failed": failed, "rounds": done, "interrupted": interrupted}
+    for name, figures in found.items():
+        figures["agreement"] = agreement(reference, arrays(made[name]))
+    measured = {name: figures for name, figures in found.items() if figures["samples"]}
+    return {"peers": measured, "failed": failed, "rounds": done, "interrupted": interrupted}
 
 
 def busy(worker: Worker, number: int) -> dict[str, Any]:
@@ -308,7 +304,7 @@ def versions(interpreter: Path) -> dict[str, str]:
 
 def keep(path: Path, name: str, record: Mapping[str, Any]) -> None:
     """Put a model's results in the place of its last ones; one that nobody finished a round of changes nothing."""
-    if not any(figures["samples"] for figures in record["peers"].values()):
+    if not record["peers"]:
         tell(f"  nothing was measured: {record['failed']}")
         return
     known = json.loads(path.read_text()) if path.exists() else {}
