@@ -1,7 +1,6 @@
 """What compare.py needs before it measures: environments, sources, exports.  What is there and up to date is kept."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -51,7 +50,7 @@ def prepare(model: Model, peers: Sequence[Peer], work: Path) -> dict[str, str]:
 def environment(name: str, work: Path) -> None:
     """Install what a peer's users install."""
     interpreter = python(work, name)
-    key = json.dumps([INSTALL[name], (HERE / "compare.txt").read_text()])
+    key = f"{INSTALL[name]} {_hash([HERE / 'compare.txt', ROOT / 'constraints.txt'])}"
     if _done(folder := work / "venvs" / name, key):
         return
     _tell(f"installing {name}")
@@ -63,8 +62,9 @@ def environment(name: str, work: Path) -> None:
 
 def source(model: Model, work: Path) -> None:
     """A model's folder: its weights as diffusers has them, and ONNX as torch alone exports it."""
-    tests = [ROOT / "tests" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
-    key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *tests])}"
+    weights = [ROOT / "tests" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
+    weights.append(ROOT / "export" / "checkpoints" / "emoji" / "config.json")  # has the hash of its own
+    key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *weights])}"
     if _done(folder := work / model.name, key):
         return
     _tell(f"making {model.title}")
