@@ -5,6 +5,7 @@ both ran within seconds of each other: above 1, mmgen is faster.
 """
 
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,7 +199,11 @@ def summary(records: Mapping[str, Record], plot: str) -> str:
     where = f"{cpus}, {threads} threads, {days}, source {commits}"
     if floors:
         where += f"; noise floor {min(floors):.1f} to {max(floors):.1f} %"
-    return f"{summary_table(records)}\n\n{where}.\n\n![Time of a request by program]({plot})"
+    where += (
+        ". All samples and versions are in `benchmarks/results/compare.json`; decoders, memory, first requests and what "
+        "was to be reached in `benchmarks/results/compare.md`."
+    )
+    return f"{summary_table(records)}\n\n{textwrap.fill(where, 120)}\n\n![Time of a request by program]({plot})"
 
 
 def summary_table(records: Mapping[str, Record]) -> str:
