@@ -29,10 +29,10 @@ class Model:
 MODELS = {
     model.name: model
     for model in (
-        Model("emoji", "embedded default, 64²", "text", (8, 16, 16), 20, 4.0, 24),
-        Model("dit-s", "DiT-S/2 + vq-f8, 256²", "class", (4, 32, 32), 20, 4.0, 12, (12, 6, 64)),
+        Model("emoji", "embedded default, 64²", "text", (8, 16, 16), 20, 4.0, 20),
+        Model("dit-s", "DiT-S/2 + vq-f8, 256²", "class", (4, 32, 32), 20, 4.0, 10, (12, 6, 64)),
         Model("dit-b", "DiT-B/2 + vq-f8, 256²", "class", (4, 32, 32), 20, 4.0, 6, (12, 12, 64)),
-        Model("action", "action head, GR00T N1.5's shape", "action", (16, 32), 4, 1.0, 12, together=False),
+        Model("action", "action head, GR00T N1.5's shape", "action", (16, 32), 4, 1.0, 10, together=False),
         Model("amused", "aMUSEd-256's shape", "tokens", (16, 16), 12, 10.0, 4, together=False),
     )
 }

@@ -200,8 +200,8 @@ def summary(records: Mapping[str, Record], plot: str) -> str:
     if floors:
         where += f"; noise floor {min(floors):.1f} to {max(floors):.1f} %"
     where += (
-        ". All samples and versions are in `benchmarks/results/compare.json`; decoders, memory, first requests and what "
-        "was to be reached in `benchmarks/results/compare.md`."
+        ". All samples and versions are in `benchmarks/results/compare.json`; decoders, memory, first requests and "
+        "what was to be reached in `benchmarks/results/compare.md`."
     )
     return f"{summary_table(records)}\n\n{textwrap.fill(where, 120)}\n\n![Time of a request by program]({plot})"
 

@@ -141,6 +141,7 @@ def test_ratios_are_of_the_rounds_and_of_the_fastest_backend_in_the_same_precisi
     table = told.summary_table({"dit-s": found})
     assert "| torch, f32 | **2.00×** 2 s |" in table
     assert "| torch-bf16, bf16 | **3.00×** 1.5 s |" in table
+    assert table in told.summary({"dit-s": found}, "plot.svg")
 
 
 def test_peers_of_two_sessions_meet_in_the_reference_alone(fake: Any, tmp_path: Path) -> None:
