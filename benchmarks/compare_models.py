@@ -113,7 +113,7 @@ class Request:
     """What every peer is asked in one turn: one sample."""
 
     number: int
-    noise: np.ndarray  # float32 (1, *latents); of tokens, the pipelines draw from the seed
+    noise: np.ndarray  # float32 (1, *latents); tokens are drawn with the numbers that mmgen has for this seed
     conditions: dict[str, Any]  # prompt, class_id, or context (400, 2048) and joints (64,)
 
 

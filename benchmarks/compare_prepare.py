@@ -11,7 +11,7 @@ from compare_models import Model, Peer
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 INSTALL = {
-    "torch": ["-c", "compare.txt", "-e", f"{ROOT}[export]", "transformers", "accelerate"],
+    "torch": ["-c", "compare.txt", "-e", f"{ROOT}[export]", "transformers", "accelerate", "pytest"],
     "onnxruntime": ["-c", "compare.txt", "numpy", "onnxruntime", "tokenizers"],
     "openvino": ["-c", "compare.txt", "numpy", "openvino", "tokenizers"],
     "mmgen": ["-c", "compare.txt", "-e", f"{ROOT}[ort,openvino]"],

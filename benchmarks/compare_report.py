@@ -61,16 +61,14 @@ def ratio(record: Record, above: str, below: str, part: str = "seconds") -> Rati
 def noise(record: Record) -> tuple[float, float] | None:
     """A/A: even rounds of a peer against its odd ones, as a relative difference; of the median peer and the worst.
 
-    None: there are fewer than four rounds.
+    None: nobody has four rounds.
     """
-    if record["rounds"] < 4:
-        return None
     floors = []
     for peer in record["peers"]:
-        series = list(times(record, peer).values())
-        even, odd = (statistics.median(series[start::2]) for start in (0, 1))
-        floors.append(max(even, odd) / min(even, odd) - 1)
-    return statistics.median(floors), max(floors)
+        if len(series := list(times(record, peer).values())) >= 4:
+            even, odd = (statistics.median(series[start::2]) for start in (0, 1))
+            floors.append(max(even, odd) / min(even, odd) - 1)
+    return (statistics.median(floors), max(floors)) if floors else None
 
 
 def others(record: Record) -> float | None:
@@ -140,7 +138,8 @@ def targets(records: Mapping[str, Record]) -> Iterator[Target]:
 def report(records: Mapping[str, Record]) -> str:
     """Everything, in Markdown."""
     parts = ["# mmgen against what else there is", __doc__.partition("\n\n")[2].strip()]
-    parts.append("## Targets\n\n" + "\n".join(str(target) for target in targets(records)))
+    if wanted := list(targets(records)):
+        parts.append("\n".join(["## What was to be reached\n", *map(str, wanted)]))
     for record in records.values():
         parts.append(f"## {record['title']}\n\n{_where(record)}\n\n{_full_table(record)}")
         if record["failed"]:

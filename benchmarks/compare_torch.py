@@ -99,7 +99,7 @@ def _dit(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Play:
 
     def watched(z: Tensor) -> Any:
         latents.append(z.float().numpy())
-        with clock.decoding():
+        with clock:
             return decode(z)
 
     vae.decode = watched
@@ -118,30 +118,30 @@ def _dit(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Play:
 
 
 def _amused(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Play:
+    from amused_pipeline import run_pipeline
     from diffusers import AmusedPipeline
+
+    from mmgen.runtime.masked_request import uniforms
 
     pipeline = AmusedPipeline.from_pretrained(folder / "diffusers", torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vqvae.to(memory_format=torch.channels_last)
     pipeline.transformer = compiled(pipeline.transformer)
     clock, vae = Clock(pipeline.transformer), pipeline.vqvae
-    decode, tokens = compiled(vae.decode), []
+    decode = compiled(vae.decode)
 
-    def watched(z: Tensor, **given: Any) -> Any:
-        tokens.append(z.numpy())
-        with clock.decoding():
-            return decode(z, **given)
+    def watched(*given: Any, **named: Any) -> Any:
+        with clock:
+            return decode(*given, **named)
 
     vae.decode = watched
 
     def play(request: Request) -> Made:
         clock.start()
-        tokens.clear()
-        made = pipeline(
-            request.conditions["prompt"], num_inference_steps=model.steps, guidance_scale=model.guidance,
-            generator=torch.Generator().manual_seed(request.number),
-        )  # fmt: skip
-        return Made(np.asarray(made.images[0])[None], tokens[0], clock.steps(), clock.decode)
+        shape = 1, *model.latents
+        drawn = [u.reshape(2, 1, -1) for u in uniforms(request.number, shape, model.steps).values()]
+        tokens, media = run_pipeline(pipeline, [request.conditions["prompt"]], drawn, model.steps, model.guidance)
+        return Made(media, tokens[-1], clock.steps(), clock.decode)
 
     return play
 
@@ -199,7 +199,7 @@ def narrow(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class Clock:
-    """Seconds of the steps and of the decoder inside a pipeline that tells neither."""
+    """Seconds of the steps, and of the decoder in a ``with`` block, inside a pipeline that tells neither."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._begun: list[float] = []
@@ -209,10 +209,6 @@ class Clock:
     def start(self) -> None:
         """A new request."""
         self._begun.clear()
-
-    def decoding(self) -> Any:
-        """A block that decodes."""
-        return self
 
     def __enter__(self) -> None:
         self._end = time.perf_counter()

@@ -160,7 +160,7 @@ def test_noise_is_even_rounds_against_odd_ones() -> None:
     typical, worst = told.noise(record(torch=[1.0, 1.0, 1.0, 1.0], b=[1.0, 1.1, 1.0, 1.1], c=[2.0] * 4))
     assert typical == 0
     assert worst == pytest.approx(0.1)
-    assert told.noise(record(torch=[1.0] * 4) | {"rounds": 3}) is None
+    assert told.noise(record(torch=[1.0] * 3)) is None
 
 
 def test_targets_are_said_to_be_met_or_not() -> None:
