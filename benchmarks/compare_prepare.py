@@ -11,10 +11,10 @@ from compare_models import Model, Peer
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 INSTALL = {
-    "torch": ["-c", "compare.txt", "-e", f"{ROOT}[export]", "transformers", "accelerate", "pytest"],
-    "onnxruntime": ["-c", "compare.txt", "numpy", "onnxruntime", "tokenizers"],
-    "openvino": ["-c", "compare.txt", "numpy", "openvino", "tokenizers"],
-    "mmgen": ["-c", "compare.txt", "-e", f"{ROOT}[ort,openvino]"],
+    "torch": ["-c", "compare_constraints.txt", "-e", f"{ROOT}[export]", "transformers", "accelerate", "pytest"],
+    "onnxruntime": ["-c", "compare_constraints.txt", "numpy", "onnxruntime", "tokenizers"],
+    "openvino": ["-c", "compare_constraints.txt", "numpy", "openvino", "tokenizers"],
+    "mmgen": ["-c", "compare_constraints.txt", "-e", f"{ROOT}[ort,openvino]"],
     "optimum": ["optimum-onnx[onnxruntime]==0.1.0", "diffusers", "torch==2.13.0"],  # wants an older transformers
 }
 DONE = "compare.key"  # a file in what was made, written last: what it was made of
@@ -50,7 +50,7 @@ def prepare(model: Model, peers: Sequence[Peer], work: Path) -> dict[str, str]:
 def environment(name: str, work: Path) -> None:
     """Install what a peer's users install."""
     interpreter = python(work, name)
-    key = f"{INSTALL[name]} {_hash([HERE / 'compare.txt', ROOT / 'constraints.txt'])}"
+    key = f"{INSTALL[name]} {_hash([HERE / 'compare_constraints.txt', ROOT / 'constraints.txt'])}"
     if _done(folder := work / "venvs" / name, key):
         return
     _tell(f"installing {name}")

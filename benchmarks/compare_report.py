@@ -250,7 +250,7 @@ def marked(text: str, table: str) -> str | None:
 
 STYLE = """
 svg { background: #fff; } text { font: 12px system-ui, sans-serif; fill: #1d2430; } .title { font-weight: 600; }
-.f32 { fill: #2f6fb5; } .bf16 { fill: #d9822b; } .ours { stroke: #1d2430; stroke-width: 1.5; } .one { stroke: #8b8f97; }
+.f32 { fill: #2f6fb5; } .bf16 { fill: #d9822b; } .ours { stroke: #1d2430; stroke-width: 1.5; }
 """
 WIDTH, LEFT, RIGHT, LINE = 720, 170, 130, 18
 
