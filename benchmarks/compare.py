@@ -4,9 +4,11 @@
 
 Run it where mmgen is installed; it needs nothing else.  Peers get environments of their own in --work, with models of
 random weights, plain ONNX exports and bundles: an hour and 25 GB once, of which --prepare makes all and stops.  Then,
-for each model, every peer is a process that loads once; one request at a time goes to each in turn, in another order
-every round.  Whatever is new in a request is new for all: other noise, another prompt, class or context; mmgen is made
-to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or to actions.
+for each model, every peer is a process that loads once, together up to 16 GB of memory; one request at a time goes to
+each in turn, in another order every round.  Whatever is new in a request is new for all: other noise, another prompt,
+class or context; mmgen is made to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or
+to actions.  Loading ends when a process is ready, imports included; what mmgen keeps in a bundle that was loaded
+before on this machine is used.
 
 Peers: diffusers, or the model's own modules, in eager torch in float32 and in bfloat16, and compiled in bfloat16; loops
 by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen, whose
@@ -169,7 +171,7 @@ def merge(record: dict[str, Any], found: dict[str, Any]) -> None:
         if known is not figures:
             known["samples"] += figures["samples"]
     record["failed"] |= found["failed"]
-    record["rounds"] += found["rounds"]
+    record["rounds"] = max(record["rounds"], found["rounds"])
     record["interrupted"] = found["interrupted"]
 
 
