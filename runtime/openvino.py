@@ -26,6 +26,7 @@ from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot, shape_of
+from mmgen.runtime.openvino_norms import channels_last
 
 Name = Literal["openvino", "openvino-bf16"]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of a graph's inputs, by name
@@ -117,6 +118,7 @@ class OpenVino(HostBackend):
             model = self._core.read_model(path)
         if self.name != "openvino-bf16" or role not in BF16:
             return self._part(bundle, path, model, graph, "f32")
+        channels_last(self._openvino, model)  # in float32, where the rest takes twice as long, it gains next to nothing
         if CODES not in (spec.name for spec in graph.outputs):
             return self._part(bundle, path, model, graph, "bf16")
         search, decoder = _cut(self._openvino, model, graph)

@@ -43,6 +43,8 @@ LIMITS: dict[str, float] = {
     "OpenVINO, codes": 0.95,  # 0.984
     "OpenVINO, PSNR": 50.0,  # dB, of the decoder alone; equal
     "OpenVINO bfloat16, latents": 1e-2,  # 4.1e-3; 7.2e-3 of the embedded default
-    "OpenVINO bfloat16, PSNR": 50.0,  # dB, of the decoder alone; 57.0; 58.2 of the embedded default
+    "OpenVINO bfloat16, PSNR": 50.0,  # dB, of the decoder alone; 56.0; 56.2 of the embedded default
+    "group norm, channels last": 1e-6,  # 1.0e-7, as before it is rewritten
+    "group norm, channels last, half": 1e-3,  # 2.2e-4, as before
     "hoisted latents": 1e-6,  # 0.0 in float32; a compiler may fuse the two differently
 }
