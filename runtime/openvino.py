@@ -116,9 +116,9 @@ class OpenVino(HostBackend):
         path = bundle.path(graph.file)
         with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"):
             model = self._core.read_model(path)
+        channels_last(self._openvino, model)
         if self.name != "openvino-bf16" or role not in BF16:
             return self._part(bundle, path, model, graph, "f32")
-        channels_last(self._openvino, model)  # in float32, where the rest takes twice as long, it gains next to nothing
         if CODES not in (spec.name for spec in graph.outputs):
             return self._part(bundle, path, model, graph, "bf16")
         search, decoder = _cut(self._openvino, model, graph)
