@@ -165,23 +165,23 @@ def test_without_openvino_it_is_an_error_and_auto_takes_onnx_runtime(
     for name in ("openvino", "openvino-bf16"):
         with pytest.raises(MmgenError, match=r"OpenVINO is not installed; pip install 'mmgen\[openvino\]'"):
             load(bundle_folder, name)
-    monkeypatch.setattr("mmgen.runtime.cuda.open_device", raising("no device"))
+    without_gpu(monkeypatch)
     with load(bundle_folder) as opened:
         assert opened.backend == "ort-cpu"
 
 
 def test_auto_takes_it_in_float32_where_there_is_no_gpu(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tensorrt", "ort_cuda"):
-        monkeypatch.setattr(f"mmgen.runtime.{module}.open_backend", raising("no GPU"))
+    without_gpu(monkeypatch)
     with load(bundle_folder) as opened:
         assert opened.backend == "openvino"
 
 
-def raising(what: str) -> Any:
+def without_gpu(patch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise MmgenError(what)
+        raise MmgenError("no GPU")
 
-    return refuse
+    for module in ("tensorrt", "ort_cuda"):
+        patch.setattr(f"mmgen.runtime.{module}.open_backend", refuse)
 
 
 @pytest.mark.parametrize(("content", "said"), [(b"", "can't load it"), (b"no model", "can't load it")])
