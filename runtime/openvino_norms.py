@@ -39,7 +39,17 @@ def _ends(norm: Any) -> tuple[Any, Any] | None:
     shape, rows = picture.get_partial_shape(), before.output(0).get_partial_shape()
     if (shape.rank.get_length(), rows.rank.get_length()) != (4, 3) or after.output(0).get_partial_shape() != shape:
         return None
-    return (picture, after) if shape[1].is_static and rows[1].is_static else None
+    sizes = [size.get_length() if size.is_static else 0 for size in (*list(shape)[1:], *list(rows)[1:])]
+    channels, height, width, groups, length = sizes  # rows are groups if a sample has no others and channels stay whole
+    whole = 0 < channels * height * width == groups * length and channels % groups == 0
+    return (picture, after) if whole and _of_rows(norm) else None
+
+
+def _of_rows(norm: Any) -> bool:
+    """Whether a norm is one of rows, with mean 0 and variance 1."""
+    told = norm.get_attributes()
+    kind = told["normalize_variance"] and str(told["eps_mode"]).upper() == "INSIDE_SQRT"
+    return kind and (_constant(norm.input_value(1), 2) or _constant(norm.input_value(1), -1))
 
 
 def _reader(node: Any) -> Any:

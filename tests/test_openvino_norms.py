@@ -14,16 +14,23 @@ from mmgen.runtime.verify import relative_rms
 if not importlib.util.find_spec("openvino"):
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
 EPSILON = 1e-3
-ROWS = np.array([0, 4, -1])
+GROUPS = (0, 4, -1)  # each a row of a sample
 
 
-def exported(shape: list[int], kind: type = np.float32, scale: float = 1.0, eager: bool = False) -> Any:
+def exported(
+    shape: list[int],
+    kind: type = np.float32,
+    scale: float = 1.0,
+    eager: bool = False,
+    rows: tuple[int, ...] = GROUPS,
+    axis: int = 2,
+) -> Any:
     """A norm of four groups as it comes from ONNX; with ``eager`` its rows are read by others too."""
     opset = (openvino := find_openvino()).opset13
     x = opset.parameter(shape, kind)
-    normed = opset.mvn(opset.reshape(x, ROWS, True), np.array([2]), True, EPSILON, "inside_sqrt")
-    scaled = opset.multiply(normed, np.full((1, 4, 1), scale, kind))
-    out = opset.reshape(opset.add(scaled, np.zeros((1, 4, 1), kind)), opset.shape_of(x), False)
+    normed = opset.mvn(opset.reshape(x, np.array(rows), True), np.array([axis]), True, EPSILON, "inside_sqrt")
+    scaled = opset.multiply(normed, np.full((1, 1, 1), scale, kind))
+    out = opset.reshape(opset.add(scaled, np.zeros((1, 1, 1), kind)), opset.shape_of(x), False)
     return openvino.Model([out, normed] if eager else [out], [x])
 
 
@@ -50,8 +57,15 @@ def test_the_numbers_are_the_same(batch: int, kind: type) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"shape": [2, 12, 35]}, {"shape": [2, 12, 5, 7], "scale": 2.0}, {"shape": [2, 12, 5, 7], "eager": True}],
-    ids=["no picture", "scaled rows", "rows read by others"],
+    [
+        {"shape": [-1, 12, 35]},
+        {"shape": [-1, 12, 5, 7], "scale": 2.0},
+        {"shape": [-1, 12, 5, 7], "eager": True},
+        {"shape": [-1, 12, 5, 7], "axis": 1},
+        {"shape": [-1, 12, 5, 7], "rows": (-1, 4, 35)},
+        {"shape": [-1, 12, 5, 7], "rows": (0, 5, 84)},
+    ],
+    ids=["no picture", "scaled rows", "rows read by others", "across rows", "rows are channels", "parts of channels"],
 )
 def test_other_norms_stay(other: dict[str, Any]) -> None:
     model = exported(**other)
