@@ -7,8 +7,7 @@ random weights, plain ONNX exports and bundles: an hour and 25 GB once, of which
 for each model, every peer is a process that loads once, together up to 16 GB of memory; one request at a time goes to
 each in turn, in another order every round.  Whatever is new in a request is new for all: other noise, another prompt,
 class or context; mmgen is made to forget what it would keep.  Timed is one sample from its noise to uint8 pictures, or
-to actions.  Loading ends when a process is ready, imports included; what mmgen keeps in a bundle that was loaded
-before on this machine is used.
+to actions.  Loading ends when a process is ready, imports included.
 
 Peers: diffusers, or the model's own modules, in eager torch in float32 and in bfloat16, and compiled in bfloat16; loops
 by hand with numpy around plain exports in ONNX Runtime and in OpenVINO; optimum, if it knows the model; mmgen, whose
