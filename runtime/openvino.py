@@ -119,7 +119,7 @@ class OpenVino(HostBackend):
         channels_last(self._openvino, model)
         if self.name != "openvino-bf16" or role not in BF16:
             return self._part(bundle, path, model, graph, "f32")
-        if CODES not in (spec.name for spec in graph.outputs):
+        if role != "decode" or CODES not in (spec.name for spec in graph.outputs):  # a step's codes are its result
             return self._part(bundle, path, model, graph, "bf16")
         search, decoder = _cut(self._openvino, model, graph)
         return InTurn(self._part(bundle, path, *search, "f32"), self._part(bundle, path, *decoder, "bf16"))
