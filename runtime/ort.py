@@ -58,6 +58,11 @@ class OrtCpu(HostBackend):
         if found := optimised.find(bundle, role, self._onnxruntime):
             options = self._new_options()
             options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            if role != "step":  # what runs once a request
+                # From the second run on, there would be one block for all that a graph makes, beside what the first run
+                # took; and its threads would take time from the other graphs while these are loaded.
+                options.enable_mem_pattern = False
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
                 return OrtRunner(self._session(found, options))
             except MmgenError as error:
@@ -80,8 +85,6 @@ class OrtCpu(HostBackend):
     def _new_options(self) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # One block for all that a graph makes would lie beside the memory that its first run took.
-        options.enable_mem_pattern = False
         # Each graph has threads of its own; those of the step would wait for more while the next graph runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
