@@ -9,10 +9,10 @@ transformers accelerate`` as DiTPipeline's users are told.  On the side of diffu
 DiTPipeline, and the embedded default by the torch modules that it was trained as, with diffusers' flow-matching
 scheduler.  Measured in both:
 
-    size      bytes that the installation added to a new environment
-    import    seconds until the library and its backend are imported
-    first     seconds from the start of a process to its first picture: import, load, the default or 10 steps, decode
-    memory    peak resident bytes of that process, files that it has mapped included
+    installed size    bytes that the installation added to a new environment
+    import            seconds of a process that imports the library and its backend
+    first picture     seconds from the start of a process to its first picture: import, load, 20 or 10 steps, decode
+    peak memory       resident bytes of that process, files that it has mapped included
 
 Runs are interleaved; figures are medians, and all samples are in the JSON file, with what each package takes.  The
 first process of each kind isn't counted: in it mmgen also optimises the graphs, and keeps them in the bundle.  What
@@ -24,6 +24,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def save_pipeline(folder: Path) -> None:
 def make_environment(name: str, work: Path) -> int:
     """Install into a new environment; returns the bytes that this added."""
     python, record = work / name / "bin" / "python", work / name / "added.json"
-    if not record.exists():
+    if name == "mmgen" or not record.exists():  # the tree may have changed
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(work / name)], check=True)
         before = bytes_on_disk(work / name)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -178,17 +179,19 @@ def main() -> None:
 
     size = {name: make_environment(name, work) for name in INSTALL}
     make_models(work)
-    keys = ["import", *(f"{what}, {model}" for model in FIRST for what in ("first", "memory"))]
+    for bundle in work.glob("*.mmgen"):
+        shutil.rmtree(bundle / "optimised", ignore_errors=True)
+    keys = ["import", *(f"{what}, {model}" for model in FIRST for what in ("first picture", "peak memory"))]
     samples: dict[str, dict[str, list[float]]] = {key: {name: [] for name in INSTALL} for key in keys}
     for turn in range(arguments.runs + 1):
         for name in INSTALL if turn % 2 else reversed(INSTALL):
             samples["import"][name].append(measure(name, IMPORT[name], work)[0])
             for model, scripts in FIRST.items():
                 first, (memory,) = measure(name, scripts[name] + REPORT, work)
-                samples[f"first, {model}"][name].append(first)
-                samples[f"memory, {model}"][name].append(memory)
+                samples[f"first picture, {model}"][name].append(first)
+                samples[f"peak memory, {model}"][name].append(memory)
     very_first = {key: {name: values.pop(0) for name, values in each.items()} for key, each in samples.items()}
-    medians: dict[str, dict[str, float]] = {"size": {n: float(s) for n, s in size.items()}}
+    medians: dict[str, dict[str, float]] = {"installed size": {n: float(s) for n, s in size.items()}}
     medians |= {key: {n: statistics.median(v) for n, v in each.items()} for key, each in samples.items()}
     record: dict[str, Any] = {
         "ratios": {key: each["mmgen"] / each["diffusers"] for key, each in medians.items()},
@@ -222,7 +225,7 @@ def table(record: dict[str, Any]) -> str:
     """Markdown."""
     lines = ["| | mmgen / diffusers | mmgen | diffusers + torch |", "|---|---|---|---|"]
     for key, medians in record["medians"].items():
-        scale, unit = (1e6, "MB") if key.startswith(("size", "memory")) else (1, "s")
+        scale, unit = (1e6, "MB") if key.startswith(("installed size", "peak memory")) else (1, "s")
         ours, theirs = (medians[name] / scale for name in INSTALL)
         lines.append(f"| {key} | **1/{1 / record['ratios'][key]:.1f}** | {ours:.3g} {unit} | {theirs:.4g} {unit} |")
     return "\n".join(lines)
