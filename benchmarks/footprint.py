@@ -14,9 +14,8 @@ scheduler.  Measured in both:
     first picture     seconds from the start of a process to its first picture: import, load, 20 or 10 steps, decode
     peak memory       resident bytes of that process, files that it has mapped included
 
-Runs are interleaved; figures are medians, and all samples are in the JSON file, with what each package takes.  The
-first process of each kind isn't counted: in it mmgen also optimises the graphs, and keeps them in the bundle.  What
-that takes stands in the file as ``very first``.
+Graphs are optimised first, as ``mmgen build BUNDLE --target cpu`` does.  Runs are interleaved after one that isn't
+counted; figures are medians, and all samples are in the JSON file, with what each package takes.
 """
 
 import argparse
@@ -24,7 +23,6 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -180,23 +178,23 @@ def main() -> None:
     size = {name: make_environment(name, work) for name in INSTALL}
     make_models(work)
     for bundle in work.glob("*.mmgen"):
-        shutil.rmtree(bundle / "optimised", ignore_errors=True)
+        subprocess.run([work / "mmgen" / "bin" / "mmgen", "build", bundle, "--target", "cpu"], check=True)
     keys = ["import", *(f"{what}, {model}" for model in FIRST for what in ("first picture", "peak memory"))]
     samples: dict[str, dict[str, list[float]]] = {key: {name: [] for name in INSTALL} for key in keys}
     for turn in range(arguments.runs + 1):
         for name in INSTALL if turn % 2 else reversed(INSTALL):
-            samples["import"][name].append(measure(name, IMPORT[name], work)[0])
+            found = {"import": measure(name, IMPORT[name], work)[0]}
             for model, scripts in FIRST.items():
                 first, (memory,) = measure(name, scripts[name] + REPORT, work)
-                samples[f"first picture, {model}"][name].append(first)
-                samples[f"peak memory, {model}"][name].append(memory)
-    very_first = {key: {name: values.pop(0) for name, values in each.items()} for key, each in samples.items()}
+                found |= {f"first picture, {model}": first, f"peak memory, {model}": memory}
+            if turn:
+                for key, value in found.items():
+                    samples[key][name].append(value)
     medians: dict[str, dict[str, float]] = {"installed size": {n: float(s) for n, s in size.items()}}
     medians |= {key: {n: statistics.median(v) for n, v in each.items()} for key, each in samples.items()}
     record: dict[str, Any] = {
         "ratios": {key: each["mmgen"] / each["diffusers"] for key, each in medians.items()},
         "medians": medians,
-        "very first": very_first,
         "samples": samples,
         "packages": {name: packages(name, work) for name in INSTALL},
         "date": datetime.date.today().isoformat(),
