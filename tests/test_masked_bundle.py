@@ -25,7 +25,7 @@ from mmgen.runtime.masked import table
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.masked_reference import run
 from mmgen.runtime.masked_request import uniforms
-from mmgen.runtime.verify import measure, verify
+from mmgen.runtime.verify import measure, repeat, verify
 
 PLACES = GRID[0] * GRID[1]
 
@@ -148,13 +148,20 @@ def test_a_deadline_that_is_near_leaves_codes_in_every_place(generator: Generato
     assert not result.complete and (result.codes < CODES).all() and result.media.shape == (1, 12, 12, 3)
 
 
-def test_half_bundles_pass_their_receipts_and_verify_repeats_them(model: Model, tmp_path: Path) -> None:
-    bundle = export(model, tmp_path / "half.mmgen", policy="fp16")
+@pytest.fixture(scope="module")
+def half(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("half") / "half.mmgen"
+    export(model, folder, policy="fp16")
+    return folder
+
+
+def test_half_bundles_pass_their_receipts_and_verify_repeats_them(half: Path) -> None:
+    bundle = read_bundle(half)
     assert bundle.precision.half_share["step"].weight_bytes > 0.9
     figures = {(r.level, r.graph, r.figure) for r in bundle.receipts}
     assert {(level, role, "share") for level in (1, 2) for role in ("step", "encode")} < figures
     assert (3, "loop", "share that differs") in figures
-    again = verify(tmp_path / "half.mmgen", "ort-cpu", threads=1)
+    again = verify(half, "ort-cpu", threads=1)
     assert any(r.figure == "share that differs" and r.limit is not None for r in again)
 
 
@@ -221,6 +228,15 @@ def test_a_loop_that_hands_on_wrong_tokens_fails(
     with load(folder, "ort-cpu", threads=1) as generator:
         receipts = [receipt for receipt in measure(generator, read_golden(folder / GOLDEN)) if receipt.level == 3]
     assert tuple(receipt.passed for receipt in receipts) == passes
+
+
+def test_in_bfloat16_a_step_that_makes_codes_stays_one_graph(half: Path) -> None:
+    core = pytest.importorskip("openvino", reason="OpenVINO is not installed").Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no instructions for bfloat16")
+    torchs, own, *_ = repeat(half, "openvino-bf16", threads=1)
+    assert own.tensor.endswith("given their own") and own.passed
+    assert torchs.tensor.endswith("given torch's") and torchs.measured < torchs.limit
 
 
 @pytest.mark.parametrize(("wrong", "passes"), [(0, True), (2, False)])
