@@ -7,12 +7,12 @@ half graph there neither rounds nor overflows, and would prove nothing.  Casts t
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from mmgen.runtime.backend import Runner
 from mmgen.runtime.ort import OrtCpu
 
 MOVES = {
@@ -83,6 +83,6 @@ class EmulatedHalf(OrtCpu):
 
     name = "ort-cpu, half emulated"
 
-    def load(self, graph: Path) -> Runner:
+    def load(self, graph: Path, options: Any) -> Any:
         with emulated(graph) as rounded:
-            return super().load(rounded)
+            return self.session(rounded, options)

@@ -12,9 +12,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmgen.runtime.build import ENGINES, SCHEMA, SIDECAR, Build, EngineFile, Place, differences, identity_of_graph
+from mmgen.runtime.build import ENGINES, SCHEMA, SIDECAR, Build, EngineFile, Place
 from mmgen.runtime.bundle import Bundle, from_json, sha256
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.identity import differences, identity_of_graph
 
 KEY = "[0-9a-f]{32}"  # names of builds
 BRIEF = 16  # digits of a hash that messages show

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmgen.runtime.build import identity_of_graph, key_of
 from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.folders import lock_of, locked, whole_folder
+from mmgen.runtime.identity import identity_of_graph, key_of
 
 FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
 GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
-SCHEMA = 1  # of the sidecar and of the settings with which graphs are written; another one means writing them again
+SCHEMA = 2  # of the sidecar and of the settings with which graphs are written; another one means writing them again
 ROOM = 4  # bytes to have free for each byte of a graph: half precision becomes float32, and is there twice
 
 ELSEWHERE = "copy the bundle to a place that can be written"
@@ -90,6 +89,8 @@ def make(
     Raises:
         MmgenError: it can't be written or made, or a file of the bundle isn't the manifest's.
     """
+    from mmgen.runtime.folders import lock_of, locked  # not for those who only load
+
     identity = _identify(bundle, role, onnxruntime)
     folder = _folder(bundle, identity)
     try:
@@ -196,6 +197,8 @@ def _checksum(path: Path) -> tuple[int, int]:
 def _write(
     bundle: Bundle, role: Role, identity: Identity, folder: Path, optimise: Callable[[Path, str], None], alone: bool
 ) -> None:
+    from mmgen.runtime.folders import whole_folder
+
     graph = bundle.graphs[role]
     sources = {bundle.path(graph.file): graph.sha256}
     if graph.data:

@@ -14,6 +14,7 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot
+from mmgen.runtime.widen import widen
 
 
 class OrtRunner:
@@ -46,16 +47,15 @@ class OrtRunner:
 
 
 class OrtCpu(HostBackend):
-    """Sessions that share one set of options."""
+    """Sessions with the same number of threads."""
 
     name = "ort-cpu"
 
     def __init__(self, onnxruntime: Any, threads: int | None) -> None:
         self._onnxruntime, self._threads = onnxruntime, threads
-        self._options = self._new_options()
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
-        if found := optimised.find(bundle, role, self._onnxruntime):
+        if kept := optimised.find(bundle, role, self._onnxruntime):
             options = self._new_options()
             options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             if role != "step":  # what runs once a request
@@ -64,18 +64,16 @@ class OrtCpu(HostBackend):
                 options.enable_mem_pattern = False
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
-                return OrtRunner(self._session(found, options))
+                return OrtRunner(self.session(kept, options))
             except MmgenError as error:
                 log.warning("%s, so it isn't used", error.what)
-        return self.load(bundle.path(bundle.graphs[role].file))
+        return OrtRunner(self.load(bundle.path(bundle.graphs[role].file), self._new_options()))
 
-    def load(self, graph: Path) -> Runner:
-        """A runner for an ONNX file.
-
-        Raises:
-            MmgenError: ONNX Runtime can't load it.
-        """
-        return OrtRunner(self._session(graph, self._options))
+    def load(self, graph: Path, options: Any) -> Any:
+        """A session for a graph of a bundle, which computes in float32."""
+        if wide := widen(graph.read_bytes()):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+        return self.session(graph, options, wide)
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
@@ -92,16 +90,21 @@ class OrtCpu(HostBackend):
         return options
 
     def _write(self, graph: Path, to: Path, weights: str) -> None:
-        """Write what ONNX Runtime makes of a graph, and beside it its weights as this processor multiplies them."""
+        """Write what ``load`` makes of a graph, and beside it its weights as this processor multiplies them."""
         options = self._new_options()
         options.optimized_model_filepath = str(to)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        self._session(graph, options)
+        self.load(graph, options)
 
-    def _session(self, graph: Path, options: Any) -> Any:
+    def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
+        """A session for an ONNX file, or for other content in its place.
+
+        Raises:
+            MmgenError: ONNX Runtime can't load it.
+        """
         try:
-            return self._onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            return self._onnxruntime.InferenceSession(content or graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise MmgenError(
                 f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
