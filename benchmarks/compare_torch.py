@@ -91,28 +91,17 @@ def _dit(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Play:
     from diffusers.pipelines.dit import pipeline_dit
 
     pipeline = DiTPipeline.from_pretrained(folder / "diffusers", torch_dtype=dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(memory_format=torch.channels_last)
-    pipeline.transformer = compiled(pipeline.transformer)
-    clock, vae = Clock(pipeline.transformer), pipeline.vae
-    decode, latents = compiled(vae.decode), []
-
-    def watched(z: Tensor) -> Any:
-        latents.append(z.float().numpy())
-        with clock:
-            return decode(z)
-
-    vae.decode = watched
+    clock, decoded = _watched(pipeline, pipeline.vae, compiled)
 
     def play(request: Request) -> Made:
         clock.start()
-        latents.clear()
         noise = torch.from_numpy(request.noise).to(dtype)
         with patch.object(pipeline_dit, "randn_tensor", lambda *_, **__: noise):  # the same noise for every peer
             made = pipeline(
                 [request.conditions["class_id"]], guidance_scale=model.guidance, num_inference_steps=model.steps
             )
-        return Made(np.asarray(made.images[0])[None], latents[0], clock.steps(), clock.decode)
+        latents = decoded[-1].float().numpy()
+        return Made(np.asarray(made.images[0])[None], latents, clock.steps(), clock.decode)
 
     return play
 
@@ -124,17 +113,7 @@ def _amused(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Pl
     from mmgen.runtime.masked_request import uniforms
 
     pipeline = AmusedPipeline.from_pretrained(folder / "diffusers", torch_dtype=dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.vqvae.to(memory_format=torch.channels_last)
-    pipeline.transformer = compiled(pipeline.transformer)
-    clock, vae = Clock(pipeline.transformer), pipeline.vqvae
-    decode = compiled(vae.decode)
-
-    def watched(*given: Any, **named: Any) -> Any:
-        with clock:
-            return decode(*given, **named)
-
-    vae.decode = watched
+    clock, _ = _watched(pipeline, pipeline.vqvae, compiled)
 
     def play(request: Request) -> Made:
         clock.start()
@@ -144,6 +123,22 @@ def _amused(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Pl
         return Made(media, tokens[-1], clock.steps(), clock.decode)
 
     return play
+
+
+def _watched(pipeline: Any, vae: Any, compiled: Any) -> tuple["Clock", list[Tensor]]:
+    """Prepare a pipeline of diffusers; returns its clock, and where the last thing that it decoded is put."""
+    pipeline.set_progress_bar_config(disable=True)
+    vae.to(memory_format=torch.channels_last)
+    pipeline.transformer = compiled(pipeline.transformer)
+    clock, decode, decoded = Clock(pipeline.transformer), compiled(vae.decode), []
+
+    def watched(latents: Tensor, *others: Any, **named: Any) -> Any:
+        decoded[:] = [latents]
+        with clock:
+            return decode(latents, *others, **named)
+
+    vae.decode = watched
+    return clock, decoded
 
 
 def _emoji(model: Model, dtype: torch.dtype, compiled: Any) -> Play:

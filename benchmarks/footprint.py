@@ -44,8 +44,8 @@ IMPORT = {
 }
 MMGEN = """
 from mmgen.runtime import load
-with load("{bundle}") as generator:
-    picture = generator.generate({request}, guidance=4.0, seed=0).media[0]
+generator = load("{bundle}")
+picture = generator.generate({request}, guidance=4.0, seed=0).media[0]
 """
 FIRST = {
     "the embedded default": {

@@ -13,7 +13,7 @@ from mmgen.runtime.errors import MmgenError
 MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]  # this environment's, wherever it is
 
 
-def ensure_engines(bundle: Bundle, backend: str) -> None:
+def ensure_built(bundle: Bundle, backend: str) -> None:
     """Build engines for this device unless there are some that fit, or optimise graphs for this processor.
 
     Args:

@@ -387,9 +387,9 @@ def load(
     """
     bundle = read_bundle(folder, verify=verify)
     if build:
-        from mmgen.runtime.building import ensure_engines  # which starts processes and looks for devices
+        from mmgen.runtime.building import ensure_built  # which starts processes and looks for devices
 
-        ensure_engines(bundle, backend)
+        ensure_built(bundle, backend)
     opened = open_backend(backend, bundle, threads)
     try:
         return Generator(bundle, opened)

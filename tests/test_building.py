@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmgen.runtime import MmgenError, building, load
-from mmgen.runtime.building import ensure_engines, run_build
+from mmgen.runtime.building import ensure_built, run_build
 from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.cuda import open_device
 
@@ -45,7 +45,7 @@ def test_where_there_is_no_gpu_a_backend_that_needs_one_is_an_error(copy: Path, 
 
 def test_a_backend_without_engines_builds_none(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "open_device", lambda: pytest.fail("no device is needed"))
-    ensure_engines(read_bundle(copy), "ort-cpu")
+    ensure_built(read_bundle(copy), "ort-cpu")
 
 
 def test_the_builder_is_the_mmgen_build_of_this_environment(copy: Path) -> None:
