@@ -5,6 +5,7 @@
 ``loop`` runs the step graph of the same request as one would without mmgen: compiled for its shapes, one inference
 request, numpy arrays in and out, the state handed on.  It must come to the same latents as ``openvino``, to the bit.
 Milliseconds a row and a request, medians; ratios are of the samples of one turn.  The loop's request is its rows.
+``off`` is the relative RMS of the latents that a backend comes to from those of ``openvino``.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import numpy as np
 from mmgen.runtime import Generator, load
 from mmgen.runtime.bundle import NEXT_STATE, STATE, Bundle
 from mmgen.runtime.openvino import find_openvino
+from mmgen.runtime.verify import relative_rms
 
 Sample = tuple[float, float, np.ndarray]  # seconds a row and a request; latents
 PAUSE = 0.02  # seconds in which the threads of one backend come to rest before another's turn
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path, help="a list, to which this run is added")
     arguments = parser.parse_args()
-    names, loads, generators = ("ort-cpu", "openvino", "openvino-bf16"), {}, {}
+    names, loads, generators = ("ort-cpu", "ort-cpu-int8", "openvino", "openvino-bf16"), {}, {}
     for name in names:
         clock = time.process_time()
         generators[name] = load(arguments.bundle, name, threads=arguments.threads, verify=False)
@@ -105,6 +107,7 @@ def main() -> None:
         row, whole = (statistics.median(s[i] for s in of_name) for i in range(2))
         ratio = statistics.median(s[0] / o[0] for s, o in zip(of_name, samples["openvino"], strict=True))
         record[name] = {"row": round(1e3 * row, 3), "request": round(1e3 * whole, 2), "ratio": round(ratio, 3)}
+        record[name]["off"] = float(f"{relative_rms(of_name[0][2], samples['openvino'][0][2]):.2g}")
         if name in loads:
             record[name]["load, of the processor"] = round(1e3 * loads[name])
         print(f"{name:14}", *(f"{key} {value}  " for key, value in record[name].items()))

@@ -177,7 +177,7 @@ def _prove_graphs(
 def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
     """Levels 3 and 4, on the files as they will be; the manifest, written."""
     write_manifest(bundle, folder)
-    backend = EmulatedHalf(onnxruntime, None) if bundle.precision.policy == "fp16" else open_backend(None)
+    backend = EmulatedHalf(onnxruntime, None) if bundle.precision.policy == "fp16" else open_backend("ort-cpu", None)
     with Generator(read_bundle(folder, verify=False), backend) as generator:
         receipts = require(measure(generator, read_golden(folder / GOLDEN)))
     bundle = dataclasses.replace(bundle, receipts=(*bundle.receipts, *receipts))

@@ -18,7 +18,7 @@ from mmgen.runtime.memory import Slot
 
 ON_GPU = ("tensorrt", "tensorrt-rtx", "ort-cuda")
 AUTO = (*ON_GPU, "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
-NAMES = (*AUTO, "openvino-bf16")  # which loses digits that a bundle may need: never without being asked for
+NAMES = (*AUTO, "openvino-bf16", "ort-cpu-int8")  # which lose digits that a bundle may need: only if asked for
 
 log = logging.getLogger("mmgen")
 Call = Callable[[], None]
@@ -136,8 +136,8 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
             from mmgen.runtime import openvino
 
             return openvino.open_backend(name, bundle, threads)
-        case "ort-cpu":
+        case "ort-cpu" | "ort-cpu-int8":
             from mmgen.runtime import ort
 
-            return ort.open_backend(threads)
+            return ort.open_backend(name, threads)
     raise MmgenError("backend", got=repr(name), wanted=" or ".join(("auto", *NAMES)))

@@ -39,6 +39,7 @@ FORGET: dict[New, tuple[Literal["condition", "timestep"], ...]] = {
 STREAMED = 10  # requests, where a GPU runs the loop as one graph, to time its rows
 PACKAGES = {  # that a backend may come from, by its name; TensorRT says its version itself
     "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "ort-cpu-int8": ("onnxruntime", "onnxruntime-gpu"),
     "ort-cuda": ("onnxruntime-gpu", "onnxruntime"),
     "openvino": ("openvino",),
     "openvino-bf16": ("openvino",),

@@ -83,7 +83,7 @@ def _reason(name: str, libraries: dict[Flavour, tuple[Any, str | None]], no_gpu:
         case _:
             from mmgen.runtime import ort
 
-            return _try(lambda: ort.open_backend(None).close())[1]
+            return _try(lambda: ort.open_backend("ort-cpu", None).close())[1]
 
 
 def _run(name: str, bundle: Bundle) -> None:

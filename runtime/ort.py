@@ -1,20 +1,25 @@
-"""ONNX Runtime on the CPU: the embedded default."""
+"""ONNX Runtime on the CPU: the embedded default.
+
+``ort-cpu-int8`` multiplies the step's large matrices in eight bits; all else is as ``ort-cpu`` has it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime import optimised
+from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.widen import widen
+
+Name = Literal["ort-cpu", "ort-cpu-int8"]
 
 
 class OrtRunner:
@@ -56,7 +61,7 @@ class OrtCpu(HostBackend):
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         if kept := optimised.find(bundle, role, self._onnxruntime):
-            options = self._new_options()
+            options = self.new_options()
             options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             if role != "step":  # what runs once a request
                 # From the second run on, there would be one block for all that a graph makes, beside what the first run
@@ -67,20 +72,19 @@ class OrtCpu(HostBackend):
                 return OrtRunner(self.session(kept, options))
             except MmgenError as error:
                 log.warning("%s, so it isn't used", error.what)
-        return OrtRunner(self.load(bundle.path(bundle.graphs[role].file), self._new_options()))
+        return OrtRunner(self.load(bundle.path(bundle.graphs[role].file), self.new_options()))
 
     def load(self, graph: Path, options: Any) -> Any:
         """A session for a graph of a bundle, which computes in float32."""
-        if wide := widen(graph.read_bytes()):
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-        return self.session(graph, options, wide)
+        return self.session(graph, options, widen(graph.read_bytes()))
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
         graph = bundle.path(bundle.graphs[role].file)
         return optimised.make(bundle, role, self._onnxruntime, partial(self._write, graph), waiting)
 
-    def _new_options(self) -> Any:
+    def new_options(self) -> Any:
+        """Options that sessions have in common."""
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Each graph has threads of its own; those of the step would wait for more while the next graph runs.
@@ -91,24 +95,42 @@ class OrtCpu(HostBackend):
 
     def _write(self, graph: Path, to: Path, weights: str) -> None:
         """Write what ``load`` makes of a graph, and beside it its weights as this processor multiplies them."""
-        options = self._new_options()
+        options = self.new_options()
         options.optimized_model_filepath = str(to)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         self.load(graph, options)
 
     def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
-        """A session for an ONNX file, or for other content in its place.
+        """A session for an ONNX file, or for other content in its place, with the weights that lie there.
 
         Raises:
             MmgenError: ONNX Runtime can't load it.
         """
+        if content:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
         try:
             return self._onnxruntime.InferenceSession(content or graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise MmgenError(
                 f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
             ) from error
+
+
+class OrtInt8(OrtCpu):
+    """The same, but for the large matrices of the step."""
+
+    name = "ort-cpu-int8"
+
+    def runner(self, bundle: Bundle, role: Role) -> Runner:
+        if role != "step":
+            return super().runner(bundle, role)
+        graph = bundle.path(bundle.graphs[role].file)
+        content = graph.read_bytes()
+        quantised = int8.quantise(widen(content) or content, graph.parent, int8.largest_weight())
+        if quantised is None:
+            raise MmgenError(f"{graph} has no products that int8 would make faster", remedy="use --backend ort-cpu")
+        return OrtRunner(self.session(graph, self.new_options(), quantised))
 
 
 def installed() -> str | None:
@@ -133,7 +155,7 @@ def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tup
     Raises:
         MmgenError: ONNX Runtime isn't here or can't load a graph, or the bundle can't be written.
     """
-    backend = open_backend(None)
+    backend = open_backend("ort-cpu", None)
     made = []
     roles = [role for role in get_args(Role) if role in bundle.graphs]
     for number, role in enumerate(roles):
@@ -144,11 +166,11 @@ def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tup
     return made
 
 
-def open_backend(threads: int | None) -> OrtCpu:
+def open_backend(name: Name, threads: int | None) -> OrtCpu:
     """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
     check_threads(threads)
     try:
         import onnxruntime
     except ImportError as error:
         raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort]'") from error
-    return OrtCpu(onnxruntime, threads)
+    return (OrtInt8 if name == "ort-cpu-int8" else OrtCpu)(onnxruntime, threads)
