@@ -17,7 +17,6 @@ from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also, Branches, branches
 from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solver_options import Option, over_defaults
-from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.start import Start, made_anew, of_latents, of_tokens
 from mmgen.runtime.text import Encode
 
@@ -99,7 +98,9 @@ class Request:
         sigmas = options.sigmas
         if sigmas is None:
             sigmas = defaults.sigmas if own else "schedule"
-        table = solver_table(
+        from mmgen.runtime import solvers  # a dozen files; a process for tokens, or that only reads bundles, needs none
+
+        table = solvers.table(
             defaults.solver if options.solver is None else options.solver,
             process,
             steps,
