@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from mmgen.runtime import Generator, options
+from mmgen.runtime import Generator, solvers
 from mmgen.runtime.rows import OUT, X, no_transition, rows
 
 Denoiser = Callable[[np.ndarray, float], np.ndarray]  # scaled x (B, *L) and a timestep to the model's output
@@ -19,7 +19,7 @@ def denoiser(generator: Generator, **request: Any) -> Denoiser:
 
     def denoise(x: np.ndarray, timestep: float) -> np.ndarray:
         row = rows(np.array([timestep]), np.zeros((1, 2)), transition.astype(np.float32), np.ones((1, 2)))
-        with patch.object(options, "solver_table", lambda *_, **__: row):
+        with patch.object(solvers, "table", lambda *_, **__: row):
             return generator.generate(**request, noise=x).latents
 
     return denoise
