@@ -39,23 +39,23 @@ def quantise(content: bytes, folder: Path, largest: int) -> bytes | None:
     nodes = list(graph.node)
     del graph.node[:]
     matrices: set[str] = set()
-    factors: set[str] = set()
+    inputs: set[str] = set()
     for node in nodes:
         weight = weights.get(sources.get(node.input[1], node.input[1])) if node.op_type == "MatMul" else None
         if weight is None or not _is_large(weight):
             graph.node.append(node)
             continue
         (x, name), (out,) = node.input, node.output
-        if x not in factors:
+        if x not in inputs:
             add_node(graph, "DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.scale", f"{x}.zero"])
-            factors.add(x)
+            inputs.add(x)
         if name not in matrices:
             _add_matrix(graph, name, _read(weight, folder), largest)
             matrices.add(name)
         add_node(graph, "MatMulInteger", [f"{x}.uint8", f"{name}.int8", f"{x}.zero"], [f"{out}.int32"])
         add_node(graph, "Cast", [f"{out}.int32"], [f"{out}.unscaled"], to=FLOAT)
-        add_node(graph, "Mul", [f"{x}.scale", f"{name}.scale"], [f"{out}.scale"])
-        add_node(graph, "Mul", [f"{out}.unscaled", f"{out}.scale"], [out])
+        add_node(graph, "Mul", [f"{x}.scale", f"{name}.scale"], [f"{out}.factor"])
+        add_node(graph, "Mul", [f"{out}.unscaled", f"{out}.factor"], [out])
     if not matrices:
         return None
     _drop_unread(graph, matrices)

@@ -105,6 +105,15 @@ def test_one_input_of_two_products_is_quantised_once_and_a_matrix_that_others_re
     assert relative_rms(play(model, x), want) < 2 * LIMITS["int8, one product"]
 
 
+def test_a_product_of_a_product(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["a", "v"], ["y"])]
+    weights = {"w": matrix(128, 128), "v": matrix(128, 128)}
+    model = quantised(saved(tmp_path, nodes, weights))
+    assert Counter(node.op_type for node in model.graph.node)["MatMulInteger"] == 2
+    x = matrix(8, 128)
+    assert relative_rms(play(model, x), x @ weights["w"] @ weights["v"]) < 2 * LIMITS["int8, one product"]
+
+
 def test_a_column_of_zeros_makes_zeros(tmp_path: Path) -> None:
     weight = matrix(128, 128)
     weight[:, 5] = 0
