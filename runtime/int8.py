@@ -28,7 +28,7 @@ def quantise(content: bytes, folder: Path, largest: int) -> bytes | None:
         largest: that a quantised weight may be, as ``largest_weight`` says.
 
     Returns:
-        The file's new content; None if it is no ONNX file or has no such product.
+        The file's new content; None if it has no such product, or ``read_model`` doesn't take it.
     """
     model = read_model(content)
     if model is None:

@@ -1,4 +1,4 @@
-"""As much of ONNX's file format as is read and changed here, and nothing of the package ``onnx``, which has no runtime.
+"""As much of ONNX's file format as is read and changed here; a runtime doesn't have the package ``onnx``.
 
 A model is a message of ``protobuf``, which ONNX Runtime is installed with.  Fields that aren't named here are kept.
 """
@@ -6,7 +6,7 @@ A model is a message of ``protobuf``, which ONNX Runtime is installed with.  Fie
 import functools
 from typing import Any
 
-FLOAT, INT8, INT32, FLOAT16 = 1, 3, 6, 10  # TensorProto.DataType
+FLOAT, INT8, FLOAT16 = 1, 3, 10  # TensorProto.DataType
 INT, GRAPH, GRAPHS = 2, 5, 10  # AttributeProto.AttributeType
 FIELDS = {  # of onnx.proto: number and type, with ``*`` where it is repeated
     "ModelProto": {"graph": (7, "GraphProto"), "functions": (25, "FunctionProto*")},
@@ -40,13 +40,19 @@ FIELDS = {  # of onnx.proto: number and type, with ``*`` where it is repeated
 
 
 def read_model(content: bytes) -> Any:
-    """A ``ModelProto``; None if that isn't an ONNX file, which ONNX Runtime can say better."""
+    """A ``ModelProto``.
+
+    None if there are functions, or graphs inside nodes, since nothing here looks into them; and if it isn't an ONNX
+    file, which ONNX Runtime can say better.
+    """
     from google.protobuf.message import DecodeError
 
     try:
-        return _model_class().FromString(content)
+        model = _model_class().FromString(content)
     except DecodeError:
         return None
+    nested = any(attribute.type in (GRAPH, GRAPHS) for node in model.graph.node for attribute in node.attribute)
+    return None if nested or model.functions else model
 
 
 def add_node(graph: Any, kind: str, inputs: list[str], outputs: list[str], **attributes: int) -> None:

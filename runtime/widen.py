@@ -7,7 +7,7 @@ cast once: weights when a session is made, inputs first of all, outputs at the e
 
 from typing import Any
 
-from mmgen.runtime.onnx_file import FLOAT, FLOAT16, GRAPH, GRAPHS, add_node, read_model
+from mmgen.runtime.onnx_file import FLOAT, FLOAT16, add_node, read_model
 
 
 def widen(content: bytes) -> bytes | None:
@@ -17,16 +17,13 @@ def widen(content: bytes) -> bytes | None:
         content: an ONNX file; weights may lie beside it.
 
     Returns:
-        The file's new content; None if there is no float16 in it, there are graphs or functions inside its nodes, or it
-        is no ONNX file.
+        The file's new content; None if there is no float16 in it, or ``read_model`` doesn't take it.
     """
     model = read_model(content)
-    if model is None or model.functions:
+    if model is None:
         return None
     graph = model.graph
     nodes = list(graph.node)
-    if any(attribute.type in (GRAPH, GRAPHS) for node in nodes for attribute in node.attribute):
-        return None
     given = [weight.name for weight in graph.initializer if weight.data_type == FLOAT16]
     given += [value.name for value in graph.input if _is_half(value)]
     made = {name for node in nodes if _holds_half(node) for name in node.output}
