@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
 from mmgen.runtime.ort import OrtCpu
+from mmgen.runtime.widen import SUFFIX, widen
 
 MOVES = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
@@ -28,43 +28,21 @@ def emulate_half(source: Path, target: Path) -> None:
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False))
     graph = model.graph
-    half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    told = {value.name for value in graph.output}
+    values = (*graph.value_info, *graph.output)
+    half = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    widen(graph)
     nodes: list[NodeProto] = []
-    outside = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    for value in graph.input:
-        if value.name in outside:
-            nodes.append(helper.make_node("Cast", [value.name], [f"{value.name}.float"], to=TensorProto.FLOAT))
-    for weight in graph.initializer:
-        if weight.data_type == TensorProto.FLOAT16:
-            name, weight.name = weight.name, f"{weight.name}.half"
-            nodes.append(helper.make_node("Cast", [weight.name], [name], to=TensorProto.FLOAT))
     for node in graph.node:
         nodes.append(node)
-        for attribute in node.attribute:
-            _widen(attribute)
-        for i, name in enumerate(node.input):
-            if name in outside:
-                node.input[i] = f"{name}.float"
         for i, name in enumerate(node.output):
-            if name in outside:
+            if name.removesuffix(SUFFIX) in half and name not in told and node.op_type not in MOVES:
                 node.output[i] = f"{name}.exact"
-                nodes.append(helper.make_node("Cast", [node.output[i]], [name], to=TensorProto.FLOAT16))
-                nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
-            if name in half and node.op_type not in MOVES:
-                node.output[i] = f"{name}.float"
                 nodes.append(helper.make_node("Cast", [node.output[i]], [f"{name}.half"], to=TensorProto.FLOAT16))
                 nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     onnx.save(model, target)
-
-
-def _widen(attribute: onnx.AttributeProto) -> None:
-    """``Cast(to=half)`` to float: the rounding follows it; constants of half to float."""
-    if attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
-        attribute.i = TensorProto.FLOAT
-    elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
-        attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
 
 
 @contextmanager

@@ -12,28 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.onnx_file import FLOAT, FLOAT16, INT8, add_node, read_model
+from mmgen.runtime.onnx_file import FLOAT, FLOAT16, INT8, add_node
 from mmgen.runtime.optimised import processor
 
 NARROW = 128  # matrices with fewer rows or columns stay: they take no time, and a network's first and last are of them
 TYPES = {FLOAT: np.float32, FLOAT16: np.float16}
 
 
-def quantise(content: bytes, folder: Path, largest: int) -> bytes | None:
-    """A graph whose products with constant matrices of at least 128 x 128 are made in eight bits.
+def quantise(graph: Any, folder: Path, largest: int) -> bool:
+    """Have a graph's products with constant matrices of at least 128 x 128 made in eight bits.
 
     Args:
-        content: an ONNX file that computes in float32.
+        graph: a ``GraphProto`` that computes in float32, changed in place.
         folder: where its weights are.
         largest: that a quantised weight may be, as ``largest_weight`` says.
 
     Returns:
-        The file's new content; None if it has no such product, or ``read_model`` doesn't take it.
+        Whether there was any such product.
     """
-    model = read_model(content)
-    if model is None:
-        return None
-    graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
     sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast" and n.input[0] in weights}
     nodes = list(graph.node)
@@ -56,10 +52,8 @@ def quantise(content: bytes, folder: Path, largest: int) -> bytes | None:
         add_node(graph, "Cast", [f"{out}.int32"], [f"{out}.unscaled"], to=FLOAT)
         add_node(graph, "Mul", [f"{x}.scale", f"{name}.scale"], [f"{out}.factor"])
         add_node(graph, "Mul", [f"{out}.unscaled", f"{out}.factor"], [out])
-    if not matrices:
-        return None
     _drop_unread(graph, matrices)
-    return bytes(model.SerializeToString())
+    return bool(matrices)
 
 
 def largest_weight() -> int:

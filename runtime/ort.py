@@ -17,6 +17,7 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot
+from mmgen.runtime.onnx_file import read_model
 from mmgen.runtime.widen import widen
 
 Name = Literal["ort-cpu", "ort-cpu-int8"]
@@ -76,7 +77,9 @@ class OrtCpu(HostBackend):
 
     def load(self, graph: Path, options: Any) -> Any:
         """A session for a graph of a bundle, which computes in float32."""
-        return self.session(graph, options, widen(graph.read_bytes()))
+        model = read_model(graph.read_bytes())
+        widened = model is not None and widen(model.graph)
+        return self.session(graph, options, model if widened else None)
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
@@ -101,16 +104,17 @@ class OrtCpu(HostBackend):
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         self.load(graph, options)
 
-    def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
-        """A session for an ONNX file, or for other content in its place, with the weights that lie there.
+    def session(self, graph: Path, options: Any, model: Any = None) -> Any:
+        """A session for an ONNX file, or for a ``ModelProto`` in its place, with the weights that lie there.
 
         Raises:
             MmgenError: ONNX Runtime can't load it.
         """
-        if content:
+        if model is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+        source = graph if model is None else model.SerializeToString()
         try:
-            return self._onnxruntime.InferenceSession(content or graph, options, providers=["CPUExecutionProvider"])
+            return self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise MmgenError(
                 f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
@@ -126,11 +130,12 @@ class OrtInt8(OrtCpu):
         if role != "step":
             return super().runner(bundle, role)
         graph = bundle.path(bundle.graphs[role].file)
-        content = graph.read_bytes()
-        quantised = int8.quantise(widen(content) or content, graph.parent, int8.largest_weight())
-        if quantised is None:
+        model = read_model(graph.read_bytes())
+        if model is not None:
+            widen(model.graph)
+        if model is None or not int8.quantise(model.graph, graph.parent, int8.largest_weight()):
             raise MmgenError(f"{graph} has no products that int8 would make faster", remedy="use --backend ort-cpu")
-        return OrtRunner(self.session(graph, self.new_options(), quantised))
+        return OrtRunner(self.session(graph, self.new_options(), model))
 
 
 def installed() -> str | None:

@@ -7,30 +7,28 @@ cast once: weights when a session is made, inputs first of all, outputs at the e
 
 from typing import Any
 
-from mmgen.runtime.onnx_file import FLOAT, FLOAT16, add_node, read_model
+from mmgen.runtime.onnx_file import FLOAT, FLOAT16, add_node
+
+SUFFIX = ".float32"  # of a value's name, where it is also there in float16
 
 
-def widen(content: bytes) -> bytes | None:
-    """A graph that computes in float32 where this one does in float16; its inputs and outputs keep their types.
+def widen(graph: Any) -> bool:
+    """Have a graph compute in float32 where it did in float16; its inputs, outputs and weights keep their types.
 
     Args:
-        content: an ONNX file; weights may lie beside it.
+        graph: a ``GraphProto``, changed in place.
 
     Returns:
-        The file's new content; None if there is no float16 in it, or ``read_model`` doesn't take it.
+        Whether there was any float16 in it.
     """
-    model = read_model(content)
-    if model is None:
-        return None
-    graph = model.graph
     nodes = list(graph.node)
     given = [weight.name for weight in graph.initializer if weight.data_type == FLOAT16]
     given += [value.name for value in graph.input if _is_half(value)]
     made = {name for node in nodes if _holds_half(node) for name in node.output}
     told = [value.name for value in graph.output if _is_half(value) and value.name not in made]
-    wide = {name: f"{name}.float32" for name in (*given, *made, *told)}
+    wide = {name: f"{name}{SUFFIX}" for name in (*given, *made, *told)}
     if not wide:
-        return None
+        return False
 
     for value in graph.value_info:  # without their types and shapes, loading takes twice as long
         if _is_half(value) and value.name not in wide:
@@ -51,7 +49,7 @@ def widen(content: bytes) -> bytes | None:
             add_node(graph, "Cast", [name], [wide[name]], to=FLOAT)
     for name in told:
         add_node(graph, "Cast", [wide[name]], [name], to=FLOAT16)
-    return bytes(model.SerializeToString())
+    return True
 
 
 def _is_half(value: Any) -> bool:

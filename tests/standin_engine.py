@@ -13,6 +13,7 @@ import numpy as np
 from standin_network import Dims, unpack
 from standin_objects import Object, Plain
 
+from mmgen.runtime.onnx_file import read_model
 from mmgen.runtime.widen import widen
 
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
@@ -27,7 +28,10 @@ def session(model: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(widen(model) or model, options, providers=["CPUExecutionProvider"])
+    parsed = read_model(model)
+    if parsed is not None and widen(parsed.graph):
+        model = parsed.SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class Runtime(Object):

@@ -92,7 +92,7 @@ def test_graphs_are_bound_to_the_block_on_the_device(
     cuda: Cuda, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {"prompt": ["red apple", "blue cat"], "seed": 3, "steps": 3}
-    monkeypatch.setattr(ort, "widen", lambda content: None)  # a GPU is given the graphs as they are
+    monkeypatch.setattr(ort, "widen", lambda graph: False)  # a GPU is given the graphs as they are
     with load(bundle_folder, "ort-cpu") as generator:
         wanted = [progress.result() for progress in generator.stream(**asked)]
     monkeypatch.setitem(sys.modules, "onnxruntime", OnCuda(cuda))
