@@ -16,6 +16,7 @@ from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
+from mmgen.export.origins import forget
 from mmgen.export.parts import run_torch, sources
 from mmgen.export.place import placed
 from mmgen.export.precision import to_half
@@ -159,9 +160,8 @@ def _prove_graphs(
             part("comparing", 0.7)
             receipts[role] += against_float(role, target, answers, bundle.process, ranges)
     shutil.rmtree(folder / FLOAT, ignore_errors=True)
-    for data in (folder / GRAPHS).glob("*.data"):
-        if data.stat().st_size == 0:  # every weight was small enough to stay in the graph
-            data.unlink()
+    for role in run.samples:
+        forget(_graph(folder, GRAPHS, role))
     return dataclasses.replace(
         bundle,
         graphs={role: describe(_graph(folder, GRAPHS, role), folder) for role in run.samples},

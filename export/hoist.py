@@ -23,13 +23,13 @@ from mmgen.export.cut import choose, operations, row_bytes
 from mmgen.export.dtypes import load, name_of
 from mmgen.export.operators import values
 from mmgen.export.rows import ELEMENTWISE, ROWS, Rows, behind, find_rows, rank
+from mmgen.export.storage import save
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Hoisting
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import ROWS as MASKED_ROWS
 from mmgen.runtime.memory import ALIGNMENT
 
-EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 ALONE = 1 << 16  # bytes of a row from which on a tensor is an input of its own
 AXES: Mapping[Space, tuple[str, ...]] = {CONDITION: ("R",), TIMESTEP: ("N",), JOINT: ("N", "R")}
 STEP_AXES: Mapping[Space, tuple[int | str, ...]] = {CONDITION: ("G", "B"), TIMESTEP: (1,), JOINT: ("G", "B")}
@@ -114,8 +114,7 @@ def hoist(source: Path, target: Path, usual: int) -> Hoisted | None:
     written["step"] = step
     target.mkdir(exist_ok=True)
     for role, model in written.items():
-        file = target / f"{role}.onnx"
-        ir.save(model, file, external_data=f"{file.name}.data", size_threshold_bytes=EXTERNAL_BYTES)
+        save(model, target / f"{role}.onnx")
     after = _cost(step.graph)
     tensors = {pack.name: len(pack.pieces) for pack in packs}
     return Hoisted(tuple(packs), Hoisting((before[0], after[0]), (before[1], after[1]), tensors))

@@ -24,6 +24,7 @@ from mmgen.export.operators import (
     is_weight,
     values,
 )
+from mmgen.export.origins import module_of
 from mmgen.runtime import bundle
 from mmgen.runtime.bundle import Island, Role
 from mmgen.runtime.errors import MmgenError
@@ -36,7 +37,6 @@ MASKED = -LARGEST / 2  # what a mask's huge negative number becomes; with a seco
 ROUNDING = 1e-2  # a weight that float16's narrow exponent changes by more than this (relative RMS) stays float32
 SATURATED = 20.0  # from here on the functions in SATURATING are constant
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # torch's metadata of a node: the submodules it is in, as a Python list
 SOLVER = frozenset((
     bundle.TRANSITION, bundle.PREDICTION, bundle.X0_LIMIT, bundle.GUIDANCE, bundle.NOISE, bundle.KNOWN, bundle.KEEP,
     bundle.NEXT_LEVEL,
@@ -156,9 +156,7 @@ class _Flow:
 def readable(value: ir.Value) -> str:
     """A tensor's name with the submodule it is made in, or a weight's with the submodule that uses it."""
     node = value.producer() or next(iter(value.consumers()), None)
-    scopes = node.metadata_props.get(SCOPES, "") if node else ""
-    parts = [part.strip("'\" ") for part in scopes.strip("[]").split(",")]
-    scope = parts[-2] if len(parts) > 1 else ""  # the last one is the operation
+    scope = module_of(node) if node else ""
     name = value.name or ""
     return name if not scope or name.startswith(scope) else f"{scope}/{name}"
 

@@ -17,10 +17,10 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from mmgen.export.dtypes import FLOATS, half_slots, is_single, load, mixed_types
 from mmgen.export.islands import LARGEST, MASKED, Choice, Weight, choose
 from mmgen.export.operators import has_weights
+from mmgen.export.storage import save
 from mmgen.runtime.bundle import HalfShare, Island, Role
 from mmgen.runtime.errors import MmgenError
 
-EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph
 CHUNK = 1 << 22  # values looked at together
 
 _T = TypeVar("_T")
@@ -86,13 +86,7 @@ def to_half(
     narrowed = _narrow_inputs(model.graph, narrow_inputs)
     data = target.with_name(f"{target.name}.data")
     try:
-        ir.save(
-            model,
-            target,
-            external_data=data.name,
-            size_threshold_bytes=EXTERNAL_BYTES,
-            callback=lambda _, info: report(0.5 + 0.5 * (info.index + 1) / info.total),
-        )
+        save(model, target, lambda _, info: report(0.5 + 0.5 * (info.index + 1) / info.total))
         share = half_share(target)
         _check(target, role, share)
     except BaseException:

@@ -1,32 +1,28 @@
 """A torch module to an ONNX file: opset 18, named axes, weights beside the graph."""
 
 import contextlib
-import inspect
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18
 
+from mmgen.export.capture import capture, untraceable
 from mmgen.export.cut import operations_by_axes, weight_bytes
 from mmgen.export.graphs import Source
+from mmgen.export.origins import ORIGIN, SCOPES, note
+from mmgen.export.simplify import simplify
+from mmgen.export.storage import save
+from mmgen.export.translations import table
 from mmgen.export.upsampling import fold
 from mmgen.runtime.bundle import Graph, TensorSpec, sha256
 from mmgen.runtime.errors import MmgenError
 
 OPSET = 18  # TensorRT 10.3 parses all of it, and torch writes it without converting
-EXTERNAL_BYTES = 1024  # smaller tensors, shapes among them, stay in the graph, where optimisers look for constants
-SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the list of submodules it is in
-METADATA = ("namespace", SCOPES)  # what is kept; the rest holds source code and file names of this machine
-op: Any = opset18  # its annotations leave out the plain numbers that it takes
-MASKED = -3e4  # added to the scores that attention must not see; finite in half precision, and exp of it is 0
+METADATA = ("namespace", SCOPES, ORIGIN)  # what is kept; the rest holds source code
 
 
 def trace(source: Source, path: Path) -> None:
@@ -37,34 +33,31 @@ def trace(source: Source, path: Path) -> None:
     Raises:
         MmgenError: torch can't trace the module, wrote another opset, or fixed an axis that must vary.
     """
+    with _quiet():
+        program = capture(source)
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
     try:
-        with _quiet(), _no_fast_path(), torch.no_grad():
-            program = torch.onnx.export(
-                source.module.eval(),
-                tuple(source.inputs.values()),
+        with _quiet(), torch.no_grad():
+            converted = torch.onnx.export(
+                program,
+                (),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(source.inputs),
-                output_names=list(source.outputs),
-                dynamic_shapes=dict(inspect.signature(source.module.forward).bind(*axes).arguments),
-                custom_translation_table={
-                    torch.ops.aten.scaled_dot_product_attention.default: attention,
-                    torch.ops.aten.gelu.default: gelu,
-                },
+                dynamic_shapes=tuple(axes),
+                custom_translation_table=table(),
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:
-        raise MmgenError(
-            f"graph {source.role} can't be traced by torch.export: {_reason(error)}",
-            remedy="change the module's forward so that torch.export takes it with a varying batch",
-        ) from error
-    assert program is not None  # None is what the exporter before dynamo returned
-    model = program.model
+        raise untraceable(source, error, program) from error
+    assert converted is not None  # None is what the exporter before dynamo returned
+    model = converted.model
+    simplify(model)
+    _name(model.graph, source)
     fold(model.graph)
     _tidy(model, source)
     _check(model, source)
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_BYTES)
+    save(model, path)
 
 
 def describe(path: Path, folder: Path) -> Graph:
@@ -83,57 +76,6 @@ def describe(path: Path, folder: Path) -> Graph:
     )
 
 
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """``aten::scaled_dot_product_attention`` in ONNX: softmax(q k^T scale + mask) v, operands (..., H, N, D).
-
-    torch's own translation transposes the key with nine nodes of shape arithmetic and masks with a number that half
-    precision doesn't have.  A row that a boolean mask hides whole attends to everything here; in torch it is zero.
-    """
-    rank, (queries, width), keys = len(query.shape), query.shape[-2:], key.shape[-2]
-    if enable_gqa and (groups := query.shape[-3] // key.shape[-3]) > 1:  # each key head serves ``groups`` query heads
-        key, value = (_repeat_heads(x, groups) for x in (key, value))
-    transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    factor = 1 / math.sqrt(width) if scale is None else scale
-    scores = op.MatMul(op.Mul(query, op.CastLike(factor, query)), transposed)
-    if is_causal:
-        bias = np.where(np.tri(queries, keys, dtype=bool), 0, MASKED).astype(np.float32)
-        scores = op.Add(scores, op.CastLike(op.Constant(value=ir.tensor(bias)), scores))
-    elif attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL:
-        scores = op.Add(scores, op.CastLike(op.Where(attn_mask, 0.0, MASKED), scores))
-    elif attn_mask is not None:
-        scores = op.Add(scores, attn_mask)
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
-
-
-def gelu(x: Any, approximate: str = "none") -> Any:
-    """``aten::gelu`` in ONNX: x/2 (1 + erf(x / sqrt 2)), or x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
-
-    Torch's own translation halves the other factor, and ONNX Runtime doesn't know that as a GELU, of which it makes one
-    operator.
-    """
-    if approximate == "tanh":
-        cubed = op.Mul(op.Pow(x, op.CastLike(3.0, x)), op.CastLike(0.044715, x))
-        inner = op.Tanh(op.Mul(op.Add(x, cubed), op.CastLike(math.sqrt(2 / math.pi), x)))
-    else:
-        inner = op.Erf(op.Div(x, op.CastLike(math.sqrt(2), x)))
-    return op.Mul(op.Mul(x, op.CastLike(0.5, x)), op.Add(inner, op.CastLike(1.0, x)))
-
-
-def _repeat_heads(x: Any, groups: int) -> Any:  # (R, H, N, D) -> (R, H groups, N, D)
-    heads, width = x.shape[-3], x.shape[-1]
-    repeated = op.Concat(*[op.Unsqueeze(x, [2])] * groups, axis=2)
-    return op.Reshape(repeated, op.Constant(value_ints=[0, heads * groups, -1, width]))
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what torch's exporter prints, logs and warns of away from the user."""
@@ -148,29 +90,23 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """``nn.TransformerEncoderLayer`` in evaluation mode calls one fused operator that ONNX doesn't have."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the exception that torch wrapped in others."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+def _name(graph: ir.Graph, source: Source) -> None:
+    """Call inputs and outputs what the source calls them, and nothing else."""
+    ends = [*zip(graph.inputs, source.inputs, strict=True), *zip(graph.outputs, source.outputs, strict=True)]
+    values = {v.name: v for v in (*graph.initializers.values(), *(out for node in graph for out in node.outputs))}
+    for value, name in ends:
+        if name in values and values[name] is not value:
+            values[name].name = f"{name}_inside"
+        value.name = name
 
 
 def _tidy(model: ir.Model, source: Source) -> None:
     """Name the graph; keep of the metadata what says which submodule a node is in, and give it to every node."""
     model.graph.name = source.role
     model.producer_version = torch.__version__
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    note(model)
     for node in model.graph:
         kept = {key: node.metadata_props[key] for key in METADATA if key in node.metadata_props}
         origin = next((p for value in node.inputs if value is not None and (p := value.producer()) is not None), None)
