@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from mmgen.export import origins
 from mmgen.export.constants import constants_known
 from mmgen.export.graphs import Source
+from mmgen.export.sizes import sizes_watched
 from mmgen.runtime.errors import MmgenError
 
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -30,12 +31,25 @@ def capture(source: Source) -> ExportedProgram:
     varying = [{i: Dim.DYNAMIC for i, axis in enumerate(names) if axis} for names in axes]
     inputs = tuple(source.inputs.values())
     shapes = dict(inspect.signature(source.module.forward).bind(*varying).arguments)
-    module = source.module.eval()
+    module, fixed = source.module.eval(), list[str]()
     try:
-        with _one_size(module, axes), constants_known(module, inputs), _no_fast_path(), torch.no_grad():
-            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+        with (
+            _one_size(module, axes), constants_known(module, inputs), sizes_watched(fixed), _no_fast_path(),
+            torch.no_grad(),
+        ):  # fmt: skip
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise untraceable(source, error) from error
+        raise (_fixed(source, fixed) if fixed else untraceable(source, error)) from error
+    if fixed:
+        raise _fixed(source, fixed)
+    return program
+
+
+def _fixed(source: Source, lines: Sequence[str]) -> MmgenError:
+    return MmgenError(
+        f"graph {source.role}: the size of the batch becomes a plain number at {lines[0]}",
+        remedy="use x.shape[0] as it is, without int(), or reshape with -1",
+    )
 
 
 def untraceable(source: Source, error: Exception, program: ExportedProgram | None = None) -> MmgenError:

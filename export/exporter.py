@@ -4,14 +4,17 @@ import dataclasses
 import gc
 import platform
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
 import onnxruntime
 
 from mmgen.export.check import check, weight_bytes
+from mmgen.export.dtypes import load
 from mmgen.export.emulate import EmulatedHalf
+from mmgen.export.examples import made_up
 from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
@@ -24,6 +27,8 @@ from mmgen.export.ranges import measure_ranges
 from mmgen.export.receipts import Policy, against_float, against_torch
 from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
+from mmgen.export.unprocessed import unprocessed
+from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import (
     GOLDEN,
     TOKENIZER,
@@ -82,6 +87,12 @@ def export(
     with placed(Path(out), round(DISK * weight_bytes(model))) as folder:
         report("checking the model", 0.0)
         check(model)
+        if invented := made_up(model):
+            warnings.warn(
+                f"the comparisons use made-up values of {' and '.join(invented)}: give Model.examples, requests that are "
+                "typical of use, for them to say more",
+                stacklevel=2,
+            )
         bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)
         del model  # from here on its weights are needed no more
         gc.collect()
@@ -136,6 +147,7 @@ def _prove_graphs(
     kept: dict[str, tuple[Island, ...]] = {}
     shares: dict[str, HalfShare] = {}
     narrowed: frozenset[str] = frozenset()
+    given = _given(bundle, [_graph(folder, FLOAT if half else GRAPHS, role) for role in run.samples])
     for i, (role, samples) in enumerate(reversed(run.samples.items())):  # a graph after those that read what it makes
 
         def part(stage: str, share: float, role: Role = role, i: int = i) -> None:
@@ -151,7 +163,7 @@ def _prove_graphs(
             part("halving", 0.5)
             halved = to_half(
                 source, target, ranges,
-                role=role, islands=islands, narrow_inputs=invariants, narrow_outputs=narrowed,
+                role=role, islands=islands, given=given, narrow_inputs=invariants, narrow_outputs=narrowed,
             )  # fmt: skip
             kept[role] = halved.islands
             shares[role] = halved.share
@@ -172,6 +184,18 @@ def _prove_graphs(
         ),
         receipts=tuple(receipt for role in run.samples for receipt in receipts[role]),
     )
+
+
+def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
+    """Tensors of the graphs, in the order of a request, that it gives or that no layer has seen on their way."""
+    given = {condition.name for condition in bundle.conditions}
+    given |= {names.STATE, names.TIMESTEP, names.LATENTS, names.MEDIA, names.CODES}
+    for path in graphs:
+        graph = load(path).graph
+        passing = unprocessed(graph, given)
+        if path.stem in ("condition", "timestep"):
+            given |= {value.name or "" for value in graph.outputs if value in passing}
+    return frozenset(given)
 
 
 def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
@@ -215,6 +239,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         precision=Precision(policy),
         receipts=(),
         defaults=model.defaults,
+        made_up=made_up(model),
         tokenizer_sha256=sha256(folder / TOKENIZER) if model.tokenizer is not None else None,
         folder=folder,
     )

@@ -11,7 +11,7 @@ are 39 MB a step and not 79, beside 739 MB of weights.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from mmgen.export.dtypes import load, name_of
 from mmgen.export.operators import values
 from mmgen.export.rows import ELEMENTWISE, ROWS, Rows, behind, find_rows, rank
 from mmgen.export.storage import save
+from mmgen.export.unprocessed import unprocessed
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Hoisting
 from mmgen.runtime.errors import MmgenError
@@ -93,12 +94,14 @@ def hoist(source: Path, target: Path, usual: int) -> Hoisted | None:
         None if there is nothing worth moving; nothing is written then.
     """
     step = load(source / "step.onnx")
-    rows = find_rows(step.graph, [v.name or "" for v in step.graph.inputs if v.name not in STEP_INPUTS])
+    conditioning = [v.name or "" for v in step.graph.inputs if v.name not in STEP_INPUTS]
+    rows = find_rows(step.graph, conditioning)
     chosen = choose(step.graph, rows, usual)
     if not any(v not in rows.roots for node in chosen for v in node.outputs):
         return None
     before = _cost(step.graph)
-    packs = _packs(rows, chosen, [node for node in step.graph if node in chosen])
+    raw = unprocessed(step.graph, {names.TIMESTEP, *_given(source, conditioning)})
+    packs = _packs(rows, chosen, [node for node in step.graph if node in chosen], raw)
     if clash := {pack.name for pack in packs} & {value.name for value in step.graph.inputs}:
         raise MmgenError(
             f"conditioning tensor {sorted(clash)[0]!r} has a name that the exporter uses",
@@ -120,20 +123,33 @@ def hoist(source: Path, target: Path, usual: int) -> Hoisted | None:
     return Hoisted(tuple(packs), Hoisting((before[0], after[0]), (before[1], after[1]), tensors))
 
 
+def _given(source: Path, conditioning: Collection[str]) -> Collection[str]:
+    """The conditioning that no layer has seen: conditions themselves, or what the condition graph lets pass."""
+    if not (source / "condition.onnx").exists():
+        return conditioning
+    graph = load(source / "condition.onnx").graph
+    passing = unprocessed(graph, {value.name or "" for value in graph.inputs})
+    return {value.name or "" for value in graph.outputs if value in passing}
+
+
 def _cost(graph: ir.Graph) -> tuple[int, int]:
     """Bytes of weights, and operations for a row."""
     weights = [v.const_value for v in graph.initializers.values() if v.uses() and v.const_value is not None]
     return sum(tensor.nbytes for tensor in weights), operations(graph)
 
 
-def _packs(rows: Rows, chosen: frozenset[ir.Node], nodes: Sequence[ir.Node]) -> list[Pack]:
-    """What the graphs hand on to each other, in the order in which it is made."""
+def _packs(rows: Rows, chosen: frozenset[ir.Node], nodes: Sequence[ir.Node], raw: Container[ir.Value]) -> list[Pack]:
+    """What the graphs hand on to each other, in the order in which it is made.
+
+    What no layer has seen goes apart: it stays float32, and so would all that is beside it.
+    """
     groups: dict[tuple[str, Space, bool], list[ir.Value]] = {}
     alone: list[Pack] = []
     for value in (v for node in nodes for v in node.outputs if v not in rows.roots):
         space = rows.depends[value]
         assert value.dtype is not None
         kind = "" if value.dtype == ir.DataType.FLOAT else f"_{name_of(value.dtype)}"
+        kind += "_unprocessed" if value in raw and not kind else ""
         readers = value.consumers()
         if any(reader not in chosen for reader in readers):
             if row_bytes(value) >= ALONE and row_bytes(value) % (2 * ALIGNMENT) == 0:
@@ -174,9 +190,7 @@ def _condition_graph(
     if model is None:
         model = _new("condition", step)
         assembly = Assembly(model.graph, rows)
-        tensors = {
-            name: assembly.input(name, root.dtype, ["R", *(behind(root) or ())]) for root, name in needed.items()
-        }
+        tensors = _inputs(assembly, step, needed.values())
         existing = False
     else:
         assembly = Assembly(model.graph, rows)
@@ -202,6 +216,13 @@ def _condition_graph(
     return model
 
 
+def _inputs(assembly: Assembly, step: ir.Model, wanted: Iterable[str]) -> dict[str, ir.Value]:
+    """Conditioning tensors (G, B, ...) of the step as inputs (R, ...), in the shapes that they come in."""
+    given = {value.name: value for value in step.graph.inputs}
+    sizes = {name: [int(size) for size in (given[name].shape or ())[2:]] for name in wanted}  # type: ignore[arg-type]
+    return {name: assembly.input(name, given[name].dtype, ["R", *rest]) for name, rest in sizes.items()}
+
+
 def _still_read(step: ir.Model, rows: Rows, chosen: frozenset[ir.Node]) -> set[str]:
     """Names of the conditioning tensors that the step or the timestep graph reads as they are."""
     read = set(_roots_read(rows, chosen, [JOINT]).values())
@@ -223,10 +244,9 @@ def _timestep_graph(step: ir.Model, rows: Rows, chosen: frozenset[ir.Node], pack
     for root, name in rows.roots.items():
         if name == names.TIMESTEP:
             assembly.define(root, TIMESTEP, timestep)
-    tensors: dict[str, ir.Value] = {}
-    for root, name in _roots_read(rows, chosen, [JOINT]).items():
-        if name not in tensors:
-            tensors[name] = assembly.input(name, root.dtype, ["R", *(behind(root) or ())])
+    needed = _roots_read(rows, chosen, [JOINT])
+    tensors = _inputs(assembly, step, needed.values())
+    for root, name in needed.items():
         tensor = tensors[name]
         if behind(tensor) != behind(root):
             tensor = assembly.reshape(tensor, behind(root) or (), "R")

@@ -6,6 +6,7 @@ time.  So the comparison shows that nothing got lost on the way, and that many r
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,46 +30,87 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
         packs: what they hand on.
     """
     samples, feeds = dict(run.samples), dict(run.feeds)
-    graphs = {role: folder / f"{role}.onnx" for role in ("condition", "timestep", "step")}
-    truth = _truth(traced, packs, feeds["step"])
-
-    made = dict(run.conditions)
-    if graphs["condition"].exists():
-        handed = answers("condition", graphs["condition"])(made)
-        said = samples["condition"][0].outputs if "condition" in samples else {}
-        outputs = {n: truth[n] if n in truth else said[n] for n in handed}
-        samples["condition"], feeds["condition"] = [Sample(run.conditions, outputs)], [run.conditions]
-        made |= handed
-    timed: Arrays = {}
-    if graphs["timestep"].exists():
-        timesteps = np.concatenate([feed[names.TIMESTEP] for feed in feeds["step"]])
-        inputs = _taken(graphs["timestep"], made | {names.TIMESTEP: timesteps})
-        timed = answers("timestep", graphs["timestep"])(inputs)
-        i = len(feeds["step"]) // 2
+    rows = max(sample.row for sample in samples["step"]) + 1
+    loop, further = feeds["step"][:rows], [sample for sample in samples["step"] if sample.conditions is not None]
+    graphs = _Graphs(folder, [feed[names.TIMESTEP] for feed in loop if names.TIMESTEP in feed], packs, _size(loop[0]))
+    usual = graphs.hand(run.conditions)
+    handed = [(usual, _truth(traced, packs, loop))]
+    handed += [(graphs.hand(s.conditions or {}), _truth(traced, packs, [s.inputs])) for s in further]
+    if graphs.condition is not None:
+        said = [sample.outputs for sample in samples.get("condition", [])] or [Arrays() for _ in handed]
+        samples["condition"] = [
+            Sample(made.conditions, {n: truth[n] if n in truth else torch[n] for n in made.made}, place)
+            for (made, truth), torch, place in zip(handed, said, ("", *(s.place for s in further)), strict=True)
+        ]
+        feeds["condition"] = [made.conditions for made, _ in handed]
+    if graphs.timestep is not None:
+        truth, i = handed[0][1], rows // 2
+        inputs = usual.timestep_inputs
         alone = inputs | {names.TIMESTEP: inputs[names.TIMESTEP][i : i + 1]}
         samples["timestep"] = [
-            Sample(inputs, {n: truth[n] for n in timed}, "all rows at once"),
-            Sample(alone, {n: truth[n][i : i + 1] for n in timed}, f"row {i + 1} alone"),
+            Sample(inputs, {n: truth[n] for n in usual.timed}, "all rows at once"),
+            Sample(alone, {n: truth[n][i : i + 1] for n in usual.timed}, f"row {i + 1} alone"),
         ]
-        feeds["timestep"] = [inputs]
+        feeds["timestep"] = [made.timestep_inputs for made, _ in handed]
 
-    def hand_on(given: Arrays, row: int) -> Arrays:
-        guides, batch = _size(given)
-        size = _size(feeds["step"][0])
-        in_rows = made | {name: array[row] for name, array in timed.items() if name not in single}
-        grouped = {n: a.reshape(*size, *a.shape[1:])[-guides:, :batch] for n, a in in_rows.items() if n not in given}
-        shared = {name: timed[name][row : row + 1] for name in single}
-        return _taken(graphs["step"], given | grouped | shared)
-
-    single = {pack.name for pack in packs if pack.space == TIMESTEP}
-    samples["step"] = [dataclasses.replace(s, inputs=hand_on(s.inputs, s.row)) for s in samples["step"]]
-    feeds["step"] = [hand_on(feed, row) for row, feed in enumerate(feeds["step"])]
+    by_conditions = {id(sample.conditions): made for sample, (made, _) in zip(further, handed[1:], strict=True)}
+    samples["step"] = [
+        dataclasses.replace(s, inputs=graphs.step_inputs(by_conditions.get(id(s.conditions), usual), s.inputs, s.row))
+        for s in samples["step"]
+    ]
+    feeds["step"] = [graphs.step_inputs(usual, feed, row) for row, feed in enumerate(loop)]
+    feeds["step"] += [sample.inputs for sample in samples["step"] if sample.conditions is not None]
     order: tuple[Role, ...] = ("condition", "timestep", "step", "decode", "encode")
     return dataclasses.replace(
         run,
         samples={role: samples[role] for role in order if role in samples},
         feeds={role: feeds[role] for role in order if role in feeds},
     )
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """What the graphs before the loop make of conditions."""
+
+    conditions: Arrays  # (R, ...)
+    made: Arrays  # (R, ...) outputs of the condition graph
+    timestep_inputs: Arrays
+    timed: Arrays  # (N, ...) outputs of the timestep graph
+
+
+class _Graphs:
+    """The hoisted graphs, the timesteps (1,) of each row of the golden run, and its G and B."""
+
+    def __init__(
+        self, folder: Path, timesteps: Sequence[np.ndarray], packs: Sequence[Pack], size: tuple[int, int]
+    ) -> None:
+        paths = {role: folder / f"{role}.onnx" for role in ("condition", "timestep", "step")}
+        self.condition = answers("condition", paths["condition"]) if paths["condition"].exists() else None
+        self.timestep = answers("timestep", paths["timestep"]) if paths["timestep"].exists() else None
+        self._paths, self._timesteps, self._size = paths, timesteps, size
+        self._shared = {pack.name for pack in packs if pack.space == TIMESTEP}  # by all rows of a request
+
+    def hand(self, conditions: Arrays) -> _Handed:
+        """Run what comes before the loop."""
+        made = self.condition(conditions) if self.condition is not None else {}
+        if self.timestep is None:
+            return _Handed(conditions, made, {}, {})
+        given = conditions | made | {names.TIMESTEP: np.concatenate(self._timesteps)}
+        inputs = _taken(self._paths["timestep"], given)
+        return _Handed(conditions, made, inputs, self.timestep(inputs))
+
+    def step_inputs(self, handed: _Handed, given: Arrays, row: int) -> Arrays:
+        """What the step is given in a row, in place of what the step as it was traced was given."""
+        guides, batch = _size(given)
+        of_row = {name: array[row] for name, array in handed.timed.items() if name not in self._shared}
+        in_rows = handed.conditions | handed.made | of_row
+        grouped = {
+            name: array.reshape(*self._size, *array.shape[1:])[-guides:, :batch]
+            for name, array in in_rows.items()
+            if name not in given
+        }
+        shared = {name: handed.timed[name][row : row + 1] for name in self._shared}
+        return _taken(self._paths["step"], given | grouped | shared)
 
 
 def _size(given: Arrays) -> tuple[int, int]:

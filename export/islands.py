@@ -4,7 +4,7 @@ Everything is decided by dataflow, so it holds for any network, and for graphs t
 means by value: what only looks at a tensor's shape doesn't depend on it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
 
@@ -15,6 +15,7 @@ from mmgen.export.operators import (
     BLENDS,
     CONVOLUTIONS,
     COPIES,
+    DIVISIONS,
     PRODUCTS,
     SATURATING,
     SOFTMAX,
@@ -25,6 +26,7 @@ from mmgen.export.operators import (
     values,
 )
 from mmgen.export.origins import module_of
+from mmgen.export.unprocessed import unprocessed
 from mmgen.runtime import bundle
 from mmgen.runtime.bundle import Island, Role
 from mmgen.runtime.errors import MmgenError
@@ -35,6 +37,11 @@ LARGEST = 65504.0  # of float16
 LIMIT = LARGEST / 8
 MASKED = -LARGEST / 2  # what a mask's huge negative number becomes; with a second mask or any cold score it still fits
 ROUNDING = 1e-2  # a weight that float16's narrow exponent changes by more than this (relative RMS) stays float32
+EPSILON = 1e-3  # a constant up to here that is added to a divisor, or is the least that it may be, guards it
+GUARDS = frozenset({"Add", "Clip", "Max", "Sub", "Where"})
+AROUND_GUARDS = GUARDS | SUMS | {"Abs", "Cast", "Div", "Expand", "Identity", "Mul", "Neg", "Pow", "Reciprocal",
+                                 "Reshape", "Sqrt", "Squeeze", "Unsqueeze"}  # fmt: skip  # between guard and division
+SMALL_POWERS = SUMS | {"Abs", "Mul", "Neg", "Pow", "Sqrt"}
 SATURATED = 20.0  # from here on the functions in SATURATING are constant
 
 SOLVER = frozenset((
@@ -54,6 +61,7 @@ class Weight:
     magnitude: float  # max |value| of the finite values; infinities fit
     rounding: float  # |value - float16(value)| / |value| in the 2-norm, over values that fit
     lost: float  # share of the non-zero values that become zero
+    open: bool = True  # whether each row, along the last axis, has a value that isn't hugely negative
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,11 @@ class Choice:
 
 
 def choose(
-    model: ir.Model, weights: Mapping[ir.Value, Weight], ranges: Mapping[str, float] | None, role: Role
+    model: ir.Model,
+    weights: Mapping[ir.Value, Weight],
+    ranges: Mapping[str, float] | None,
+    role: Role,
+    given: Container[str] = (),
 ) -> Choice:
     """Choose the nodes of a float32 graph that stay float32.
 
@@ -75,11 +87,16 @@ def choose(
         weights: of every float32 initialiser.
         ranges: max |value| of every other float32 tensor; None: activations out of range are let be.
         role: says what the graph's inputs and outputs are.
+        given: inputs that a request gives and no layer has seen.
     """
     flow = _Flow(model, role)
+    softmax = _ends_in_softmax(flow)
     _structure(flow)
+    exact = [v for v in unprocessed(model.graph, given) if not softmax.get(v, False)]
+    flow.island(flow.arithmetic_on(exact), "arithmetic on an input before its first layer")
     _statistics(flow)
-    masks, masked = _masks(flow, weights)
+    _guards(flow)
+    masks, masked = _masks(flow, weights, softmax)
     _weights(flow, weights, masks)
     if ranges is not None:
         _ranges(flow, ranges, masked)
@@ -133,6 +150,11 @@ class _Flow:
             if node.op_type not in COPIES and any(self.raw[v] and self.depends[v] & wanted for v in node.outputs)
         ]
 
+    def arithmetic_on(self, made: Iterable[ir.Value]) -> list[ir.Node]:
+        """The nodes that make these tensors, but for copies."""
+        producers = {value.producer() for value in made if is_single(value)}
+        return [node for node in self.nodes if node in producers and node.op_type not in COPIES]
+
     def above(self, start: Iterable[ir.Node], layers: int) -> list[ir.Node]:
         """Nodes with what they are computed from, through so many layers with weights at most, up to the next."""
         found: dict[ir.Node, int] = {}  # layers still to be passed
@@ -172,8 +194,6 @@ def _structure(flow: _Flow) -> None:
     if flow.role in ("decode", "encode"):
         searches = (node for node in flow.nodes if node.op_type in ("ArgMax", "ArgMin"))
         flow.island(flow.above(searches, layers=1), "nearest-code search")
-        inputs = (v.name or "" for v in flow.inputs)
-        flow.island(flow.before_layers(inputs), "arithmetic on the input before its first layer")
     if flow.role == "decode":
         casts = [node for node in flow.nodes if node.op_type == "Cast" and is_single(node.inputs[0])]
         to_whole = (node for node in casts if not is_single(node.outputs[0]))
@@ -204,12 +224,48 @@ def _statistics(flow: _Flow) -> None:
     flow.keep(around, reason)
 
 
-def _masks(flow: _Flow, weights: Mapping[ir.Value, Weight]) -> tuple[set[ir.Value], set[ir.Value]]:
-    """Constants that tell a softmax "not this one", and every tensor that such a constant was written into or added to.
+def _guards(flow: _Flow) -> None:
+    """What keeps a division, a root or a logarithm away from zero, with that operator and what lies between them.
 
-    Their magnitude is no number that has to be kept, so the range of those tensors says nothing.
+    An epsilon of 1e-8 is 0 in half precision, and 1e-5 has one digit.
     """
-    ends: dict[ir.Value, bool] = {}  # whether all that a tensor gets into is a softmax
+    reason = "keeps a division away from zero"
+    for node in flow.nodes:
+        if (slot := DIVISIONS.get(node.op_type)) is None or (divisor := node.inputs[slot]) is None:
+            continue
+        pending, seen = [(divisor, [node])], set[ir.Value]()
+        while pending:
+            value, path = pending.pop()
+            producer = value.producer()
+            if producer is None or value in seen or not is_single(value) or producer.op_type not in AROUND_GUARDS:
+                continue
+            seen.add(value)
+            around = [*path, producer]
+            if producer.op_type in GUARDS and any(map(_is_epsilon, producer.inputs)):
+                flow.island(around, reason)
+                flow.keep(_powers(producer), reason)
+            pending += [(v, around) for v in values(producer) if v.const_value is None]
+
+
+def _is_epsilon(value: ir.Value | None) -> bool:
+    tensor = None if value is None or not is_single(value) else value.const_value
+    return tensor is not None and tensor.size == 1 and 0 < abs(float(tensor.numpy().reshape(-1)[0])) <= EPSILON
+
+
+def _powers(guard: ir.Node) -> Iterator[ir.Node]:
+    """What a guarded number is computed from, as far as it may be far smaller than where it came from."""
+    pending = [guard]
+    while pending:
+        for value in values(pending.pop()):
+            producer = value.producer()
+            if producer is not None and producer.op_type in SMALL_POWERS:
+                yield producer
+                pending.append(producer)
+
+
+def _ends_in_softmax(flow: _Flow) -> dict[ir.Value, bool]:
+    """Of each tensor, whether all that it gets into is a softmax."""
+    ends: dict[ir.Value, bool] = {}
 
     def into_softmax(node: ir.Node) -> bool:
         return node.op_type in SOFTMAX or (node.op_type in BLENDS and all(ends.get(v, False) for v in node.outputs))
@@ -219,7 +275,22 @@ def _masks(flow: _Flow, weights: Mapping[ir.Value, Weight]) -> tuple[set[ir.Valu
 
     for node in reversed(flow.nodes):
         ends.update((value, ends_there(value)) for value in node.outputs)
-    masks = {v for v, w in weights.items() if w.low < -LIMIT and w.high <= LIMIT and ends_there(v)}
+    constants = (v for node in flow.nodes for v in values(node) if v.const_value is not None)
+    ends.update((value, ends_there(value)) for value in constants)
+    return ends
+
+
+def _masks(
+    flow: _Flow, weights: Mapping[ir.Value, Weight], softmax: Mapping[ir.Value, bool]
+) -> tuple[set[ir.Value], set[ir.Value]]:
+    """Constants that tell a softmax "not this one", and every tensor that such a constant was written into or added to.
+
+    Their magnitude is no number that has to be kept, so the range of those tensors says nothing.  But a row of which
+    nothing may be seen, such as padding makes, is then no longer the mean of all: before the loop, where time matters
+    little, only a constant that leaves something to see in every row is such a mask.
+    """
+    negative = {v: w for v, w in weights.items() if w.low < -LIMIT and w.high <= LIMIT and softmax.get(v, False)}
+    masks = {v for v, w in negative.items() if flow.role == "step" or w.open}
     masked = set(masks)
     for node in flow.nodes:
         if node.op_type in BLENDS and any(v in masked for v in values(node)):

@@ -13,7 +13,7 @@ from mmgen.export.graphs import Source
 from mmgen.export.masked_graph import FIXED, MaskedStepGraph
 from mmgen.export.masked_receipts import LOGITS
 from mmgen.export.model import Model
-from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, Sample, TorchRun, call, golden_request
+from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, Sample, TorchRun, add_unusual, call, golden_request
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.golden import Golden
@@ -41,6 +41,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     feeds["step"], trajectory = _loop(sources["step"], model.process, rows, asked, conditioning, shape, SEED)
     other = _loop(sources["step"], model.process, rows, asked, conditioning, shape, OTHER_SEED)[1][-1]
     samples["step"] = [_with_logits(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
+    add_unusual(model, sources, request, samples, feeds, _with_logits)
     samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
     feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
     media = samples["decode"][0].outputs[names.MEDIA]

@@ -16,11 +16,14 @@ SUMS = frozenset({
 STATISTICS = frozenset({  # from a sum to one over a deviation
     "Add", "Clip", "Div", "Max", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub",
 })
+LOOKUPS = frozenset({"Gather", "GatherElements", "GatherND"})  # take from their first input what the second says
+BOUNDED = frozenset({"Cos", "Erf", "HardSigmoid", "OneHot", "Sigmoid", "Sign", "Sin", "Softsign", "Tanh"})
 SATURATING = frozenset({"Erf", "HardSigmoid", "Sigmoid", "Tanh"})  # bounded, at infinity too
 SOFTMAX = frozenset({"LogSoftmax", "Softmax"})
 NORMS = SOFTMAX | {
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",
 }
+DIVISIONS = {"Div": 1, "Log": 0, "Pow": 0, "Reciprocal": 0, "Sqrt": 0}  # which input must not be, or come near, 0
 PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "GRU", "LSTM", "RNN"})
 # fmt: on

@@ -30,7 +30,11 @@ def of_trace(trace: str) -> str:
 
 def of_error(error: BaseException) -> str:
     """The innermost line outside torch that an exception went through."""
-    frames = traceback.extract_tb(error.__traceback__)
+    return of_frames(traceback.extract_tb(error.__traceback__))
+
+
+def of_frames(frames: traceback.StackSummary) -> str:
+    """The innermost line outside torch of a stack."""
     return _innermost((frame.filename, frame.lineno or 0, frame.line) for frame in frames)
 
 

@@ -4,6 +4,7 @@ The types are in the graph, so every compiler does the same with it (TensorRT 11
 more), and what was achieved is counted in the file that was written, not assumed from what was asked for.
 """
 
+import dataclasses
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from mmgen.export.dtypes import FLOATS, half_slots, is_single, load, mixed_types
-from mmgen.export.islands import LARGEST, MASKED, Choice, Weight, choose
+from mmgen.export.islands import LARGEST, LIMIT, MASKED, Choice, Weight, choose
 from mmgen.export.operators import has_weights
 from mmgen.export.storage import save
 from mmgen.runtime.bundle import HalfShare, Island, Role
 from mmgen.runtime.errors import MmgenError
 
 CHUNK = 1 << 22  # values looked at together
+MUST_BE_HALF: tuple[Role, ...] = ("step", "decode")  # at least some weights; of the others, inspect tells the share
 
 _T = TypeVar("_T")
 
@@ -46,6 +48,7 @@ def to_half(
     *,
     role: Role,
     islands: bool = True,
+    given: Container[str] = (),
     narrow_inputs: Container[str] = (),
     narrow_outputs: Container[str] = (),
     progress: Callable[[float], None] | None = None,
@@ -62,6 +65,7 @@ def to_half(
         ranges: max |value| of every float32 tensor, from ``measure_ranges`` on ``source``.
         role: what the graph is for; it decides what must stay float32 whatever the ranges.
         islands: False makes activations half even where their range doesn't fit, which gives infinities.
+        given: inputs that a request gives and no layer has seen.
         narrow_inputs: those that become half if all that read them want that; whoever makes them then rounds as this
             graph would.
         narrow_outputs: those that become half.
@@ -81,7 +85,7 @@ def to_half(
             )
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     weights = _examine(model, role, lambda share: report(share / 2))
-    choice = choose(model, weights, ranges if islands else None, role)
+    choice = choose(model, weights, ranges if islands else None, role, given)
     _retype(model, choice, narrow_outputs)
     narrowed = _narrow_inputs(model.graph, narrow_inputs)
     data = target.with_name(f"{target.name}.data")
@@ -115,7 +119,10 @@ def _examine(model: ir.Model, role: Role, report: Callable[[float], None]) -> di
     examined = {}
     for done, value in enumerate(singles):
         assert value.const_value is not None
-        examined[value] = weight = _read(value.const_value, weigh)
+        weight = _read(value.const_value, weigh)
+        if weight.low < -LIMIT:
+            weight = dataclasses.replace(weight, open=_read(value.const_value, _open))
+        examined[value] = weight
         if np.isnan(weight.low):
             raise MmgenError(f"graph {role}: weight {value.name} holds NaN", remedy="the checkpoint is damaged")
         report((done + 1) / len(singles))
@@ -138,6 +145,11 @@ def weigh(numbers: np.ndarray) -> Weight:
         nonzero += np.count_nonzero(exact)
         lost += np.count_nonzero(exact[half == 0])
     return Weight(low, high, magnitude, (error / power) ** 0.5 if power else 0.0, lost / max(nonzero, 1))
+
+
+def _open(numbers: np.ndarray) -> bool:
+    """Whether every row of a mask, if it has rows, leaves something to see."""
+    return numbers.ndim > 0 and numbers.shape[-1] > 1 and bool((numbers > -LIMIT).any(-1).all())
 
 
 def _read(tensor: ir.TensorProtocol, use: Callable[[np.ndarray], _T]) -> _T:
@@ -285,7 +297,7 @@ def _check(path: Path, role: Role, share: HalfShare) -> None:
             f"graph {role} is not valid ONNX in half precision", got=str(error).partition("\n")[0]
         ) from error
     products = [node for node in model.graph if has_weights(node)]
-    if products and share.weight_bytes == 0:
+    if products and share.weight_bytes == 0 and role in MUST_BE_HALF:
         raise MmgenError(
             f"graph {role}: no weight became half precision",
             got=f"{len(products)} operations with float32 weights",

@@ -21,7 +21,7 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
 
     Args:
         path: an ONNX file.
-        feeds: inputs by name, one mapping for each run; typical of use, since nothing else is seen.
+        feeds: inputs by name, one mapping for each run; typical of use, since nothing else is seen.  Others are let be.
 
     Returns:
         max |value| over all runs, by tensor name; infinity for a tensor that was not finite.
@@ -34,6 +34,8 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
 
     model = load(path)
     values = _instrument(model)
+    if not values:  # a graph of whole numbers
+        return {}
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # otherwise all that measures runs last
@@ -41,11 +43,13 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
     options.log_severity_level = 3  # it warns of outputs that don't depend on the inputs
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    taken = {i.name for i in session.get_inputs()}
     names = [f"{value.name}{suffix}" for value in values for suffix in SUFFIXES]
 
     ranges = {value.name or "": 0.0 for value in values}
     for feed in feeds:
-        measured = np.array(session.run(names, dict(feed)), np.float64).reshape(-1, len(SUFFIXES))
+        run = session.run(names, {name: x for name, x in feed.items() if name in taken})
+        measured = np.array(run, np.float64).reshape(-1, len(SUFFIXES))
         maxima = np.where(np.isnan(measured[:, 1]), np.nan, measured[:, 0])  # ReduceMax skips NaN, ReduceL1 doesn't
         largest = dict(zip(ranges, maxima.tolist(), strict=True))
         _check_finite(path, model, largest)

@@ -7,6 +7,7 @@ guards a division; here a number is what it is.
 import math
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import PassManager, Sequential, common
 from onnxscript import optimizer, rewriter
@@ -20,6 +21,7 @@ SMALL = 1024  # elements; constants up to here are folded anyway
 def simplify(model: ir.Model) -> None:
     """Simplify a graph in place; what it computes stays the same for every input."""
     common.InlinePass()(model)
+    _make_single(model)
     shorten = PassManager(
         [rewriter.RewritePass(_rules()), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
     )
@@ -35,6 +37,24 @@ def simplify(model: ir.Model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def _make_single(model: ir.Model) -> None:
+    """Make float64 numbers float32, here where comparisons with torch follow: TensorRT would do it by itself."""
+    single, double = ir.DataType.FLOAT, ir.DataType.DOUBLE
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.dtype == double:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+            value.dtype = single
+    for node in model.graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == double:
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().astype(np.float32)))
+            elif name in ("dtype", "to") and attribute.type == ir.AttributeType.INT and attribute.value == double:
+                node.attributes[name] = ir.AttrInt64(name, single)
+        for value in node.outputs:
+            if value.dtype == double:
+                value.dtype = single
 
 
 def _pays(node: ir.Node) -> bool | None:

@@ -4,7 +4,8 @@ The loop here is the definition in ``runtime/table.py``, one row after the other
 noise and encoding of requests, and none of its loop.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmgen.export.examples import examples, unusual
 from mmgen.export.graphs import Source
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
-from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, K, Role
+from mmgen.runtime.bundle import TOKENIZER, Bundle, K, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.noise import noise as seeded_noise
@@ -41,6 +43,7 @@ class Sample:
     outputs: Arrays
     place: str = ""  # where in the trajectory
     row: int = 0  # of the solver's table
+    conditions: Arrays | None = None  # (R, ...) that the request had, where they are not those of the golden one
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
     Args:
         bundle: the manifest so far; its folder holds the tokenizer.
     """
-    conditions, defaults = golden_conditions(model), model.defaults
+    conditions, defaults = examples(model, B), model.defaults
     guided = any(c.null is not None for c in model.conditions)
     guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
     texts = [c for c in model.conditions if c.kind == "text"]
@@ -105,6 +108,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
     other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
     samples["step"] = [call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
+    add_unusual(model, sources, request, samples, feeds, call)
 
     samples["decode"] = [call(sources["decode"], {names.LATENTS: trajectory[-1]})]
     feeds["decode"] = [{names.LATENTS: trajectory[-1]}, {names.LATENTS: other}]
@@ -117,6 +121,35 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         media, samples["decode"][0].outputs.get(names.CODES),
     )  # fmt: skip
     return TorchRun(golden, asked.inputs, samples, feeds)
+
+
+def add_unusual(
+    model: Model,
+    sources: Mapping[Role, Source],
+    request: GoldenRequest,
+    samples: dict[Role, list[Sample]],
+    feeds: dict[Role, list[Arrays]],
+    step: Callable[[Source, Arrays, str, int], Sample],
+) -> None:
+    """Add unusual conditions to what the condition and the step graphs are given; not those that torch can't do.
+
+    Args:
+        step: calls the step graph.
+    """
+    row = len(feeds["step"]) // 2
+    usual = feeds["step"][row]
+    for place, conditions in unusual(model, request.asked.inputs):
+        made = call(sources["condition"], conditions, place) if "condition" in sources else None
+        conditioning = conditions if made is None else made.outputs
+        grouped = {n: x.reshape(usual[n].shape) for n, x in conditioning.items() if n in usual}
+        sample = step(sources["step"], usual | grouped, place, row)
+        if not all(np.isfinite(x).all() for x in (*sample.outputs.values(), *conditioning.values())):
+            continue
+        samples["step"].append(dataclasses.replace(sample, conditions=conditions))
+        feeds["step"].append(sample.inputs)
+        if made is not None:
+            samples["condition"].append(made)
+            feeds["condition"].append(conditions)
 
 
 def _loop(
@@ -198,26 +231,3 @@ def call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sampl
         made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
     outputs = (made,) if isinstance(made, torch.Tensor) else made
     return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place, row)
-
-
-def golden_conditions(model: Model) -> dict[str, Any]:
-    """Values for B samples: the model's examples, or made-up ones."""
-    rng = np.random.default_rng(0)
-    values: dict[str, Any] = {}
-    for condition in model.conditions:
-        given = [request[condition.name] for request in model.examples if condition.name in request]
-        rows = [given[i % len(given)] for i in range(B)] if given else [_made_up(condition, i, rng) for i in range(B)]
-        values[condition.name] = np.stack(rows) if condition.kind == "array" else rows
-    return values
-
-
-def _made_up(condition: Condition, index: int, rng: np.random.Generator) -> Any:
-    match condition.kind:
-        case "text":
-            return ("a photo", "two lines of text")[index % 2]
-        case "class":
-            return (condition.count or 1) * (2 * index + 1) // (2 * B)
-        case "array" if np.issubdtype(np.dtype(condition.dtype), np.floating):
-            return rng.standard_normal(condition.shape).astype(condition.dtype)
-        case "array":
-            return np.zeros(condition.shape, condition.dtype)

@@ -70,9 +70,12 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -
 
 
 def check_finite(module: nn.Module, what: str) -> None:
-    """Raise MmgenError if a parameter or buffer holds NaN or infinity."""
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    """Raise MmgenError if a parameter or buffer holds NaN or infinity; of buffers, masks may hold minus infinity."""
+    buffers = {name for name, _ in module.named_buffers()}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not tensor.is_floating_point():
+            continue
+        if not bool((torch.isfinite(tensor) | ((tensor == -torch.inf) & (name in buffers))).all()):
             bad = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
             raise MmgenError(
                 f"{what}: tensor {name!r}",

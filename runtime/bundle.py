@@ -227,6 +227,7 @@ class Bundle:
     defaults: Defaults
     tokenizer_sha256: str | None = None
     golden_sha256: str | None = None
+    made_up: tuple[str, ...] = ()  # conditions of which the exporter had no example: the receipts are of made-up ones
     hoisting: Hoisting | None = None  # None: the step graph does all that the denoiser does
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)

@@ -48,7 +48,12 @@ def summary(bundle: Bundle) -> str:
     half = bundle.precision.half_share.get("step")
     share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""
     gates = sum(receipt.limit is not None for receipt in bundle.receipts)
-    return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {gates} comparisons passed"
+    passed = f"{gates} comparisons passed{_made_up(bundle)}"
+    return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {passed}"
+
+
+def _made_up(bundle: Bundle) -> str:
+    return f", with made-up values of {' and '.join(bundle.made_up)}" if bundle.made_up else ""
 
 
 def text(bundle: Bundle) -> str:
