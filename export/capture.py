@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from mmgen.export import origins
 from mmgen.export.constants import constants_known
 from mmgen.export.graphs import Source
+from mmgen.export.scripts import unscripted
 from mmgen.export.sizes import sizes_watched
 from mmgen.runtime.errors import MmgenError
 
@@ -34,10 +35,16 @@ def capture(source: Source) -> ExportedProgram:
     module, fixed = source.module.eval(), list[str]()
     try:
         with (
-            _one_size(module, axes), constants_known(module, inputs), sizes_watched(fixed), _no_fast_path(),
+            unscripted(module),
+            _one_size(module, axes),
+            constants_known(module, inputs),
+            sizes_watched(fixed),
+            _no_fast_path(),
             torch.no_grad(),
-        ):  # fmt: skip
+        ):
             program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+    except MmgenError:
+        raise
     except Exception as error:
         raise (_fixed(source, fixed) if fixed else untraceable(source, error)) from error
     if fixed:
@@ -48,7 +55,7 @@ def capture(source: Source) -> ExportedProgram:
 def _fixed(source: Source, lines: Sequence[str]) -> MmgenError:
     return MmgenError(
         f"graph {source.role}: the size of the batch becomes a plain number at {lines[0]}",
-        remedy="use x.shape[0] as it is, without int(), or reshape with -1",
+        remedy="use x.shape[0] as it is, without int() or len(), or reshape with -1",
     )
 
 

@@ -89,8 +89,7 @@ def export(
         check(model)
         if invented := made_up(model):
             warnings.warn(
-                f"the comparisons use made-up values of {' and '.join(invented)}: give Model.examples, requests that are "
-                "typical of use, for them to say more",
+                f"comparisons use made-up values of {' and '.join(invented)}: give typical requests in Model.examples",
                 stacklevel=2,
             )
         bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)

@@ -6,6 +6,7 @@ as a node's metadata until the graph is complete.
 
 import os
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,8 @@ ORIGIN = "mmgen.origin"  # metadata of a node: where in the user's code it comes
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's: the submodules it is in, as a Python list
 TRACE = "pkg.torch.onnx.stack_trace"  # torch's: lines of Python, the innermost last
 _LIBRARIES = tuple(str(Path(module).resolve().parent) + os.sep for module in (torch.__file__, onnx.__file__))
+_STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
+_PACKAGES = ("site-packages", "dist-packages")  # which may lie below it
 _OWN = str(Path(__file__).resolve().parent) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<text>[^\n]+))?')
 
@@ -47,8 +50,9 @@ def _innermost(frames: Iterable[tuple[str, int, str | None]]) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file is neither torch's nor the exporter's."""
-    return not file.startswith(("<", *_LIBRARIES, _OWN))
+    """Whether a file is neither torch's, nor Python's, nor the exporter's."""
+    standard = file.startswith(_STANDARD) and not any(f"{os.sep}{name}{os.sep}" in file for name in _PACKAGES)
+    return not standard and not file.startswith(("<", *_LIBRARIES, _OWN))
 
 
 def note(model: ir.Model) -> None:

@@ -14,6 +14,8 @@ from onnxscript import optimizer, rewriter
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.rules import common as rules
 
+from mmgen.export.bits import replace_bitwise
+
 ROUNDS = 2
 SMALL = 1024  # elements; constants up to here are folded anyway
 
@@ -29,6 +31,7 @@ def simplify(model: ir.Model) -> None:
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_pays)
         shorten(model)
     _choose(model)
+    replace_bitwise(model.graph)
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
