@@ -25,7 +25,7 @@ READS: frozenset[Callable[..., Any]] = frozenset({
     torch.allclose, torch.equal, torch.is_nonzero, Tensor.allclose, Tensor.equal, Tensor.is_nonzero,
 })  # fmt: skip  # what makes Python values of a tensor's
 
-Site = tuple[str, int, Callable[..., Any]]  # file, line, function
+Site = tuple[str, int]  # file, line
 Answers = Mapping[Site, list[Any]]  # in the order of the calls there; ``_VARIES`` where an input has a part in it
 
 
@@ -84,7 +84,8 @@ class _Recording(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func in READS:
             varies = any(tensor in self._varying for tensor in _tensors((args, kwargs)))
-            self._reads[_site(func)].append(_VARIES if varies else out)
+            answers = tree_leaves(out)  # tensors that are traced with answer ``tolist`` number by number
+            self._reads[_site()] += [_VARIES] * len(answers) if varies else answers
         return out
 
 
@@ -94,21 +95,18 @@ class _Answering(TorchFunctionMode):
         self._reads = {site: iter(answers) for site, answers in reads.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in READS:
-            answer = next(self._reads.get(_site(func), iter(())), _VARIES)
-            if answer is not _VARIES:
-                return answer
-        return func(*args, **(kwargs or {}))
+        answer = next(self._reads.get(_site(), iter(())), _VARIES) if func in READS else _VARIES
+        return func(*args, **(kwargs or {})) if answer is _VARIES else answer
 
 
-def _site(func: Callable[..., Any]) -> Site:
+def _site() -> Site:
     """Where a function is called: the innermost line outside torch."""
     frame = sys._getframe(2)
     innermost = frame
     while frame.f_back is not None and not origins.is_users(frame.f_code.co_filename):
         frame = frame.f_back
     found = frame if origins.is_users(frame.f_code.co_filename) else innermost
-    return found.f_code.co_filename, found.f_lineno, func
+    return found.f_code.co_filename, found.f_lineno
 
 
 def _tensors(tree: object) -> list[Tensor]:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-import torch
+from torch.fx.experimental.sym_node import SymNode
 
 from mmgen.export import origins
 
@@ -16,20 +16,15 @@ def sizes_watched(lines: list[str]) -> Iterator[None]:
 
     Torch's own error says which axis has become one size, but not where.
     """
-    watched = {name: vars(torch.SymInt)[name] for name in ("__int__", "__index__")}
+    original = SymNode.guard_int
 
-    def watch(original: Any) -> Any:
-        def convert(size: Any) -> Any:
-            if size.node.is_symbolic() and not size.node.is_constant():
-                lines.append(origins.of_frames(traceback.extract_stack()))
-            return original(size)
+    def watch(node: Any, file: str, line: int) -> int:
+        if node.expr.free_symbols:
+            lines.append(origins.of_frames(traceback.extract_stack()))
+        return original(node, file, line)
 
-        return convert
-
-    for name, original in watched.items():
-        setattr(torch.SymInt, name, watch(original))
+    SymNode.guard_int = watch  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        for name, original in watched.items():
-            setattr(torch.SymInt, name, original)
+        SymNode.guard_int = original  # type: ignore[method-assign]
