@@ -5,6 +5,8 @@ import inspect
 import io
 import logging
 import math
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from mmgen.runtime.errors import MmgenError
 OPSET = 18  # TensorRT 10.3 parses all of it, and torch writes it without converting
 EXTERNAL_BYTES = 1024  # smaller tensors, shapes among them, stay in the graph, where optimisers look for constants
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of a node: the list of submodules it is in
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 METADATA = ("namespace", SCOPES)  # what is kept; the rest holds source code and file names of this machine
 op: Any = opset18  # its annotations leave out the plain numbers that it takes
 MASKED = -3e4  # added to the scores that attention must not see; finite in half precision, and exp of it is 0
@@ -39,7 +42,7 @@ def trace(source: Source, path: Path) -> None:
     """
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
     try:
-        with _quiet(), _no_fast_path(), torch.no_grad():
+        with _quiet(), _no_fast_path(), _nothing_left(), torch.no_grad():
             program = torch.onnx.export(
                 source.module.eval(),
                 tuple(source.inputs.values()),
@@ -146,6 +149,20 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled)
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Torch makes the folder of a compiler that isn't used here; it goes away with the block."""
+    if CACHE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[CACHE]
 
 
 @contextlib.contextmanager
