@@ -21,7 +21,6 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.encoding import encode
-from mmgen.runtime.errors import MmgenError, said
 from mmgen.runtime.fork import keep_in_children
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.options import Course, Options, Request, check, checked_latents
@@ -35,7 +34,7 @@ from mmgen.runtime.run import Run
 from mmgen.runtime.solver_options import Option
 from mmgen.runtime.stream import Flag, Stream
 from mmgen.runtime.text import open_tokenizer
-from mmgen.runtime.turns import Cancel, Turns
+from mmgen.runtime.turns import Cancel, Turns, check_cancel
 
 
 class Generator:
@@ -133,21 +132,8 @@ class Generator:
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
         request = check(self.bundle, self._encoders, asked, conditions)
-        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-            raise MmgenError("cancel", got=said(cancel), wanted="a threading.Event, or another object with is_set()")
-        with self._turns.turn(cancel), self._started(request, started) as run:
-            early = run.end is not None or cancel is not None  # what is recorded as one can't be ended early
-            loop = None if early else run.plan.loop()
-            if loop is None:
-                for _ in self._rows(run, cancel):
-                    pass
-            else:
-                clock = time.perf_counter()
-                loop()
-                self._backend.wait()
-                run.timings.loop = time.perf_counter() - clock
-            self._turns.check(cancel)
-            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
+        check_cancel(cancel)
+        return self._turns.run(lambda: self._play(request, started, cancel), cancel)
 
     def stream(
         self,
@@ -188,14 +174,16 @@ class Generator:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
         given = checked_latents(self.bundle, latents, batch)
-        with self._turns.turn():
-            return decode(self.bundle, self._backend, self._runners["decode"], given)
+        return self._turns.run(lambda: decode(self.bundle, self._backend, self._runners["decode"], given))
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
         """Have the next requests run these graphs, though what they make is there already from the last one."""
-        with self._turns.turn():
+
+        def forget() -> None:
             for plan in self._plans:
                 plan.invariants.forget(*graphs)
+
+        self._turns.run(forget)
 
     def close(self) -> None:
         """Free graphs and memory, from any thread, also inside a stream.
@@ -219,6 +207,22 @@ class Generator:
         while self._runners:
             self._runners.popitem()[1].close()
         self._backend.close()
+
+    def _play(self, request: Request, clock: float, cancel: Cancel | None) -> Result:
+        """The whole of a request, in one turn."""
+        with self._started(request, clock) as run:
+            early = run.end is not None or cancel is not None  # what is recorded as one can't be ended early
+            loop = None if early else run.plan.loop()
+            if loop is None:
+                for _ in self._rows(run, cancel):
+                    pass
+            else:
+                clock = time.perf_counter()
+                loop()
+                self._backend.wait()
+                run.timings.loop = time.perf_counter() - clock
+            self._turns.check(cancel)
+            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
 
     def _loop(self, request: Request, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
         """Each part between two rows in one turn."""

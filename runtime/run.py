@@ -78,7 +78,8 @@ class Run:
 
     def _look(self, row: int, at: Callable[..., _R], *given: object) -> _R:
         """What is asked for after a row, in a turn of its own, if what the row made is still there."""
-        with self.turns.turn():
+
+        def look() -> _R:
             if self.row != row:
                 raise MmgenError(
                     f"row {row} of this stream", got=f"row {self.row}, which ran since",
@@ -86,3 +87,5 @@ class Run:
                 )  # fmt: skip
             self.loan.plan()  # raises where another request has it
             return at(*given)
+
+        return self.turns.run(look)

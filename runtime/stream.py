@@ -49,10 +49,7 @@ class Stream:
         if self._over:
             self._turns.later(self._rows.close)
             raise StopIteration
-        with self._turns.turn(self._cancel):
-            progress = next(self._rows, None)
-            self._over = progress is None or progress.last
-            self._turns.check(self._cancel)  # what the row made is then being taken away
+        progress = self._turns.run(self._run, self._cancel)
         if progress is None:
             raise StopIteration
         return progress
@@ -80,3 +77,9 @@ class Stream:
 
     def __del__(self) -> None:
         self.close()
+
+    def _run(self) -> Progress | None:
+        progress = next(self._rows, None)
+        self._over = progress is None or progress.last
+        self._turns.check(self._cancel)  # what the row made is then being taken away
+        return progress

@@ -1,23 +1,25 @@
 """One call at a time: who asks waits for a turn, first come, first served, whatever thread it is.
 
-Nothing here waits that may come in the middle of a turn of the same thread: the garbage collector and handlers of
-signals may end a stream or close a generator at any place.
+Ctrl-C may end any of this between two instructions, and the garbage collector and handlers of signals may cancel a
+stream or close a generator there.  So a place in the queue and a turn are locks in ``with`` statements, which are let
+go of however that ends; and what may come in the middle of a call never waits for a turn.
 """
 
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from mmgen.runtime import fork
-from mmgen.runtime.errors import Cancelled, MmgenError
+from mmgen.runtime.errors import Cancelled, MmgenError, said
 
-POLL = 0.05  # seconds from one look at who cancels to the next, while waiting
+POLL = 0.05  # seconds from one look at who cancels or closes to the next, while waiting
 
 log = logging.getLogger("mmgen")
+_R = TypeVar("_R")
 
 
 class Cancel(Protocol):
@@ -31,44 +33,27 @@ class Turns:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._changed = threading.Condition()  # its lock may be taken again by the thread that has it
-        self._queue: deque[object] = deque()  # one for each that waits
-        self._holder: int | None = None  # the thread whose turn it is
+        self._turn = threading.Lock()
+        self._queueing = threading.Lock()
+        self._last = threading.Lock()  # the place of who came last; it is locked until that call has ended
+        self._places: dict[int, threading.Lock] = {}  # by thread; what is there unlocked counts for nothing
         self._later: deque[Callable[[], None]] = deque()
-        self._closed, self._freed = False, threading.Event()
+        self._closed = self._freed = False
 
-    @contextmanager
-    def turn(self, cancel: Cancel | None = None) -> Iterator[None]:
-        """Wait for a turn, and have it for as long as the block lasts.
+    def run(self, call: Callable[[], _R], cancel: Cancel | None = None) -> _R:
+        """Wait for a turn and make a call in it.
 
         Raises:
-            Cancelled: so it was while waiting.
-            MmgenError: closed, also while waiting; forked; or asked for inside a turn of the same thread.
+            Cancelled: so it was, also while waiting.
+            MmgenError: closed, also while waiting; or asked for in a forked process, or by a thread that is inside.
+            Exception: of the call.
         """
-        self.check(cancel)
-        me, ticket = threading.get_ident(), object()
-        if self._holder == me:
+        if self._is_inside():
             raise MmgenError(
                 "this call comes in the middle of another one of the same thread, for which it would wait for ever",
                 remedy="make it when that has returned, not from a handler of a signal or a finalizer",
             )
-        try:
-            with self._changed:
-                self._queue.append(ticket)
-                try:
-                    while self._holder is not None or self._queue[0] is not ticket:
-                        self._changed.wait(None if cancel is None else POLL)
-                        self.check(cancel)
-                    self._holder = me
-                finally:
-                    self._queue.remove(ticket)
-                    self._changed.notify_all()
-            self.check(cancel)
-            yield
-        finally:
-            if self._holder == me:
-                self._end()
-                self._tidy()
+        return self._run(call, lambda: self.check(cancel))
 
     def check(self, cancel: Cancel | None = None) -> None:
         """See that what is about to run, or to go on, may.
@@ -85,69 +70,96 @@ class Turns:
             raise Cancelled("the request was cancelled")
 
     def later(self, chore: Callable[[], None]) -> None:
-        """Have this done in a turn: now if it is nobody's, else at the end of the one that is under way.
+        """Have this done when it is nobody's turn: now, or at the end of the turn that somebody has.
 
-        It is never done in a forked process.
+        In a forked process it is never done.
         """
-        if self._is_elsewhere():
-            return
-        self._later.append(chore)
-        with self._changed:
-            self._changed.notify_all()  # who waits may have been cancelled
-        self._tidy()
+        if not self._is_elsewhere():
+            self._later.append(chore)
+            self._tidy()
 
     def close(self, free: Callable[[], None]) -> None:
         """Give no more turns, and free what they were for when the last one has ended; closing twice does no harm.
 
-        Returns when that is done, or in the thread whose turn it is at once.  In a forked process nothing is done.
+        Returns when that is done, but at once in a thread that is inside.  In a forked process nothing is done.
         """
         if self._is_elsewhere():
             return
-        with self._changed:
-            first, self._closed = not self._closed, True
-        failures: list[Exception] = []
 
-        def chore() -> None:
-            try:
+        def once() -> None:
+            if not self._freed:
+                self._freed = True
                 free()
-            except Exception as error:
-                failures.append(error)
-                raise
-            finally:
-                self._freed.set()
 
-        if first:
-            self.later(chore)
-        if self._holder != threading.get_ident():
-            self._freed.wait()
-        if failures:
-            raise failures[0]
+        self._closed = True  # who is before this call in the queue leaves it
+        if self._is_inside():
+            self.later(once)
+        else:
+            self._run(once, lambda: None)
+
+    def _run(self, call: Callable[[], _R], check: Callable[[], None]) -> _R:
+        check()
+        thread, place = threading.get_ident(), threading.Lock()
+        try:
+            with place:
+                self._places[thread] = place
+                with self._queueing:
+                    before, self._last = self._last, place
+                while not before.acquire(timeout=POLL):
+                    check()
+                self._wait(check)
+                with self._turn:
+                    check()
+                    try:
+                        return call()
+                    finally:
+                        self._do_chores()
+        finally:
+            self._tidy()
+            self._places.pop(thread, None)
+
+    def _wait(self, check: Callable[[], None]) -> None:
+        """Until it is nobody's turn: who was in the queue before has left it, maybe without having had one."""
+        seconds = 0.001
+        while self._turn.locked():
+            time.sleep(seconds)
+            check()
+            seconds = min(2 * seconds, POLL)
+
+    def _tidy(self) -> None:
+        """Do what was put off, unless it is somebody's turn, who does it at the end."""
+        thread, place = threading.get_ident(), threading.Lock()
+        while self._later and not self._is_inside():
+            with place:
+                self._places[thread] = place
+                if not self._turn.acquire(blocking=False):
+                    return
+                try:
+                    self._do_chores()
+                finally:
+                    self._turn.release()
+
+    def _do_chores(self) -> None:
+        while self._later:
+            try:
+                self._later.popleft()()
+            except Exception as error:  # it is nobody's who could be told
+                log.warning("while freeing: %s", str(error))
+
+    def _is_inside(self) -> bool:
+        """Whether this comes in the middle of a call of the same thread, which waits for a turn or has it."""
+        place = self._places.get(threading.get_ident())
+        return place is not None and place.locked()
 
     def _is_elsewhere(self) -> bool:
         return os.getpid() != self._process
 
-    def _tidy(self) -> None:
-        """Do what was put off, unless it is somebody's turn, who does it at the end."""
-        while self._later:
-            with self._changed:
-                if self._holder is not None:
-                    return
-                self._holder = threading.get_ident()
-            self._end()
 
-    def _end(self) -> None:
-        """Do what was put off, and end this thread's turn."""
-        try:
-            while self._later:
-                _try(self._later.popleft())
-        finally:
-            with self._changed:
-                self._holder = None
-                self._changed.notify_all()
+def check_cancel(cancel: object) -> None:
+    """See that what is to cancel a request is None or a ``Cancel``.
 
-
-def _try(chore: Callable[[], None]) -> None:
-    try:
-        chore()
-    except Exception as error:  # it is nobody's who could be told
-        log.warning("while freeing: %s", str(error))
+    Raises:
+        MmgenError: it isn't.
+    """
+    if cancel is not None and (isinstance(cancel, type) or not callable(getattr(cancel, "is_set", None))):
+        raise MmgenError("cancel", got=said(cancel), wanted="a threading.Event, or another object with is_set()")
