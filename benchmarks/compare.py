@@ -48,6 +48,7 @@ from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.files import whole_file
 from mmgen.runtime.machine import cores
 from mmgen.runtime.machine import record as machine
+from mmgen.runtime.ort_import import SWITCH
 from mmgen.runtime.usage import watched
 
 RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
@@ -143,7 +144,8 @@ def measure(model: Model, peers: Sequence[Peer], rounds: int, threads: int, work
     }  # fmt: skip
     scratch = work / "scratch"
     scratch.mkdir(exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"HF_HUB_OFFLINE": "1", SWITCH: "1"}  # no peer reports to its makers
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **quiet}
 
     def start(peer: Peer) -> Worker:
         script = Path(__file__).with_name("compare_worker.py")

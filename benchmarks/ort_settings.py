@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from mmgen.runtime import Generator
 from mmgen.runtime.backend import Runner
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.ort import OrtCpu
+from mmgen.runtime.ort_import import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
 
 Change = Callable[[Any], None]
 PAUSE = 0.02  # seconds in which the threads of one backend come to rest before another's turn

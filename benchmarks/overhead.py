@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -44,7 +43,10 @@ from mmgen.runtime import Generator
 from mmgen.runtime.bundle import NEXT_STATE, STATE, Bundle, Condition, Defaults, Media, read_bundle
 from mmgen.runtime.memory import shape_of
 from mmgen.runtime.ort import OrtCpu
+from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.process import Diffusion
+
+onnxruntime = import_onnxruntime()
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.ort_import import import_onnxruntime
 
 Arrays = dict[str, NDArray[Any]]
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # where a feed may have another than the graph
@@ -27,6 +27,7 @@ def answers(role: Role, graph: Path, wanted: Sequence[str] = ()) -> Callable[[Ma
     Raises:
         MmgenError: ONNX Runtime can't load it; later, can't run it.
     """
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     source: Path | bytes = graph

@@ -11,6 +11,7 @@ import click
 from mmgen.export import embedded
 from mmgen.runtime import describe
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
 ENGINES = "mmgen.engines"  # entry point of the function that builds engines; exporting imports no compiler
@@ -55,6 +56,7 @@ def main(
         raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise MmgenError(f"exporting needs {', '.join(missing)}", remedy="pip install 'mmgen[export]'")
+    import_onnxruntime()  # before a model of the user's own does, and reports it
     from mmgen.export.exporter import export
     from mmgen.export.sources import resolve
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
-
 from mmgen.export.check import check, weight_bytes
 from mmgen.export.dtypes import load
 from mmgen.export.emulate import EmulatedHalf
@@ -47,6 +45,7 @@ from mmgen.runtime.bundle import (
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
 from mmgen.runtime.ort import open_backend
+from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.verify import measure, require
@@ -200,7 +199,8 @@ def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
 def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
     """Levels 3 and 4, on the files as they will be; the manifest, written."""
     write_manifest(bundle, folder)
-    backend = EmulatedHalf(onnxruntime, None) if bundle.precision.policy == "fp16" else open_backend("ort-cpu", None)
+    half = bundle.precision.policy == "fp16"
+    backend = EmulatedHalf(import_onnxruntime(), None) if half else open_backend("ort-cpu", None)
     with Generator(read_bundle(folder, verify=False), backend) as generator:
         receipts = require(measure(generator, read_golden(folder / GOLDEN)))
     bundle = dataclasses.replace(bundle, receipts=(*bundle.receipts, *receipts))

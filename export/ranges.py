@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from mmgen.export.dtypes import is_single, load
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.ort_import import import_onnxruntime
 
 SUFFIXES = ("@max", "@sum")  # of the names of the added outputs
 
@@ -30,8 +31,7 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
         MmgenError: an output of the graph is NaN, or infinite though no input and no constant is; it names the first
             such tensor in the graph's order.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     model = load(path)
     values = _instrument(model)
     if not values:  # a graph of whole numbers

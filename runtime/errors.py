@@ -24,6 +24,10 @@ class MmgenError(Exception):
         super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
 
 
+class Cancelled(MmgenError):
+    """A request that somebody cancelled; nothing is wrong with it."""
+
+
 def said(value: object) -> str:
     """What an error says that it got: an array's type and shape, of anything else the type."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -6,12 +6,10 @@ host before somebody asks for it.
 """
 
 import os
-import threading
 import time
 from collections.abc import Generator as Loop
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -23,42 +21,48 @@ from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
 from mmgen.runtime.encoding import encode
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.fork import keep_in_children
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.options import Course, Options, Request, check, checked_latents
 from mmgen.runtime.pace import Pace, fitting
-from mmgen.runtime.plan import Plan, Size, decode
+from mmgen.runtime.plan import Plan, decode
+from mmgen.runtime.plans import Loan, Plans
 from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
 from mmgen.runtime.results import Progress, Result, Timings
+from mmgen.runtime.run import Run
 from mmgen.runtime.solver_options import Option
+from mmgen.runtime.stream import Flag, Stream
 from mmgen.runtime.text import open_tokenizer
-
-AnyPlan = Plan | MaskedPlan
-PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again
+from mmgen.runtime.turns import Cancel, Turns, check_cancel
 
 
 class Generator:
-    """Made by ``load``.  Calls from several threads queue; closing twice does no harm."""
+    """Made by ``load``.
+
+    Any thread may call it.  Calls run one after the other in the order in which they came, a stream's rows each as a
+    call of its own, so between two rows other requests are served.  Closing twice does no harm.  In a process that is
+    forked from the one that loaded it, every call is an error, and closing it does nothing.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self._backend = backend
-        self._busy = threading.Lock()
-        self._owner: int | None = None  # the thread that holds the lock
-        self._closed = False
+        self._turns = Turns()
         self._encoders = {
             c.name: open_tokenizer(bundle.path(names.TOKENIZER), c.length or 0, c.pad_id)
             for c in bundle.conditions
             if c.kind == "text"
         }
-        self._plans: dict[Size, AnyPlan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
+        kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
+        self._plans = Plans(partial(kind, bundle, backend, self._runners))
         roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
         for role in roles:
             if role in bundle.graphs:
                 self._runners[role] = backend.runner(bundle, role)
+        keep_in_children(self)
 
     @property
     def backend(self) -> str:
@@ -85,6 +89,7 @@ class Generator:
         strength: float | None = None,
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
+        cancel: Cancel | None = None,
         **conditions: object,
     ) -> Result:
         """Make media.
@@ -112,10 +117,14 @@ class Generator:
             deadline: seconds from this call to the media.  Fewer steps are made if the device was measured to need
                 longer for all, and the loop ends early rather than late, with what the denoiser believes then; the
                 result says so.  One row is always run.  The first request of a size measures, in this time too.
+            cancel: a ``threading.Event`` that another thread may set, or anything with its ``is_set``: the request ends
+                before its next row.  It is played row by row then, since what is recorded as one can't be ended early.
             conditions: by the bundle's names, each one value or a list of values.
 
         Raises:
-            MmgenError: a bad argument, or latents that are not finite.
+            Cancelled: ``cancel`` was set.
+            MmgenError: a bad argument, latents that are not finite, a device that fails, or the generator was closed,
+                also while the request waited or ran.
         """
         started = time.perf_counter()
         asked = Options(
@@ -123,17 +132,8 @@ class Generator:
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
         request = check(self.bundle, self._encoders, asked, conditions)
-        with self._exclusive(), self._started(request, started) as run:
-            loop = run.plan.loop() if run.end is None else None  # what is recorded as one can't be ended early
-            if loop is None:
-                for _ in self._rows(run):
-                    pass
-            else:
-                clock = time.perf_counter()
-                loop()
-                self._backend.wait()
-                run.timings.loop = time.perf_counter() - clock
-            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
+        check_cancel(cancel)
+        return self._turns.run(lambda: self._play(request, started, cancel), cancel)
 
     def stream(
         self,
@@ -156,40 +156,43 @@ class Generator:
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
         **conditions: object,
-    ) -> Loop[Progress, None, None]:
-        """The same, row by row; leaving the loop cancels.
+    ) -> Stream:
+        """The same, row by row; leaving the loop cancels, and ``Stream.cancel`` does so from any thread.
 
-        Arguments and errors as for ``generate``; arguments are checked before this returns.
+        Arguments and errors as for ``generate``; arguments are checked before this returns, and a deadline's time runs
+        from here, with what other requests take between the rows.
         """
+        clock = time.perf_counter()
         asked = Options(
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        return self._loop(check(self.bundle, self._encoders, asked, conditions))
+        request, cancel = check(self.bundle, self._encoders, asked, conditions), Flag()
+        return Stream(self._turns, self._loop(request, clock, cancel), cancel)
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
         given = checked_latents(self.bundle, latents, batch)
-        with self._exclusive():
-            return decode(self.bundle, self._backend, self._runners["decode"], given)
+        return self._turns.run(lambda: decode(self.bundle, self._backend, self._runners["decode"], given))
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
         """Have the next requests run these graphs, though what they make is there already from the last one."""
-        with self._exclusive():
-            for plan in self._plans.values():
+
+        def forget() -> None:
+            for plan in self._plans:
                 plan.invariants.forget(*graphs)
 
+        self._turns.run(forget)
+
     def close(self) -> None:
-        """Free graphs and memory.  A stream that this thread has left half-way ends with it."""
-        left = self._owner == threading.get_ident()  # it holds the lock for as long as somebody refers to it
-        with nullcontext() if left else self._busy:
-            self._closed = True
-            while self._plans:
-                self._plans.popitem()[1].close()
-            while self._runners:
-                self._runners.popitem()[1].close()
-            self._backend.close()
+        """Free graphs and memory, from any thread, also inside a stream.
+
+        Requests that wait end with an error, and those that run and streams do before their next row; it returns when
+        what is running has come that far.  Inside a call of the same thread, such as in a handler of a signal, it
+        returns at once, and all is freed at the end of that call.
+        """
+        self._turns.close(self._free)
 
     def __enter__(self) -> "Generator":
         return self
@@ -199,34 +202,38 @@ class Generator:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One call at a time; the thread that is inside a stream would wait for itself."""
-        me = threading.get_ident()
-        if self._owner == me:
-            raise MmgenError(
-                "this generator is inside a stream",
-                remedy="finish or close the stream first, or load a second generator",
-            )
-        with self._busy:
-            if self._closed:
-                raise MmgenError("this generator is closed", remedy="load the bundle again")
-            self._owner = me
-            try:
-                yield
-            finally:
-                self._owner = None
+    def _free(self) -> None:
+        self._plans.close()
+        while self._runners:
+            self._runners.popitem()[1].close()
+        self._backend.close()
 
-    def _loop(self, request: Request) -> Loop[Progress, None, None]:
-        with self._exclusive(), self._started(request, time.perf_counter()) as run:
-            for row, last in self._rows(run):
+    def _play(self, request: Request, clock: float, cancel: Cancel | None) -> Result:
+        """The whole of a request, in one turn."""
+        with self._started(request, clock) as run:
+            early = run.end is not None or cancel is not None  # what is recorded as one can't be ended early
+            loop = None if early else run.plan.loop()
+            if loop is None:
+                for _ in self._rows(run, cancel):
+                    pass
+            else:
+                clock = time.perf_counter()
+                loop()
+                self._backend.wait()
+                run.timings.loop = time.perf_counter() - clock
+            self._turns.check(cancel)
+            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
+
+    def _loop(self, request: Request, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
+        """Each part between two rows in one turn."""
+        with self._started(request, clock) as run:
+            for row, last in self._rows(run, cancel):
                 yield run.progress(row, last)
-                if self._closed:
-                    raise MmgenError("this generator was closed inside a stream", remedy="load the bundle again")
 
-    def _rows(self, run: "_Run") -> Iterator[tuple[int, bool]]:
+    def _rows(self, run: Run, cancel: Cancel | None) -> Iterator[tuple[int, bool]]:
         """Run row by row; yields each row's number, from 1, when it is done, and whether it was the last."""
         for row, step in enumerate(run.plan.steps, 1):
+            self._turns.check(cancel)
             clock = time.perf_counter()
             step()
             self._backend.wait()
@@ -238,7 +245,7 @@ class Generator:
                 return
 
     @contextmanager
-    def _started(self, request: Request, clock: float) -> Iterator["_Run"]:
+    def _started(self, request: Request, clock: float) -> Iterator[Run]:
         """A run with the request written and its conditions made; an error drops its plan.
 
         ``clock`` is when the deadline's time began.
@@ -253,18 +260,19 @@ class Generator:
                 self._measure(request, latents, pace)
             left = clock + deadline - time.perf_counter()
             course = fitting(pace, request.course, request.steps, request.least, left)
-        with self._written(request, course, latents, timings) as plan:
+        with self._written(request, course, latents, timings) as loan:
             pace.condition.append(timings.condition + timings.timestep)
-            yield _Run(request, course, plan, timings, pace, None if deadline is None else clock + deadline)
+            end = None if deadline is None else clock + deadline
+            yield Run(request, course, loan, self._turns, timings, pace, end)
 
     @contextmanager
     def _written(
         self, request: Request, course: Course, latents: NDArray[Any] | None, timings: Timings
-    ) -> Iterator[AnyPlan]:
+    ) -> Iterator[Loan]:
         """The plan of a course, with everything ready for its first row."""
-        clock, size = time.perf_counter(), course.size(request.asked)
-        plan = self._plan(size)
-        try:
+        clock = time.perf_counter()
+        with self._plans.lend(course.size(request.asked)) as loan:
+            plan = loan.plan()
             start, noises = request.start(course.table, latents), request.noises(course.table)
             plan.write(course.table, request.asked, start, noises, course.rescale)
             plan.invariants.make_conditions()
@@ -274,11 +282,7 @@ class Generator:
             if plan.invariants.make_timesteps():
                 self._backend.wait()
                 timings.timestep = time.perf_counter() - made
-            yield plan
-        except Exception:
-            if self._plans.pop(size, None):  # what half-ran is not for the next request
-                plan.close()
-            raise
+            yield loan
 
     def _given(self, request: Request, timings: Timings) -> NDArray[Any] | None:
         """The latents that a request starts from, if any; media are encoded."""
@@ -294,7 +298,8 @@ class Generator:
     def _measure(self, request: Request, latents: NDArray[Any] | None, pace: Pace) -> None:
         """Time the rows of the shortest course and the decoder, each the second time it runs."""
         course, timings = request.course(request.least), Timings()
-        with self._written(request, course, latents, timings) as plan:
+        with self._written(request, course, latents, timings) as loan:
+            plan = loan.plan()
             pace.condition.append(timings.condition + timings.timestep)
             for _ in range(2):
                 clock = time.perf_counter()
@@ -306,62 +311,6 @@ class Generator:
                 decode = time.perf_counter() - clock
             pace.add_row(course.alone[0], row)
             pace.decode.append(decode)
-
-    def _plan(self, size: Size) -> AnyPlan:
-        """The plan of a size: a kept one, or a new one in place of the least recently used."""
-        plan = self._plans.pop(size, None)
-        if plan is None:
-            while len(self._plans) >= PLANS:
-                self._plans.pop(next(iter(self._plans))).close()
-            kind = MaskedPlan if isinstance(self.bundle.process, Masked) else Plan
-            plan = kind(self.bundle, self._backend, self._runners, size)
-        self._plans[size] = plan
-        return plan
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A request on its way."""
-
-    request: Request
-    course: Course
-    plan: AnyPlan
-    timings: Timings
-    pace: Pace
-    end: float | None  # by ``time.perf_counter``, when the media are to be there
-
-    def add_row(self, row: int, seconds: float) -> None:
-        """Take down how long a row took, from 1."""
-        self.timings.steps.append(seconds)
-        self.timings.loop += seconds
-        self.pace.add_row(self.course.alone[row - 1], seconds)
-
-    def is_late(self, row: int, now: float) -> bool:
-        """Whether the row after this one, and decoding, would end after the deadline."""
-        return self.end is not None and now + self.pace.end(self.course.alone[row]) > self.end
-
-    def progress(self, row: int, last: bool) -> Progress:
-        """What is shown after a row."""
-        latents, result = partial(self.plan.latents, row), partial(self.result, row, last)
-        resume = partial(self.plan.resume, row) if isinstance(self.plan, MaskedPlan) else None
-        return Progress(row, len(self.plan.steps), last, self.timings, latents, self.plan.preview, result, resume)
-
-    def result(self, row: int, last: bool = True) -> Result:
-        """What there is after so many rows; after the last, if more were planned, what the denoiser believes."""
-        begun, plan, rows = time.perf_counter(), self.plan, len(self.plan.steps)
-        early = last and row < rows
-        latents = plan.x0() if early else plan.latents(row)
-        if not np.isfinite(latents).all():
-            raise MmgenError(
-                f"the latents are not finite after row {row} of {rows}",
-                remedy="mmgen verify tells whether the bundle or the request is at fault",
-            )
-        clock = time.perf_counter()
-        media, codes = plan.decode_x0() if early else plan.decode(row)
-        now = time.perf_counter()
-        self.timings.decode = now - clock
-        self.pace.decode.append(now - begun)
-        return Result(media, latents, codes, self.timings, self.request.steps, self.course.steps, rows, row)
 
 
 def load(

@@ -18,6 +18,7 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.host import HostBackend, HostBlock, check_threads
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.onnx_file import read_model
+from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.widen import widen
 
 Name = Literal["ort-cpu", "ort-cpu-int8"]
@@ -141,10 +142,9 @@ class OrtInt8(OrtCpu):
 def installed() -> str | None:
     """The version of ONNX Runtime that is here."""
     try:
-        import onnxruntime
+        return str(import_onnxruntime().__version__)
     except ImportError:
         return None
-    return str(onnxruntime.__version__)
 
 
 def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tuple[Path, bool]]:
@@ -175,7 +175,7 @@ def open_backend(name: Name, threads: int | None) -> OrtCpu:
     """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
     check_threads(threads)
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort]'") from error
     return (OrtInt8 if name == "ort-cpu-int8" else OrtCpu)(onnxruntime, threads)

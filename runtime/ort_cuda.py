@@ -21,6 +21,7 @@ from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.cuda import CudaBlock, Device, open_device
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Slot
+from mmgen.runtime.ort_import import import_onnxruntime
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose"}  # what a GPU is for; shapes need none of them
@@ -142,7 +143,7 @@ def find_onnxruntime() -> Any:
         MmgenError: it isn't here, was made without CUDA, or a library of CUDA's is missing.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort-cuda]'") from error
     if CUDA not in onnxruntime.get_available_providers():

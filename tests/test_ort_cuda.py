@@ -126,6 +126,7 @@ class OnCuda(SimpleNamespace):
             __file__=__file__,
             __version__=onnxruntime.__version__,
             SessionOptions=onnxruntime.SessionOptions,
+            disable_telemetry_events=lambda: None,
             get_available_providers=lambda: [ort_cuda.CUDA, ort_cuda.CPU],
             InferenceSession=self.session,
         )

@@ -11,10 +11,11 @@ import pytest
 from mmgen.runtime import MmgenError, load
 from mmgen.runtime.backend import Block, Call
 from mmgen.runtime.bundle import read_bundle
-from mmgen.runtime.generator import PLANS, Generator
+from mmgen.runtime.generator import Generator
 from mmgen.runtime.host import HostBlock
 from mmgen.runtime.memory import ALIGNMENT, Layout, Slot, stacked
 from mmgen.runtime.ort import OrtCpu, OrtRunner
+from mmgen.runtime.plans import PLANS
 
 
 class Poisoned(HostBlock):

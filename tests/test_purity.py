@@ -13,7 +13,7 @@ SPEAKING = ("cli", "terminal", "describe", "doctor", "bench_command", "bench_tex
 COMMAND_LINE = {f"mmgen.runtime.{name}" for name in SPEAKING}
 NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "PIL", "scipy"}
 VENDORS = {  # by the files that may import them, when asked to; library.py finds TensorRT by its name
-    "onnxruntime": {"ort.py", "ort_cuda.py"},
+    "onnxruntime": {"ort_import.py"},
     "openvino": {"openvino.py"},
     "tokenizers": {"text.py"},
     "cuda": {"cuda.py"},
