@@ -16,6 +16,7 @@ from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
+from mmgen.export.naming import named
 from mmgen.export.parts import run_torch, sources
 from mmgen.export.place import placed
 from mmgen.export.precision import to_half
@@ -40,6 +41,7 @@ from mmgen.runtime.bundle import (
 )
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
+from mmgen.runtime.nulls import write_nulls
 from mmgen.runtime.ort import open_backend
 from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import table as solver_table
@@ -81,6 +83,7 @@ def export(
     with placed(Path(out), round(DISK * weight_bytes(model))) as folder:
         report("checking the model", 0.0)
         check(model)
+        model = named(model)
         bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)
         del model  # from here on its weights are needed no more
         gc.collect()
@@ -186,9 +189,10 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
-    """What is known before there are graphs."""
-    usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
+    """What is known before there are graphs; the nulls that are arrays are written."""
     defaults = model.defaults
+    guided = defaults.guidance != 1 or any(c.null is not None for c in model.conditions)
+    usual, most = 2 if guided else 1, MAX_G if model.conditions else 1
     evaluations, options = defaults.steps, defaults.solver_options
     if not isinstance(model.process, Masked):  # whose timestep graph, if any, is for that many rows or one more
         evaluations = len(
@@ -203,7 +207,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         ),
         process=model.process,
         latent_shape=model.latent_shape,
-        conditions=model.conditions,
+        conditions=write_nulls(model.conditions, folder),
         media=model.media,
         graphs={},
         axes={

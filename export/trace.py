@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass
 from onnxscript import opset18
 
 from mmgen.export.cut import operations_by_axes, weight_bytes
@@ -168,7 +169,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _tidy(model: ir.Model, source: Source) -> None:
-    """Name the graph; keep of the metadata what says which submodule a node is in, and give it to every node."""
+    """Name the graph; keep of the metadata what says which submodule a node is in, and give it to every node.
+
+    Torch doesn't look whether an input that was named has the name of something inside, which gets another one here.
+    """
+    NameFixPass()(model)
     model.graph.name = source.role
     model.producer_version = torch.__version__
     for node in model.graph:

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Bundle, Role
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Slot
+from mmgen.runtime.numbers import whole
 
 ON_GPU = ("tensorrt", "tensorrt-rtx", "ort-cuda")
 AUTO = (*ON_GPU, "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
+MOST_THREADS = 1024  # libraries start as many as they are told to, whether there is room or not
 NAMES = (*AUTO, "openvino-bf16", "ort-cpu-int8")  # which lose digits that a bundle may need: only if asked for
 
 log = logging.getLogger("mmgen")
@@ -90,12 +93,14 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     Args:
         name: ``auto`` or one of ``NAMES``.
         bundle: what it is to run; a TensorRT backend needs engines of it.
-        threads: of a CPU backend; None: one a core.
+        threads: of a CPU backend, at least 1; None: one a core.
 
     Raises:
-        MmgenError: unknown name, or it can't be had here; never another one in its place.
+        MmgenError: unknown name, no number of threads, or it can't be had here; never another one in its place.
     """
-    if name != "auto":
+    if threads is not None:  # also where no processor is asked
+        threads = whole("threads", threads, "a whole number, at least 1", 1, MOST_THREADS)
+    if chosen("backend", name, ("auto", *NAMES)) != "auto":
         return _open(name, bundle, threads)
     reasons = []
     for candidate in AUTO[:-1]:
@@ -140,4 +145,4 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
             from mmgen.runtime import ort
 
             return ort.open_backend(name, threads)
-    raise MmgenError("backend", got=repr(name), wanted=" or ".join(("auto", *NAMES)))
+    raise AssertionError(name)

@@ -142,7 +142,7 @@ def generate(
                 "latents": None if latents is None else read_array(latents),
                 "mask": None if mask is None else read_mask(mask),
             }
-            rows = generator.stream(**start, **more, **request, **conditions)
+            rows = generator.stream(**start, **more, **request, conditions=conditions)
             with destination(output, bundle.media) as save:
                 for row in rows:
                     progress("denoising", row.row / row.rows)

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime import bundle as names
 from mmgen.runtime.backend import Backend, Runner, open_backend
 from mmgen.runtime.bundle import Bundle, Role, read_bundle
+from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import MaskedPlan
@@ -32,7 +32,6 @@ from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Also
 from mmgen.runtime.results import Progress, Result, Timings
 from mmgen.runtime.solver_options import Option
-from mmgen.runtime.text import open_tokenizer
 
 AnyPlan = Plan | MaskedPlan
 PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again
@@ -47,11 +46,7 @@ class Generator:
         self._busy = threading.Lock()
         self._owner: int | None = None  # the thread that holds the lock
         self._closed = False
-        self._encoders = {
-            c.name: open_tokenizer(bundle.path(names.TOKENIZER), c.length or 0, c.pad_id)
-            for c in bundle.conditions
-            if c.kind == "text"
-        }
+        self._inputs = open_inputs(bundle)
         self._plans: dict[Size, AnyPlan] = {}  # the least recently used first
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
@@ -68,6 +63,7 @@ class Generator:
     def generate(
         self,
         *,
+        conditions: Mapping[str, object] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -85,11 +81,15 @@ class Generator:
         strength: float | None = None,
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
-        **conditions: object,
+        **named: object,
     ) -> Result:
         """Make media.
 
+        Numbers may be Python's or numpy's, but no bools; whole numbers may be no floats.
+
         Args:
+            conditions: what to make, by the bundle's names, each one value or a list of them; an array may be lists of
+                numbers.
             steps: denoising steps, at least 1; None: the bundle's default.
             guidance: weight of the asked branch; 1: no guidance.  None: the bundle's default.
             seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
@@ -112,7 +112,7 @@ class Generator:
             deadline: seconds from this call to the media.  Fewer steps are made if the device was measured to need
                 longer for all, and the loop ends early rather than late, with what the denoiser believes then; the
                 result says so.  One row is always run.  The first request of a size measures, in this time too.
-            conditions: by the bundle's names, each one value or a list of values.
+            named: conditions as arguments of their own, where these have no such name: ``generate(prompt="a cat")``.
 
         Raises:
             MmgenError: a bad argument, or latents that are not finite.
@@ -122,7 +122,7 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request = check(self.bundle, self._encoders, asked, conditions)
+        request = check(self.bundle, self._inputs, asked, conditions, named)
         with self._exclusive(), self._started(request, started) as run:
             loop = run.plan.loop() if run.end is None else None  # what is recorded as one can't be ended early
             if loop is None:
@@ -138,6 +138,7 @@ class Generator:
     def stream(
         self,
         *,
+        conditions: Mapping[str, object] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -155,7 +156,7 @@ class Generator:
         strength: float | None = None,
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
-        **conditions: object,
+        **named: object,
     ) -> Loop[Progress, None, None]:
         """The same, row by row; leaving the loop cancels.
 
@@ -165,7 +166,7 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        return self._loop(check(self.bundle, self._encoders, asked, conditions))
+        return self._loop(check(self.bundle, self._inputs, asked, conditions, named))
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""

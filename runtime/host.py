@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Block, Call
-from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import ALIGNMENT, Slot
 
 
@@ -44,13 +43,3 @@ class HostBackend:
 
     def close(self) -> None:
         """Nothing outlives the graphs."""
-
-
-def check_threads(threads: int | None) -> None:
-    """See that a number of threads is one; None is one a core.
-
-    Raises:
-        MmgenError: below 1.
-    """
-    if threads is not None and threads < 1:
-        raise MmgenError("threads", got=threads, wanted="at least 1")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Masked
 from mmgen.runtime.schedules import check_steps
@@ -232,11 +233,8 @@ def exact(
     new: Places | None = None,
 ) -> MaskedTable:
     """As ``table``, before rounding: the arrays are float64."""
-    if sampler not in SAMPLERS:
-        raise MmgenError(
-            "solver for a masked process", got=repr(sampler), wanted=" or ".join(map(repr, SAMPLERS))
-        )
-    check_steps(steps)
+    sampler = chosen("solver for a masked process", sampler, tuple(SAMPLERS))
+    steps = check_steps(steps)
     if sampler not in ("mdlm", "vq-diffusion") and steps > places:
         raise MmgenError(f"steps of solver {sampler!r}", got=steps, wanted=f"at most {places}, one for each token")
     function, kind = SAMPLERS[sampler]
@@ -246,7 +244,7 @@ def exact(
             f"solver {sampler!r} settles {checked.blocks} blocks in order and can't begin in the middle",
             remedy="ask for one block, or for a strength of 1",
         )
-    rows = function(process, np.ones(places, np.bool_) if new is None else new, int(steps), checked)
+    rows = function(process, np.ones(places, np.bool_) if new is None else new, steps, checked)
     left = slice(min(begin, len(rows) - 1), None)
     return replace(rows, **{f.name: getattr(rows, f.name)[left] for f in fields(rows)})
 
