@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
 from mmgen.runtime.schedules import Sigmas
@@ -28,6 +28,7 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
 
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 K = 4  # state slots of a step graph: the current latents and up to three older quantities
 Role = Literal["condition", "timestep", "step", "decode", "encode"]
 
@@ -275,7 +276,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
-def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
     """Read and check a bundle.
 
     Args:
@@ -286,9 +287,12 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
         MmgenError: not a bundle, unknown format, a missing or unknown field, a wrong type, a path that leaves the
             folder, a missing file, a wrong hash.
     """
-    root = Path(folder)
+    try:
+        root = Path(os.fsdecode(folder))
+    except TypeError as error:
+        raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
     manifest = root / MANIFEST
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path's, false of names that no file can have
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     try:
         record = json.loads(manifest.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ solver's table is bound to the step graph by the plan, and nothing returns to th
 host before somebody asks for it.
 """
 
-import os
 import threading
 import time
 from collections.abc import Generator as Loop
@@ -19,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.backend import Backend, Runner, open_backend
-from mmgen.runtime.bundle import Bundle, Role, read_bundle
+from mmgen.runtime.backend import Backend, Runner, check_backend, open_backend
+from mmgen.runtime.bundle import AnyPath, Bundle, Role, read_bundle
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.errors import MmgenError
@@ -170,13 +170,15 @@ class Generator:
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
-        batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
+        batch = max(len(latents), 1) if isinstance(latents, np.ndarray) and latents.ndim else 1
         given = checked_latents(self.bundle, latents, batch)
         with self._exclusive():
             return decode(self.bundle, self._backend, self._runners["decode"], given)
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
         """Have the next requests run these graphs, though what they make is there already from the last one."""
+        for graph in graphs:
+            chosen("graph", graph, ("condition", "timestep"))
         with self._exclusive():
             for plan in self._plans.values():
                 plan.invariants.forget(*graphs)
@@ -366,7 +368,7 @@ class _Run:
 
 
 def load(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     backend: str = "auto",
     *,
     threads: int | None = None,
@@ -386,6 +388,7 @@ def load(
     Raises:
         MmgenError: not a whole bundle, or a backend that can't be had.
     """
+    threads = check_backend(backend, threads)  # before what takes its time
     bundle = read_bundle(folder, verify=verify)
     if build:
         from mmgen.runtime.building import ensure_built  # which starts processes and looks for devices

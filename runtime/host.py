@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Block, Call
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import ALIGNMENT, Slot
 
 
@@ -14,7 +15,11 @@ class HostBlock:
     """Memory of the host, where writing and reading cost nothing but a copy."""
 
     def __init__(self, size: int) -> None:
-        room = np.empty(size + ALIGNMENT, np.uint8)
+        try:
+            room = np.empty(size + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError) as error:  # numpy's own limit is the address space
+            what = f"a request of {size / 1e9:.3g} GB is larger than the memory"
+            raise MmgenError(what, remedy="ask for fewer samples at once") from error
         start = -room.ctypes.data % ALIGNMENT
         self.host: NDArray[np.uint8] = room[start : start + size]
 

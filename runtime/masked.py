@@ -127,6 +127,8 @@ def mdlm(process: Masked, new: Places, steps: int, options: MDLM) -> MaskedTable
 
     From t to s a hidden place stays hidden with probability s / t; ``steps`` such rows, and one that settles the rest.
     """
+    if not 0 <= options.end < 1:
+        raise MmgenError("option 'end' of solver 'mdlm'", got=options.end, wanted="a time from 0, less than 1")
     times = np.linspace(1, options.end, steps + 1)
     stay = np.append(times[1:] / times[:-1], 0)
     sharpness, top_k = _draw(process, steps + 1, options)
@@ -218,8 +220,12 @@ def table(
     Raises:
         MmgenError: unknown sampler, an unknown option or a bad value of one, a number of steps that is impossible.
     """
-    rows = exact(sampler, process, places, steps, options=options, begin=begin, new=new)
-    return replace(rows, **{f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)})
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = exact(sampler, process, places, steps, options=options, begin=begin, new=new)
+        numbers = {f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)}
+    if not all(np.isfinite(array).all() for array in numbers.values()):
+        raise MmgenError(f"solver {sampler!r} isn't finite with these options", remedy="choose smaller ones")
+    return replace(rows, **numbers)
 
 
 def exact(

@@ -279,7 +279,9 @@ def _checked_options(bundle: Bundle, options: Options) -> Options:
 
 def _checked_interval(interval: object) -> tuple[float, float]:
     wanted = "(low, high), ratios of noise to data with 0 <= low < high"
-    if isinstance(interval, (tuple, list, np.ndarray)) and np.ndim(interval) and len(interval) == 2:
+    if isinstance(interval, np.ndarray) and interval.ndim:
+        interval = list(interval)
+    if isinstance(interval, (tuple, list)) and len(interval) == 2:
         low, high = (real("guidance_interval", end, wanted, lambda ratio: ratio >= 0) for end in interval)
         if low < high:
             return low, high

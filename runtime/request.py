@@ -17,7 +17,7 @@ Also = tuple[Mapping[str, object], float]  # conditions by name, and how much th
 Values = dict[str, list[Any]]  # by condition name, one or one for each asked
 MOST = 1 << 20  # samples: no memory holds more
 NO_NULL = "this bundle has no null condition to guide away from"
-BY_NAME = "conditions by name, such as {'prompt': 'a cat'}"
+BY_NAME = "a dictionary of conditions by name"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _pairs(also: object) -> list[tuple[object, object]]:
     """What is asked for beside, with the weight of each."""
     pairs: list[Any] = list(also) if isinstance(also, (list, tuple)) else [also]
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise MmgenError("also", got=shown(also), wanted=f"a list of ({BY_NAME}, weight)")
+        raise MmgenError("also", got=shown(also), wanted="a list of pairs: conditions by name, and a weight")
     return [(what, share) for what, share in pairs]
 
 

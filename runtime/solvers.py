@@ -75,7 +75,7 @@ def options_of(solver: str, process: Process) -> type:
         MmgenError: unknown solver, or one that doesn't fit the process.
     """
     fitting = _fitting(process)
-    what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
+    what = f"solver for a {process.kind} process" if isinstance(solver, str) and solver in SOLVERS else "solver"
     return fitting[chosen(what, solver, tuple(fitting))][1]
 
 
