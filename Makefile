@@ -19,7 +19,7 @@ RTX = ,rtx
 BINDINGS = .venv/bindings/ready
 endif
 EXTRA_export = export$(RTX)
-EXTRA_runtime = ort
+EXTRA_runtime = ort,images
 EXTRA_dev = dev$(RTX)
 EXTRA_gpu = $(if $(RTX),ort-cuda$(RTX),ort,tensorrt)
 BUNDLE = build/emoji.mmgen
@@ -51,13 +51,13 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 test-runtime: $(TEST_BUNDLE)/bundle.json
 	rm -rf .venv/clean build/lib build/bdist.*
 	$(PYTHON) -m venv .venv/clean
-	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS)]' pytest pytest-timeout
+	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),images]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
 test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
 	$(PYTHON) -m venv --system-site-packages .venv/gpu
-	.venv/gpu/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_gpu)]' pytest pytest-timeout
+	.venv/gpu/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_gpu),images]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(BUNDLE) .venv/gpu/bin/python -m pytest -m gpu -s
 
 test-engines: .venv/dev/ready

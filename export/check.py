@@ -1,10 +1,10 @@
 """Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +12,11 @@ from mmgen.export.graphs import example
 from mmgen.export.model import Model
 from mmgen.export.weights import check_finite
 from mmgen.runtime import masked
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.options import Options
+from mmgen.runtime.errors import MmgenError, shown
+from mmgen.runtime.nulls import null_array
+from mmgen.runtime.numbers import whole
 from mmgen.runtime.process import Masked
 from mmgen.runtime.solvers import table
-
-ARGUMENTS = {f.name for f in dataclasses.fields(Options)}  # conditions are keyword arguments beside these
 
 
 def check(model: Model) -> None:
@@ -69,21 +68,32 @@ def weight_bytes(model: Model) -> int:
 
 
 def _check_conditions(model: Model) -> None:
+    names = [c.name for c in model.conditions]
     for c in model.conditions:
         what = f"condition {c.name!r}"
-        if c.name in ARGUMENTS:
-            raise MmgenError(f"{what} has the name of an argument of generate", remedy="give it another name")
+        if not c.name.strip() or "=" in c.name or not c.name.isprintable():
+            raise MmgenError(f"{what}: name", wanted="letters, with no '=', which stands behind it on a command line")
+        if names.count(c.name) > 1:
+            raise MmgenError(f"{what} is there twice", remedy="give each a name of its own")
         match c.kind:
             case "text" if c.length is None or c.length < 1:
                 raise MmgenError(f"{what}: length", got=c.length, wanted="the number of tokens, at least 1")
             case "text" if model.tokenizer is None:
                 raise MmgenError(f"{what} is text and the model has no tokenizer", remedy="give Model.tokenizer")
+            case "text" if not isinstance(c.null, str | None):
+                raise MmgenError(f"{what}: null", got=shown(c.null), wanted="a string, or None")
             case "class" if c.count is None or c.count < 1:
                 raise MmgenError(f"{what}: count", got=c.count, wanted="the number of classes, at least 1")
+            case "class" if c.null is not None:
+                whole(f"{what}: null", c.null, "the number of the null class, or None")
+            case "array" if np.dtype(c.dtype).kind not in "fiub":
+                raise MmgenError(f"{what}: dtype", got=c.dtype, wanted="floats, whole numbers or bool")
             case "array" if c.null is not None:
-                raise MmgenError(f"{what}: null", got=c.null, wanted="None: an array has no null value")
+                null_array(c, c.null, f"{what}: null")
     if model.condition is not None and not model.conditioning:
         raise MmgenError(f"model {model.name} has a condition module and no names in conditioning")
+    if model.defaults.guidance != 1 and not model.conditions:
+        raise MmgenError("defaults: guidance", got=model.defaults.guidance, wanted="1: the model has no conditions")
 
 
 def _check_weights(what: str, module: nn.Module) -> None:

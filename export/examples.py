@@ -21,14 +21,14 @@ _PAIRS = (("mean", "std"), ("mu", "sigma"), ("loc", "scale"), ("mean", "var"), (
 Scale = tuple[NDArray[np.float32], NDArray[np.float32]]  # mean and deviation, of the shape of a condition
 
 
-def examples(model: Model, count: int) -> dict[str, Any]:
-    """Values of each condition for ``count`` samples, as ``generate`` takes them."""
-    rng = np.random.default_rng(0)
+def examples(model: Model, count: int, *, negative: bool = False) -> dict[str, Any]:
+    """Values of each condition for ``count`` samples, as ``generate`` takes them; ``negative``: each the one after."""
+    rng = np.random.default_rng(int(negative))
     values: dict[str, Any] = {}
     for condition in model.conditions:
         given = [request[condition.name] for request in model.examples if condition.name in request]
-        made_up = [_made_up(model, condition, i, count, rng) for i in range(count)] if not given else []
-        rows = [given[i % len(given)] for i in range(count)] if given else made_up
+        turns = range(int(negative), count + int(negative))
+        rows = [given[i % len(given)] if given else _made_up(model, condition, i, count, rng) for i in turns]
         values[condition.name] = np.stack(rows) if condition.kind == "array" else rows
     return values
 
@@ -44,7 +44,7 @@ def unusual(model: Model, inputs: dict[str, NDArray[Any]]) -> Iterator[tuple[str
 
     A zero that the model's own statistics rule out, as no robot is at 0 where it was always at 1000, is the mean.
     """
-    arrays = {c.name: c for c in model.conditions if c.kind == "array" and np.dtype(c.dtype).kind == "f"}
+    arrays = {c.tensor: c for c in model.conditions if c.kind == "array" and np.dtype(c.dtype).kind == "f"}
     if not arrays:
         return
     zero, far = {}, {}
@@ -106,7 +106,8 @@ def _made_up(model: Model, condition: Condition, index: int, count: int, rng: np
         case "text":
             return ("a photo", "two lines of text")[index % 2]
         case "class":
-            return (condition.count or 1) * (2 * index + 1) // (2 * count)
+            classes = condition.count or 1
+            return classes * (2 * index + 1) // (2 * count) % classes
         case "array" if np.issubdtype(np.dtype(condition.dtype), np.floating):
             mean, deviation = scale_of(model, condition) or (np.float32(0), np.float32(1))
             return (mean + deviation * rng.standard_normal(condition.shape)).astype(condition.dtype)

@@ -17,6 +17,7 @@ from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
+from mmgen.export.naming import named
 from mmgen.export.origins import forget
 from mmgen.export.parts import run_torch, sources
 from mmgen.export.place import placed
@@ -44,6 +45,7 @@ from mmgen.runtime.bundle import (
 )
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
+from mmgen.runtime.nulls import write_nulls
 from mmgen.runtime.ort import open_backend
 from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.process import Masked
@@ -91,6 +93,7 @@ def export(
                 f"comparisons use made-up values of {' and '.join(invented)}: give typical requests in Model.examples",
                 stacklevel=2,
             )
+        model = named(model)
         bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)
         del model  # from here on its weights are needed no more
         gc.collect()
@@ -186,7 +189,7 @@ def _prove_graphs(
 
 def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
     """Tensors of the graphs, in the order of a request, that it gives or that no layer has seen on their way."""
-    given = {condition.name for condition in bundle.conditions}
+    given = {condition.tensor for condition in bundle.conditions}
     given |= {names.STATE, names.TIMESTEP, names.LATENTS, names.MEDIA, names.CODES}
     for path in graphs:
         graph = load(path).graph
@@ -209,9 +212,10 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
-    """What is known before there are graphs."""
-    usual, most = (2, MAX_G) if any(c.null is not None for c in model.conditions) else (1, 1)
+    """What is known before there are graphs; the nulls that are arrays are written."""
     defaults = model.defaults
+    guided = defaults.guidance != 1 or any(c.null is not None for c in model.conditions)
+    usual, most = 2 if guided else 1, MAX_G if model.conditions else 1
     evaluations, options = defaults.steps, defaults.solver_options
     if not isinstance(model.process, Masked):  # whose timestep graph, if any, is for that many rows or one more
         evaluations = len(
@@ -226,7 +230,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         ),
         process=model.process,
         latent_shape=model.latent_shape,
-        conditions=model.conditions,
+        conditions=write_nulls(model.conditions, folder),
         media=model.media,
         graphs={},
         axes={

@@ -1,7 +1,7 @@
 """The graphs of a bundle as torch modules: a ``Model``'s parts with the arithmetic around them that must not be split.
 
-Tensor names and shapes are those of ``mmgen.runtime.bundle``.  B samples, G guidance branches, R = G B rows (branch
-by branch), L the latent shape, K state slots.
+Tensor names and shapes are those of ``mmgen.runtime.bundle``; ``naming`` keeps them from what the user named.  B
+samples, G guidance branches, R = G B rows (branch by branch), L the latent shape, K state slots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Condition, K, Media, Role
-from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Masked
 
 SMALLEST_VARIANCE = 1e-12  # an output that is the same everywhere has no spread to rescale
@@ -140,12 +139,7 @@ def condition_source(model: Model) -> Source | None:
     """The condition graph, or None where the denoiser takes the conditions themselves."""
     if model.condition is None:
         return None
-    if clash := {c.name for c in model.conditions} & set(model.conditioning):
-        raise MmgenError(
-            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has the name of a condition",
-            remedy="give what the condition module returns names of its own",
-        )
-    inputs = {c.name: example(c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
+    inputs = {c.tensor: example(c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
     axes = dict.fromkeys(inputs, ("R",))
     return Source("condition", ConditionGraph(model.condition), inputs, axes, model.conditioning)
 
@@ -170,14 +164,9 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
         names.KEEP: torch.zeros(size),
         names.NEXT_LEVEL: torch.zeros(2),
     }
-    rescale = model.guidance_rescale and any(c.null is not None for c in model.conditions)
+    rescale = model.guidance_rescale and bool(model.conditions)
     if rescale:
         fixed[names.RESCALE] = torch.zeros(1)
-    if clash := set(fixed) & {name for name, _ in conditioning}:
-        raise MmgenError(
-            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
-            remedy="give it another name",
-        )
     varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
     axes: dict[str, tuple[str, ...]] = dict.fromkeys(varying, ("G", "B")) | {names.GUIDANCE: ("G",)}
     axes |= dict.fromkeys((names.STATE, names.KNOWN), ("", "B")) | dict.fromkeys((names.NOISE, names.KEEP), ("B",))
@@ -216,7 +205,7 @@ def example(condition: Condition, rows: int) -> Tensor:
 def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[str, Tensor]]:
     """Name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
     if condition is None:
-        return [(c.name, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+        return [(c.tensor, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
     with torch.no_grad():
         made = condition.module(*condition.inputs.values())
     return list(zip(model.conditioning, made, strict=True))

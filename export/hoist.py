@@ -21,14 +21,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from mmgen.export.assemble import CONDITION, JOINT, TIMESTEP, Assembly, Space
 from mmgen.export.cut import choose, operations, row_bytes
 from mmgen.export.dtypes import load, name_of
+from mmgen.export.naming import free
 from mmgen.export.operators import values
 from mmgen.export.rows import ELEMENTWISE, ROWS, Rows, behind, find_rows, rank
 from mmgen.export.storage import save
 from mmgen.export.unprocessed import unprocessed
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Hoisting
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.masked_plan import ROWS as MASKED_ROWS
 from mmgen.runtime.memory import ALIGNMENT
 
 ALONE = 1 << 16  # bytes of a row from which on a tensor is an input of its own
@@ -40,11 +39,6 @@ PACKS: Mapping[Space, str] = {
     JOINT: "joint_invariants",  # of the timestep and the condition
 }
 FOR_TIMESTEP = "condition_for_timestep"  # from the condition graph to the timestep graph
-STEP_INPUTS = frozenset({
-    names.STATE, names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.GUIDANCE,
-    names.NOISE, names.KNOWN, names.KEEP, names.NEXT_LEVEL, names.RESCALE, names.TOKENS, names.CHOICE, names.ORDER,
-    *MASKED_ROWS,
-})  # fmt: skip  # all but the conditioning
 
 
 @dataclass(frozen=True)
@@ -94,23 +88,22 @@ def hoist(source: Path, target: Path, usual: int) -> Hoisted | None:
         None if there is nothing worth moving; nothing is written then.
     """
     step = load(source / "step.onnx")
-    conditioning = [v.name or "" for v in step.graph.inputs if v.name not in STEP_INPUTS]
+    conditioning = [v.name or "" for v in step.graph.inputs if v.name not in names.TENSORS]
     rows = find_rows(step.graph, conditioning)
     chosen = choose(step.graph, rows, usual)
     if not any(v not in rows.roots for node in chosen for v in node.outputs):
         return None
     before = _cost(step.graph)
     raw = unprocessed(step.graph, {names.TIMESTEP, *_given(source, conditioning)})
-    packs = _packs(rows, chosen, [node for node in step.graph if node in chosen], raw)
-    if clash := {pack.name for pack in packs} & {value.name for value in step.graph.inputs}:
-        raise MmgenError(
-            f"conditioning tensor {sorted(clash)[0]!r} has a name that the exporter uses",
-            remedy="give it another name",
-        )
-    written = {}
     traced = source / "condition.onnx"
-    if traced.exists() or any(pack.space == CONDITION for pack in packs):
-        written["condition"] = _condition_graph(load(traced) if traced.exists() else None, step, rows, chosen, packs)
+    condition = load(traced) if traced.exists() else None
+    taken = names.TENSORS | {value.name or "" for value in step.graph.inputs}
+    if condition:
+        taken |= {value.name or "" for value in (*condition.graph.inputs, *condition.graph.outputs)}
+    packs = _packs(rows, chosen, [node for node in step.graph if node in chosen], raw, taken)
+    written = {}
+    if condition or any(pack.space == CONDITION for pack in packs):
+        written["condition"] = _condition_graph(condition, step, rows, chosen, packs)
     if any(pack.space != CONDITION for pack in packs):
         written["timestep"] = _timestep_graph(step, rows, chosen, packs)
     _cut_step(step, rows, chosen, [pack for pack in packs if pack.for_step])
@@ -138,8 +131,14 @@ def _cost(graph: ir.Graph) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in weights), operations(graph)
 
 
-def _packs(rows: Rows, chosen: frozenset[ir.Node], nodes: Sequence[ir.Node], raw: Container[ir.Value]) -> list[Pack]:
-    """What the graphs hand on to each other, in the order in which it is made.
+def _packs(
+    rows: Rows,
+    chosen: frozenset[ir.Node],
+    nodes: Sequence[ir.Node],
+    raw: Container[ir.Value],
+    taken: Container[str],
+) -> list[Pack]:
+    """What the graphs hand on to each other, in the order in which it is made, under names that aren't taken.
 
     What no layer has seen goes apart: it stays float32, and so would all that is beside it.
     """
@@ -153,11 +152,11 @@ def _packs(rows: Rows, chosen: frozenset[ir.Node], nodes: Sequence[ir.Node], raw
         readers = value.consumers()
         if any(reader not in chosen for reader in readers):
             if row_bytes(value) >= ALONE and row_bytes(value) % (2 * ALIGNMENT) == 0:
-                alone.append(Pack(f"invariant_{value.name}", space, (value,), True, alone=True))
+                alone.append(Pack(free(f"invariant_{value.name}", taken), space, (value,), True, alone=True))
             else:
-                groups.setdefault((PACKS[space] + kind, space, True), []).append(value)
+                groups.setdefault((free(PACKS[space] + kind, taken), space, True), []).append(value)
         if space == CONDITION and any(reader in chosen and _space(rows, reader) == JOINT for reader in readers):
-            groups.setdefault((FOR_TIMESTEP + kind, space, False), []).append(value)
+            groups.setdefault((free(FOR_TIMESTEP + kind, taken), space, False), []).append(value)
     packed = [Pack(name, space, tuple(pieces), step) for (name, space, step), pieces in groups.items()]
     return [*packed, *alone]
 

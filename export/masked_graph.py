@@ -20,7 +20,6 @@ from mmgen.export.graphs import (
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Media, Role
-from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_plan import ROWS
 from mmgen.runtime.masked_reference import FAR, TINY
 from mmgen.runtime.process import Masked
@@ -139,11 +138,6 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
     }
     if model.process.train_timesteps:
         fixed[names.TIMESTEP] = torch.ones(1)
-    if clash := {*FIXED, names.TIMESTEP} & {name for name, _ in conditioning}:
-        raise MmgenError(
-            f"model {model.name}: conditioning tensor {sorted(clash)[0]!r} has a name that the step graph uses",
-            remedy="give it another name",
-        )
     varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
     axes: dict[str, tuple[str, ...]] = dict.fromkeys(varying, ("G", "B"))
     axes |= dict.fromkeys((names.TOKENS, names.CHOICE, names.ORDER), ("B",)) | {names.GUIDANCE: ("G",)}

@@ -50,8 +50,8 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         feeds["encode"] = [{names.MEDIA: media}]
     golden = Golden(
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, None, trajectory, other,
-        media,
-    )
+        media, negative=request.negative,
+    )  # fmt: skip
     return TorchRun(golden, asked.inputs, samples, feeds)
 
 

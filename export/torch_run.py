@@ -17,7 +17,8 @@ from mmgen.export.examples import examples, unusual
 from mmgen.export.graphs import Source
 from mmgen.export.model import Model
 from mmgen.runtime import bundle as names
-from mmgen.runtime.bundle import TOKENIZER, Bundle, K, Role
+from mmgen.runtime.bundle import Bundle, K, Role
+from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.golden import Golden
 from mmgen.runtime.noise import noise as seeded_noise
@@ -25,11 +26,10 @@ from mmgen.runtime.process import Masked
 from mmgen.runtime.request import Branches, branches
 from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.table import Table
-from mmgen.runtime.text import open_tokenizer
 
 B = 2  # samples of the golden request
 STEPS = 8  # of its solver, or the model's default where that is less
-GUIDANCE = 2.0  # where the model has a null condition and its default is no guidance
+GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
 SEED, OTHER_SEED = 0, 1
 
 Arrays = dict[str, NDArray[Any]]
@@ -61,6 +61,7 @@ class GoldenRequest:
     """What is asked of a model of any process, and what its condition graph made of it."""
 
     conditions: dict[str, Any]  # as ``generate`` takes them
+    negative: dict[str, Any]  # likewise: what is guided away from, where no condition has a null
     guidance: float
     steps: int
     asked: Branches
@@ -76,18 +77,16 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
         bundle: the manifest so far; its folder holds the tokenizer.
     """
     conditions, defaults = examples(model, B), model.defaults
-    guided = any(c.null is not None for c in model.conditions)
-    guidance = GUIDANCE if guided and defaults.guidance == 1 else defaults.guidance
-    texts = [c for c in model.conditions if c.kind == "text"]
-    encoders = {c.name: open_tokenizer(bundle.path(TOKENIZER), c.length or 0, c.pad_id) for c in texts}
-    asked = branches(bundle, encoders, conditions, guidance, None if conditions else B)
+    guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
+    negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
+    asked = branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
     steps = min(defaults.steps, STEPS)
     if "condition" not in sources:
-        return GoldenRequest(conditions, guidance, steps, asked, asked.inputs, {}, {})
+        return GoldenRequest(conditions, negative, guidance, steps, asked, asked.inputs, {}, {})
     sample = call(sources["condition"], asked.inputs)
     samples: dict[Role, list[Sample]] = {"condition": [sample]}
     return GoldenRequest(
-        conditions, guidance, steps, asked, sample.outputs, samples, {"condition": [asked.inputs]}
+        conditions, negative, guidance, steps, asked, sample.outputs, samples, {"condition": [asked.inputs]}
     )
 
 
@@ -118,7 +117,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         feeds["encode"] = [{names.MEDIA: media}]
     golden = Golden(
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, noise, trajectory, other,
-        media, samples["decode"][0].outputs.get(names.CODES),
+        media, samples["decode"][0].outputs.get(names.CODES), request.negative,
     )  # fmt: skip
     return TorchRun(golden, asked.inputs, samples, feeds)
 

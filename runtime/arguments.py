@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmgen.runtime.bundle import Bundle, Condition
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.choices import did_you_mean
+from mmgen.runtime.conditions import values
+from mmgen.runtime.errors import MmgenError, shown
+from mmgen.runtime.reading import read_array
 from mmgen.runtime.request import Also
 from mmgen.runtime.solver_options import Option, described, read
 from mmgen.runtime.solvers import options_of
@@ -41,8 +42,11 @@ def conditions(
     for argument in others:
         name, equals, value = argument.partition("=")
         if not equals or name not in known:
-            raise MmgenError(f"{option or '--condition'} {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}")
-        given.setdefault(name, []).append(_read(known[name], value))
+            raise MmgenError(
+                f"{option or '--condition'} {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}",
+                remedy=did_you_mean(name, known),
+            )  # fmt: skip
+        given.setdefault(name, []).extend(_read(known[name], value))
     return given
 
 
@@ -111,25 +115,23 @@ def _takes(bundle: Bundle) -> str:
     return " or ".join(f"{c.name} ({c.kind})" for c in bundle.conditions) or "no condition at all"
 
 
-def _read(condition: Condition, value: str) -> Any:
+def _read(condition: Condition, value: str) -> list[Any]:
+    """What was typed, as ``generate`` takes it: of an array one value or several."""
     match condition.kind:
         case "text":
-            return value
+            return [value]
         case "class":
             try:
-                return int(value)
+                return [int(value)]
             except ValueError:
                 raise MmgenError(f"condition {condition.name!r}", got=repr(value), wanted="a whole number") from None
         case "array":
-            return _array(condition, value)
-
-
-def _array(condition: Condition, value: str) -> np.ndarray:
-    try:
-        array = np.load(Path(value), allow_pickle=False) if value.endswith(".npy") else np.array(json.loads(value))
-    except (OSError, ValueError) as error:
-        raise MmgenError(
-            f"condition {condition.name!r}: {value} can't be read ({error})",
-            wanted=f"numbers of shape {condition.shape} as JSON or in a .npy file",
-        ) from error
-    return array.astype(condition.dtype) if array.dtype.kind in "iuf" else array
+            wanted = f"numbers of shape {condition.shape} as JSON or in a .npy file"
+            if value.endswith(".npy"):
+                return values(condition, read_array(Path(value), wanted))
+            try:
+                numbers = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                what = f"condition {condition.name!r}: {shown(value)} is not JSON ({error})"
+                raise MmgenError(what, wanted=wanted) from error
+            return values(condition, numbers)

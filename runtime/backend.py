@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Bundle, Role
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.memory import Slot
+from mmgen.runtime.numbers import whole
 
 ON_GPU = ("tensorrt", "tensorrt-rtx", "ort-cuda")
 AUTO = (*ON_GPU, "openvino", "ort-cpu")  # in the order in which ``auto`` tries them
+MOST_THREADS = 1024
 NAMES = (*AUTO, "openvino-bf16", "ort-cpu-int8")  # which lose digits that a bundle may need: only if asked for
 
 log = logging.getLogger("mmgen")
@@ -93,8 +96,9 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
         threads: of a CPU backend; None: one a core.
 
     Raises:
-        MmgenError: unknown name, or it can't be had here; never another one in its place.
+        MmgenError: as ``check_backend``, or it can't be had here; never another one in its place.
     """
+    threads = check_backend(name, threads)
     if name != "auto":
         return _open(name, bundle, threads)
     reasons = []
@@ -110,6 +114,16 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     # Nobody who has a GPU should find out from the clock that it isn't used.
     log.log(logging.WARNING if _has_gpu() else logging.INFO, "backend %s; not %s", backend.name, "; not ".join(reasons))
     return backend
+
+
+def check_backend(name: object, threads: object) -> int | None:
+    """See that there is a backend of a name; returns the number of threads.
+
+    Raises:
+        MmgenError: unknown name; no whole number, below 1, or more than libraries should be told to start.
+    """
+    chosen("backend", name, ("auto", *NAMES))
+    return None if threads is None else whole("threads", threads, "a whole number, at least 1", 1, MOST_THREADS)
 
 
 def _has_gpu() -> bool:
@@ -140,4 +154,4 @@ def _open(name: str, bundle: Bundle, threads: int | None) -> Backend:
             from mmgen.runtime import ort
 
             return ort.open_backend(name, threads)
-    raise MmgenError("backend", got=repr(name), wanted=" or ".join(("auto", *NAMES)))
+    raise AssertionError(f"backend {name!r}, which was not checked")

@@ -67,6 +67,7 @@ class Options:
 
     conditions: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name; a batch takes them in turn
     request: Mapping[str, Any] = field(default_factory=dict)  # further arguments of ``generate``
+    negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # as ``conditions``
     batch: tuple[int, ...] = (1,)  # samples at once
     threads: tuple[int | None, ...] = (None,)  # of a CPU backend; None: one a core
     backend: str = "auto"
@@ -170,7 +171,7 @@ def measure(
             backend = generator.backend
             of_these = []
             for batch in dict.fromkeys(options.batch):
-                arguments = {**options.request, **_batched(options.conditions, batch)}
+                arguments = {**options.request, **_batched(options, batch)}
                 one = _series(generator, arguments, threads, batch, options, keep, progress)
                 now = free_device_memory() if backend in ON_GPU else None
                 of_these.append(replace(one, device_memory=free and now and max(free - now, 0)))
@@ -178,7 +179,7 @@ def measure(
         ceilings.append(device_ceilings() if backend in ON_GPU else host_ceilings(threads))
         series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
     after = machine.state()
-    first = {**options.request, **_batched(options.conditions, options.batch[0])}
+    first = {**options.request, **_batched(options, options.batch[0])}
     starts = []
     for number in range(options.starts):
         progress("cold starts", number / options.starts)
@@ -199,6 +200,14 @@ def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dic
     return {**{name: list(values) for name, values in golden.items() if name in needed}, **given}
 
 
+def golden_negative(bundle: Bundle, guidance: float | None) -> dict[str, Sequence[Any]]:
+    """What to guide away from in a benchmark: that of the golden request, where the bundle has nothing else for it."""
+    weight = bundle.defaults.guidance if guidance is None else guidance
+    if weight == 1 or bundle.golden_sha256 is None or any(c.null is not None for c in bundle.conditions):
+        return {}
+    return {name: list(values) for name, values in read_golden(bundle.path(GOLDEN)).negative.items()}
+
+
 def _check(options: Options) -> None:
     for name in ("runs", "warmup", "starts", "batch", "threads"):
         value = getattr(options, name)
@@ -210,11 +219,15 @@ def _check(options: Options) -> None:
         raise MmgenError("seconds", got=options.seconds, wanted="more than 0")
 
 
-def _batched(conditions: Mapping[str, Sequence[Any]], batch: int) -> dict[str, Any]:
+def _batched(options: Options, batch: int) -> dict[str, Any]:
     """Conditions of ``batch`` samples: those given, in turn."""
-    if not conditions:
+    if not options.conditions:
         return {"count": batch}
-    return {name: [values[i % len(values)] for i in range(batch)] for name, values in conditions.items()}
+
+    def in_turn(conditions: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        return {name: [values[i % len(values)] for i in range(batch)] for name, values in conditions.items()}
+
+    return {"conditions": in_turn(options.conditions), "negative": in_turn(options.negative)}
 
 
 def _series(
@@ -326,9 +339,10 @@ def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
     """The request with the bundle's defaults where it was silent, and how it was repeated."""
     defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
     given = {name: value for name, value in options.request.items() if value is not None}
-    conditions = {
-        name: [value if isinstance(value, (str, int)) else f"array {np.shape(value)}" for value in values]
-        for name, values in options.conditions.items()
-    }
+    asked = {
+        kind: {name: [v if isinstance(v, (str, int)) else f"array {np.shape(v)}" for v in values]
+               for name, values in getattr(options, kind).items()}
+        for kind in ("conditions", "negative") if kind == "conditions" or options.negative
+    }  # fmt: skip
     repeated = {name: getattr(options, name) for name in ("runs", "warmup", "seconds", "new")}
-    return {**defaults, **given, "conditions": conditions, **repeated}
+    return {**defaults, **given, **asked, **repeated}

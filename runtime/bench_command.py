@@ -62,7 +62,7 @@ def bench(
     make it; what is included and what isn't is said with the figures.
     """
     from mmgen.runtime.arguments import conditions
-    from mmgen.runtime.bench import Options, golden_conditions, measure
+    from mmgen.runtime.bench import Options, golden_conditions, golden_negative, measure
     from mmgen.runtime.bench_text import text
     from mmgen.runtime.bundle import read_bundle, to_json
     from mmgen.runtime.report import page
@@ -70,7 +70,7 @@ def bench(
     bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured
     given = golden_conditions(bundle, conditions(bundle, prompts, class_ids, others))
     request = {"steps": steps, "guidance": guidance, "solver": solver}
-    asked = Options(given, request, **options)
+    asked = Options(given, request, golden_negative(bundle, guidance), **options)
     with (
         _whole(json_file) as write,
         _whole(report and _made(report) / "index.html") as write_page,

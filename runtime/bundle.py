@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from mmgen.runtime.errors import MmgenError
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
 from mmgen.runtime.schedules import Sigmas
@@ -25,14 +28,15 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
 
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 K = 4  # state slots of a step graph: the current latents and up to three older quantities
 Role = Literal["condition", "timestep", "step", "decode", "encode"]
 
 # Tensor names of the graphs.  A conditioning tensor has a name of its own: it is an output of the condition graph
-# and an input of the step graph; where there is no condition graph, it is the condition of that name itself.  What
-# hoisting took out of the step has names that the exporter gave: an output (R, ...) of the condition graph, or (N, ...)
-# or (N, R, ...) of the timestep graph, whose item i is the step's input in row i.  All that is float32, or integers,
-# but what is hoisted may be float16.
+# and an input of the step graph; where there is no condition graph, it is the condition itself, whose ``tensor`` is
+# none of the names here.  What hoisting took out of the step has names that the exporter gave: an output (R, ...) of
+# the condition graph, or (N, ...) or (N, R, ...) of the timestep graph, whose item i is the step's input in row i.
+# All that is float32, or integers, but what is hoisted may be float16.
 STATE = "state"  # (K, B, *L) float32; slot 0 holds the latents
 TRANSITION = "transition"  # (K, K + 3) float32, over [state; x0; model output; noise]
 PREDICTION = "prediction"  # (2,) float32: x0 = prediction[0] x + prediction[1] output
@@ -63,6 +67,12 @@ WINDOW = "window"  # (1,)
 REDRAW = "redraw"  # (1,)
 CHOICE = "choice"  # (B, *L) float32 uniform in [0, 1): chooses the codes
 ORDER = "order"  # (B, *L) float32 uniform in [0, 1): noise of the confidence, and what stays hidden
+
+TENSORS = frozenset({
+    STATE, TRANSITION, PREDICTION, X0_LIMIT, INPUT_SCALE, TIMESTEP, GUIDANCE, RESCALE, NOISE, KNOWN, KEEP, NEXT_LEVEL,
+    NEXT_STATE, X0, LATENTS, MEDIA, CODES, TOKENS, NEXT_TOKENS, SHARPNESS, TOP_K, CONFIDENCE, MASKED, STAY, WINDOW,
+    REDRAW, CHOICE, ORDER,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,17 +108,30 @@ class Condition:
     """One input of a request.
 
     text: a string, encoded by ``tokenizer.json`` to int64 (length,), padded with ``pad_id``; null is "" unless given.
-    class: an int in [0, count), or the null class.  array: numbers of the given shape and dtype.
+    class: an int in [0, count), or the null class.  array: numbers of the given shape and dtype; null is a number that
+    fills it, or the file of the bundle, ``.npy``, that holds it.  The exporter takes an array there, and writes it.
     """
 
     name: str
     kind: Literal["text", "class", "array"]
-    null: str | int | None = None  # what stands for "nothing asked" in guidance; None: this condition isn't guided
+    null: str | int | float | NDArray[Any] | None = None  # is "nothing asked" in guidance; None: it isn't guided
     length: int | None = None  # text: tokens
     pad_id: int = 0  # text
     count: int | None = None  # class: number of classes, the null class not included
     shape: tuple[int, ...] = ()  # array, without the batch axis
     dtype: str = "float32"  # array
+    null_sha256: str | None = None  # array: of the file, where null is one
+    graph_name: str | None = None  # of its tensor, where that can't have the condition's name
+
+    @property
+    def tensor(self) -> str:
+        """Name of its tensor in the graphs."""
+        return self.graph_name or self.name
+
+    @property
+    def null_file(self) -> str | None:
+        """The file of the bundle that holds its null, if one does."""
+        return self.null if self.kind == "array" and isinstance(self.null, str) else None
 
 
 @dataclass(frozen=True)
@@ -254,7 +277,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
-def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
     """Read and check a bundle.
 
     Args:
@@ -265,9 +288,12 @@ def read_bundle(folder: str | os.PathLike[str], *, verify: bool = True) -> Bundl
         MmgenError: not a bundle, unknown format, a missing or unknown field, a wrong type, a path that leaves the
             folder, a missing file, a wrong hash.
     """
-    root = Path(folder)
+    try:
+        root = Path(os.fsdecode(folder))
+    except TypeError as error:
+        raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
     manifest = root / MANIFEST
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path's, false of names that no file can have
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     try:
         record = json.loads(manifest.read_text(encoding="utf-8"))
@@ -308,6 +334,7 @@ def _files(bundle: Bundle) -> list[tuple[str, str | None]]:
         files.append((TOKENIZER, bundle.tokenizer_sha256))
     if bundle.golden_sha256:
         files.append((GOLDEN, bundle.golden_sha256))
+    files += [(c.null_file, c.null_sha256) for c in bundle.conditions if c.null_file is not None]
     return files
 
 
@@ -319,7 +346,7 @@ def _inside(file: str, manifest: Path) -> str:
 
 
 def to_json(value: object) -> Any:
-    """Dataclasses, tuples and dicts to what ``json`` writes."""
+    """Dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
         return {f.name: to_json(getattr(value, f.name)) for f in fields}
@@ -327,7 +354,7 @@ def to_json(value: object) -> Any:
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 _T = TypeVar("_T")

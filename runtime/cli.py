@@ -83,12 +83,12 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
-              help="Start from a PNG picture, or from media in a .npy file.")  # fmt: skip
+              help="Start from a picture, of any kind that Pillow reads, or from media in a .npy file.")  # fmt: skip
 @click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
               help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
 @click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
-              help="With --image or --latents: what to make anew, the rest is kept; white in a PNG picture, true in a "
-              ".npy file, of the picture's size or the latents'.")  # fmt: skip
+              help="With --image or --latents: what to make anew, the rest is kept; white in a picture, true in a "
+              ".npy file, of the picture's size or the latents'; what is transparent is kept.")  # fmt: skip
 @click.option("--strength", type=float,
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
@@ -142,7 +142,7 @@ def generate(
                 "latents": None if latents is None else read_array(latents),
                 "mask": None if mask is None else read_mask(mask),
             }
-            rows = generator.stream(**start, **more, **request, **conditions)
+            rows = generator.stream(**start, **more, **request, conditions=conditions)
             with destination(output, bundle.media) as save:
                 for row in rows:
                     progress("denoising", row.row / row.rows)

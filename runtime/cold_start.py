@@ -35,7 +35,7 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping
 
     Args:
         folder, backend, threads: as for ``load``.
-        request: arguments of ``generate``; conditions are lists, and arrays in them get the bundle's dtypes.
+        request: arguments of ``generate``; arrays in it go over as lists.
 
     Raises:
         MmgenError: it failed, with the last line that it said.
@@ -67,9 +67,6 @@ def main() -> None:
     began = time.perf_counter()
     with load(**asked) as generator:
         loaded = time.perf_counter()
-        for condition in generator.bundle.conditions:
-            if condition.kind == "array" and condition.name in request:
-                request[condition.name] = np.asarray(request[condition.name], condition.dtype)
         generator.generate(**request)
         made = time.perf_counter()
         told = {"load": loaded - began, "first": made - loaded, "peak_memory": peak_memory()}

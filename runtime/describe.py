@@ -162,7 +162,8 @@ def _condition(condition: Condition) -> str:
             what = f"class, 0 to {(condition.count or 1) - 1}"
         case "array":
             what = f"array, {condition.dtype} {_shape(condition.shape)}"
-    return f"{condition.name}: {what}, " + ("required" if condition.null is None else f"null {condition.null!r}")
+    null = f"null in {condition.null_file}" if condition.null_file else f"null {condition.null!r}"
+    return f"{condition.name}: {what}, " + ("required" if condition.null is None else null)
 
 
 def _graphs(bundle: Bundle) -> str:

@@ -15,7 +15,9 @@ from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, version
 from mmgen.runtime.terminal import table
 
-PACKAGES = ("mmgen", "numpy", "click", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings")
+PACKAGES = (
+    "mmgen", "numpy", "click", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings",
+)  # fmt: skip
 LIBRARIES: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+SHOWN = 80  # characters of a value
+
 
 class MmgenError(Exception):
     """A failure the user can act on; ``str()`` is one line fit for a terminal.
@@ -21,7 +23,8 @@ class MmgenError(Exception):
         if wanted is not None:
             parts.append(f"wanted {wanted}")
         line = ", ".join(parts)
-        super().__init__(" ".join((f"{line}; {remedy}" if remedy else line).split()))
+        one_line = " ".join((f"{line}; {remedy}" if remedy else line).split())
+        super().__init__(one_line.encode("utf-8", "backslashreplace").decode())  # names of files may not be text
 
 
 class Cancelled(MmgenError):
@@ -31,3 +34,12 @@ class Cancelled(MmgenError):
 def said(value: object) -> str:
     """What an error says that it got: an array's type and shape, of anything else the type."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where that is long."""
+    try:
+        text = repr(value)
+    except Exception as error:  # of somebody else's class, or of more digits than Python writes
+        return f"{type(value).__name__}, which can't be shown ({type(error).__name__})"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

@@ -5,7 +5,6 @@ solver's table is bound to the step graph by the plan, and nothing returns to th
 host before somebody asks for it.
 """
 
-import os
 import time
 from collections.abc import Generator as Loop
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime import bundle as names
-from mmgen.runtime.backend import Backend, Runner, open_backend
-from mmgen.runtime.bundle import Bundle, Role, read_bundle
+from mmgen.runtime.backend import Backend, Runner, check_backend, open_backend
+from mmgen.runtime.bundle import AnyPath, Bundle, Role, read_bundle
+from mmgen.runtime.choices import chosen
+from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.fork import keep_in_children
 from mmgen.runtime.masked_plan import MaskedPlan
@@ -33,7 +33,6 @@ from mmgen.runtime.results import Progress, Result, Timings
 from mmgen.runtime.run import Run
 from mmgen.runtime.solver_options import Option
 from mmgen.runtime.stream import Flag, Stream
-from mmgen.runtime.text import open_tokenizer
 from mmgen.runtime.turns import Cancel, Turns, check_cancel
 
 
@@ -49,11 +48,7 @@ class Generator:
         self.bundle = bundle
         self._backend = backend
         self._turns = Turns()
-        self._encoders = {
-            c.name: open_tokenizer(bundle.path(names.TOKENIZER), c.length or 0, c.pad_id)
-            for c in bundle.conditions
-            if c.kind == "text"
-        }
+        self._inputs = open_inputs(bundle)
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
         kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
@@ -72,6 +67,7 @@ class Generator:
     def generate(
         self,
         *,
+        conditions: Mapping[str, object] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -90,11 +86,15 @@ class Generator:
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
         cancel: Cancel | None = None,
-        **conditions: object,
+        **named: object,
     ) -> Result:
         """Make media.
 
+        Numbers may be Python's or numpy's, but no bools; whole numbers may be no floats.
+
         Args:
+            conditions: what to make, by the bundle's names, each one value or a list of them; an array may be lists of
+                numbers.
             steps: denoising steps, at least 1; None: the bundle's default.
             guidance: weight of the asked branch; 1: no guidance.  None: the bundle's default.
             seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
@@ -119,7 +119,7 @@ class Generator:
                 result says so.  One row is always run.  The first request of a size measures, in this time too.
             cancel: a ``threading.Event`` that another thread may set, or anything with its ``is_set``: the request ends
                 before its next row.  It is played row by row then, since what is recorded as one can't be ended early.
-            conditions: by the bundle's names, each one value or a list of values.
+            named: conditions as arguments of their own, where these have no such name: ``generate(prompt="a cat")``.
 
         Raises:
             Cancelled: ``cancel`` was set.
@@ -131,13 +131,14 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request = check(self.bundle, self._encoders, asked, conditions)
+        request = check(self.bundle, self._inputs, asked, conditions, named)
         check_cancel(cancel)
         return self._turns.run(lambda: self._play(request, started, cancel), cancel)
 
     def stream(
         self,
         *,
+        conditions: Mapping[str, object] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int = 0,
@@ -155,7 +156,7 @@ class Generator:
         strength: float | None = None,
         mask: NDArray[np.bool_] | None = None,
         deadline: float | None = None,
-        **conditions: object,
+        **named: object,
     ) -> Stream:
         """The same, row by row; leaving the loop cancels, and ``Stream.cancel`` does so from any thread.
 
@@ -167,17 +168,19 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request, cancel = check(self.bundle, self._encoders, asked, conditions), Flag()
+        request, cancel = check(self.bundle, self._inputs, asked, conditions, named), Flag()
         return Stream(self._turns, self._loop(request, clock, cancel), cancel)
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
-        batch = len(latents) if isinstance(latents, np.ndarray) and latents.ndim else 1
+        batch = max(len(latents), 1) if isinstance(latents, np.ndarray) and latents.ndim else 1
         given = checked_latents(self.bundle, latents, batch)
         return self._turns.run(lambda: decode(self.bundle, self._backend, self._runners["decode"], given))
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
         """Have the next requests run these graphs, though what they make is there already from the last one."""
+        for graph in graphs:
+            chosen("graph", graph, ("condition", "timestep"))
 
         def forget() -> None:
             for plan in self._plans:
@@ -314,7 +317,7 @@ class Generator:
 
 
 def load(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     backend: str = "auto",
     *,
     threads: int | None = None,
@@ -334,6 +337,7 @@ def load(
     Raises:
         MmgenError: not a whole bundle, or a backend that can't be had.
     """
+    threads = check_backend(backend, threads)  # before what takes its time
     bundle = read_bundle(folder, verify=verify)
     if build:
         from mmgen.runtime.building import ensure_built  # which starts processes and looks for devices

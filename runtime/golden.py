@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,20 @@ class Golden:
     other: NDArray[Any]  # (B, *L) those at the end for another seed: how much two samples differ
     media: NDArray[Any]  # (B, ...) decoded from trajectory[-1]
     codes: NDArray[np.int64] | None = None  # (B, ...) where there is a codebook
+    negative: dict[str, Any] = field(default_factory=dict)  # as ``conditions``: what is guided away from
 
     @property
     def request(self) -> dict[str, Any]:
         """Arguments of ``generate`` and ``stream``."""
         names = ("solver", "steps", "guidance", "sigmas", "seed", "noise")
         count = None if self.conditions else len(self.other)
-        return {**{name: getattr(self, name) for name in names}, "count": count, **self.conditions}
+        asked = {name: getattr(self, name) for name in (*names, "conditions", "negative")}
+        return {**asked, "count": count}
 
 
 ARRAYS = ("trajectory", "other", "media")
 REQUEST = ("solver", "steps", "guidance", "sigmas", "seed")
-CONDITION = "condition."  # prefix of conditions that are arrays
+GIVEN = {"conditions": "condition.", "negative": "negative."}  # with the prefixes of those that are arrays
 
 
 def write_golden(golden: Golden, path: Path) -> None:
@@ -47,13 +49,11 @@ def write_golden(golden: Golden, path: Path) -> None:
     for name in ("noise", "codes"):
         if getattr(golden, name) is not None:
             arrays[name] = getattr(golden, name)
-    plain = {}
-    for name, value in golden.conditions.items():
-        if isinstance(value, np.ndarray):
-            arrays[CONDITION + name] = value
-        else:
-            plain[name] = value
-    request = {name: getattr(golden, name) for name in REQUEST} | {"conditions": plain}
+    request = {name: getattr(golden, name) for name in REQUEST}
+    for given, prefix in GIVEN.items():
+        values = getattr(golden, given)
+        arrays |= {prefix + name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        request[given] = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
     # Without allow_pickle, which numpy 1 would store as one more array.
     np.savez(path, request=np.array(json.dumps(request)), **arrays)
 
@@ -67,10 +67,11 @@ def read_golden(path: Path) -> Golden:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        request = json.loads(str(arrays.pop("request")))
-        conditions = request.pop("conditions")
-        conditions |= {n.removeprefix(CONDITION): arrays.pop(n) for n in list(arrays) if n.startswith(CONDITION)}
-        return Golden(conditions, **request, **{"noise": None, **arrays})
+        request = {"negative": {}, **json.loads(str(arrays.pop("request")))}  # older ones have nothing negative
+        for given, prefix in GIVEN.items():
+            found = [name for name in arrays if name.startswith(prefix)]
+            request[given] |= {name.removeprefix(prefix): arrays.pop(name) for name in found}
+        return Golden(**request, **{"noise": None, **arrays})
     except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         remedy = "copy or export the bundle again"
         raise MmgenError(f"{path} can't be read as a golden ({error})", remedy=remedy) from error

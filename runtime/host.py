@@ -15,7 +15,11 @@ class HostBlock:
     """Memory of the host, where writing and reading cost nothing but a copy."""
 
     def __init__(self, size: int) -> None:
-        room = np.empty(size + ALIGNMENT, np.uint8)
+        try:
+            room = np.empty(size + ALIGNMENT, np.uint8)
+        except (MemoryError, ValueError) as error:  # numpy's own limit is the address space
+            what = f"a request of {size / 1e9:.3g} GB is larger than the memory"
+            raise MmgenError(what, remedy="ask for fewer samples at once") from error
         start = -room.ctypes.data % ALIGNMENT
         self.host: NDArray[np.uint8] = room[start : start + size]
 
@@ -44,13 +48,3 @@ class HostBackend:
 
     def close(self) -> None:
         """Nothing outlives the graphs."""
-
-
-def check_threads(threads: int | None) -> None:
-    """See that a number of threads is one; None is one a core.
-
-    Raises:
-        MmgenError: below 1.
-    """
-    if threads is not None and threads < 1:
-        raise MmgenError("threads", got=threads, wanted="at least 1")

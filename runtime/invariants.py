@@ -98,16 +98,16 @@ class Invariants:
 
 
 def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape without the rows' axis and dtype of each condition, as ``request.branches`` makes them."""
+    """Shape without the rows' axis and dtype of each condition, by its tensor, as ``request.branches`` makes them."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for condition in bundle.conditions:
         match condition.kind:
             case "text":
-                shapes[condition.name] = ((condition.length or 0,), "int64")
+                shapes[condition.tensor] = ((condition.length or 0,), "int64")
             case "class":
-                shapes[condition.name] = ((), "int64")
+                shapes[condition.tensor] = ((), "int64")
             case "array":
-                shapes[condition.name] = (condition.shape, condition.dtype)
+                shapes[condition.tensor] = (condition.shape, condition.dtype)
     return shapes
 
 

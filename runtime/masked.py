@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Masked
 from mmgen.runtime.schedules import check_steps
@@ -126,6 +127,8 @@ def mdlm(process: Masked, new: Places, steps: int, options: MDLM) -> MaskedTable
 
     From t to s a hidden place stays hidden with probability s / t; ``steps`` such rows, and one that settles the rest.
     """
+    if not 0 <= options.end < 1:
+        raise MmgenError("option 'end' of solver 'mdlm'", got=options.end, wanted="a time from 0, less than 1")
     times = np.linspace(1, options.end, steps + 1)
     stay = np.append(times[1:] / times[:-1], 0)
     sharpness, top_k = _draw(process, steps + 1, options)
@@ -217,8 +220,12 @@ def table(
     Raises:
         MmgenError: unknown sampler, an unknown option or a bad value of one, a number of steps that is impossible.
     """
-    rows = exact(sampler, process, places, steps, options=options, begin=begin, new=new)
-    return replace(rows, **{f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)})
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = exact(sampler, process, places, steps, options=options, begin=begin, new=new)
+        numbers = {f.name: getattr(rows, f.name).astype(np.float32) for f in fields(rows)}
+    if not all(np.isfinite(array).all() for array in numbers.values()):
+        raise MmgenError(f"solver {sampler!r} isn't finite with these options", remedy="choose smaller ones")
+    return replace(rows, **numbers)
 
 
 def exact(
@@ -232,11 +239,8 @@ def exact(
     new: Places | None = None,
 ) -> MaskedTable:
     """As ``table``, before rounding: the arrays are float64."""
-    if sampler not in SAMPLERS:
-        raise MmgenError(
-            "solver for a masked process", got=repr(sampler), wanted=" or ".join(map(repr, SAMPLERS))
-        )
-    check_steps(steps)
+    sampler = chosen("solver for a masked process", sampler, tuple(SAMPLERS))
+    steps = check_steps(steps)
     if sampler not in ("mdlm", "vq-diffusion") and steps > places:
         raise MmgenError(f"steps of solver {sampler!r}", got=steps, wanted=f"at most {places}, one for each token")
     function, kind = SAMPLERS[sampler]
@@ -246,7 +250,7 @@ def exact(
             f"solver {sampler!r} settles {checked.blocks} blocks in order and can't begin in the middle",
             remedy="ask for one block, or for a strength of 1",
         )
-    rows = function(process, np.ones(places, np.bool_) if new is None else new, int(steps), checked)
+    rows = function(process, np.ones(places, np.bool_) if new is None else new, steps, checked)
     left = slice(min(begin, len(rows) - 1), None)
     return replace(rows, **{f.name: getattr(rows, f.name)[left] for f in fields(rows)})
 

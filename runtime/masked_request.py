@@ -24,7 +24,7 @@ def refuse(options: object) -> None:
     """
     for name in NOT_FOR_TOKENS:
         value = getattr(options, name)
-        if value is not None and not (name == "sigmas" and value == "schedule"):
+        if value is not None and not (isinstance(value, str) and (name, value) == ("sigmas", "schedule")):
             raise MmgenError(f"{name} is of latents, and this bundle makes tokens", remedy=f"leave {name} out")
 
 

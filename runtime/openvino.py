@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.host import HostBackend, HostBlock, check_threads
+from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot, shape_of
 from mmgen.runtime.openvino_norms import channels_last
 
@@ -160,7 +160,6 @@ def open_backend(name: Name, bundle: Bundle | None, threads: int | None) -> Back
     Raises:
         MmgenError: OpenVINO isn't here, or bfloat16 was asked for of a processor without it or of a float32 bundle.
     """
-    check_threads(threads)
     openvino = find_openvino()
     if name == "openvino-bf16":
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

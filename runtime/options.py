@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,22 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import masked_request
 from mmgen.runtime.bundle import RESCALE, Bundle
-from mmgen.runtime.errors import MmgenError, said
+from mmgen.runtime.choices import near
+from mmgen.runtime.conditions import Inputs
+from mmgen.runtime.errors import MmgenError, said, shown
 from mmgen.runtime.noise import noise as seeded_noise
+from mmgen.runtime.numbers import real, whole
 from mmgen.runtime.plan import Size
 from mmgen.runtime.process import Masked
-from mmgen.runtime.request import Also, Branches, branches
+from mmgen.runtime.request import Also, Branches, branches, by_name, unknown
 from mmgen.runtime.schedules import check_steps
 from mmgen.runtime.solver_options import Option, over_defaults
 from mmgen.runtime.start import Start, made_anew, of_latents, of_tokens
-from mmgen.runtime.text import Encode
 
+ELSEWHERE = {  # arguments that diffusers' pipelines call otherwise
+    "num_inference_steps": "steps", "guidance_scale": "guidance", "num_images_per_prompt": "count", "generator": "seed",
+    "scheduler": "solver", "negative_prompt": "negative", "mask_image": "mask",
+}  # fmt: skip
 STRENGTH = 0.8  # as diffusers' image to image; with a mask everything behind it is made anew
 
 
@@ -147,27 +153,40 @@ class Request:
 
 
 def check(
-    bundle: Bundle, encoders: Mapping[str, Encode], options: Options, conditions: Mapping[str, object]
+    bundle: Bundle,
+    inputs: Inputs,
+    options: Options,
+    conditions: Mapping[str, object] | None,
+    named: Mapping[str, object],
 ) -> Request:
     """Check a request.
 
+    Args:
+        inputs: the bundle's conditions.
+        conditions: what is asked, by condition name.
+        named: the same, for those that were arguments of their own.
+
     Raises:
-        MmgenError: a bad argument.
+        MmgenError: a bad argument, or a request that memory doesn't hold.
     """
     if isinstance(bundle.process, Masked):
         masked_request.refuse(options)
+    given = _gathered(bundle, inputs, options, conditions, named)
     options = _checked_options(bundle, options)
-    defaults = bundle.defaults
-    weight = defaults.guidance if options.guidance is None else options.guidance
-    asked = branches(bundle, encoders, conditions, weight, options.count, options.negative, options.also)
-    shape = (asked.batch, *bundle.latent_shape)
-    given = options.noise
-    noise = seeded_noise(options.seed, *_batch_and_latent(shape)) if given is None else checked(given, shape, "noise")
-    steps = defaults.steps if options.steps is None else options.steps
-    check_steps(steps)
-    image = None if options.image is None else _media(bundle, options.image, asked.batch)
-    latents = None if options.latents is None else checked_latents(bundle, options.latents, asked.batch)
-    new = None if options.mask is None else made_anew(options.mask, bundle, asked.batch)
+    defaults, weight, what = bundle.defaults, options.guidance, "guidance"
+    if weight is None:
+        weight, what = defaults.guidance, "this bundle's default guidance"
+    try:
+        asked = branches(inputs, given, weight, options.count, options.negative, options.also, what=what)
+        shape = (asked.batch, *bundle.latent_shape)
+        noise = options.noise
+        noise = seeded_noise(options.seed, shape[0], shape[1:]) if noise is None else checked(noise, shape, "noise")
+        image = None if options.image is None else _media(bundle, options.image, asked.batch)
+        latents = None if options.latents is None else checked_latents(bundle, options.latents, asked.batch)
+        new = None if options.mask is None else made_anew(options.mask, bundle, asked.batch)
+    except MemoryError as error:
+        raise MmgenError("the request is larger than the memory", remedy="ask for fewer samples at once") from error
+    steps = check_steps(defaults.steps if options.steps is None else options.steps)
     request = Request(bundle, options, asked, noise, steps, image, latents, new)
     request.course(steps)  # raises what is wrong with solver, steps, sigmas and strength
     return request
@@ -198,55 +217,86 @@ def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.floa
     return array
 
 
+def _gathered(
+    bundle: Bundle, inputs: Inputs, options: Options, conditions: object, named: Mapping[str, object]
+) -> dict[str, object]:
+    """What is asked by condition name, both from a dictionary and from keywords."""
+    given = dict(by_name(inputs, {} if conditions is None else conditions, "conditions"))
+    for name, value in named.items():
+        if name not in inputs:
+            raise _no_argument(bundle, inputs, options, name)
+        if name in given:
+            raise MmgenError(f"condition {name!r} is given twice", remedy="leave it out of conditions")
+        given[name] = value
+    return given
+
+
+def _no_argument(bundle: Bundle, inputs: Inputs, options: Options, name: str) -> MmgenError:
+    """The error about a keyword that is neither an option nor a condition."""
+    from mmgen.runtime.solvers import options_of
+
+    what = f"unknown argument {name!r}"
+    solver = bundle.defaults.solver if options.solver is None else options.solver
+    if name in {f.name for f in fields(options_of(solver, bundle.process))}:
+        return MmgenError(what, remedy=f"it is an option of solver {solver!r}: options={{{name!r}: ...}}")
+    meant = ELSEWHERE.get(name) or near(name, [*inputs, *(f.name for f in fields(Options))])
+    if meant is None or meant in inputs:
+        return unknown(inputs, name)
+    return MmgenError(what, remedy=f"did you mean {meant!r}?")
+
+
 def _checked_options(bundle: Bundle, options: Options) -> Options:
     """The options, each in its range, and with a strength where there is something to start from."""
-    seed, rescale, strength, deadline = options.seed, options.guidance_rescale, options.strength, options.deadline
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise MmgenError("seed", got=repr(seed), wanted="a whole number from 0")
-    if not _is_number(rescale) or not 0 <= rescale <= 1:
-        raise MmgenError("guidance_rescale", got=repr(rescale), wanted="0, which is none, to 1")
+    seed = whole("seed", options.seed, "a whole number from 0", 0)
+    wanted = "0, which is none, to 1"
+    rescale = real("guidance_rescale", options.guidance_rescale, wanted, lambda share: 0 <= share <= 1)
     if rescale and all(spec.name != RESCALE for spec in bundle.graphs["step"].inputs):
         raise MmgenError("this bundle can't rescale guidance", remedy="export it again, with Model.guidance_rescale")
+    for name in ("solver", "sigmas"):
+        value = getattr(options, name)
+        if value is not None and not isinstance(value, str):
+            raise MmgenError(name, got=shown(value), wanted="a name")
+    known: dict[str, Any] = {"seed": seed, "guidance_rescale": rescale}
     if options.guidance_interval is not None:
-        _check_interval(options.guidance_interval)
-    if deadline is not None and not (_is_number(deadline) and deadline > 0):
-        raise MmgenError("deadline", got=repr(deadline), wanted="seconds, more than 0")
+        known["guidance_interval"] = _checked_interval(options.guidance_interval)
+    if options.deadline is not None:
+        wanted = "seconds, more than 0"
+        known["deadline"] = real("deadline", options.deadline, wanted, lambda seconds: 0 < seconds < math.inf)
     if options.image is not None and options.latents is not None:
         raise MmgenError("image and latents", remedy="give one of them: both are what to start from")
-    if options.image is None and options.latents is None:
-        for name in ("strength", "mask"):
-            if (value := getattr(options, name)) is not None:
-                got = repr(value) if name == "strength" else said(value)
-                raise MmgenError(name, got=got, wanted="an image or latents to start from")
-        return options
-    if strength is None:
-        strength = STRENGTH if options.mask is None else 1.0
-    if not _is_number(strength) or not 0 < strength <= 1:
-        raise MmgenError("strength", got=repr(strength), wanted="more than 0, up to 1, which keeps next to nothing")
-    return Options(**{**vars(options), "strength": float(strength), "seed": int(seed)})
+    if options.image is not None or options.latents is not None:
+        usual = STRENGTH if options.mask is None else 1.0
+        wanted = "more than 0, up to 1, which keeps next to nothing"
+        strength = usual if options.strength is None else options.strength
+        known["strength"] = real("strength", strength, wanted, lambda share: 0 < share <= 1)
+    elif options.strength is not None:
+        raise MmgenError("strength", got=shown(options.strength), wanted="an image or latents to start from")
+    elif options.mask is not None:
+        wanted = "an image or latents to start from"
+        raise MmgenError("mask", got=said(options.mask), wanted=wanted, remedy=_of_that_name(bundle, "mask"))
+    return replace(options, **known)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _check_interval(interval: object) -> None:
-    numbers = isinstance(interval, (tuple, list)) and len(interval) == 2 and all(map(_is_number, interval))
-    if not numbers or not 0 <= interval[0] < interval[1]:  # type: ignore[index]
-        raise MmgenError(
-            "guidance_interval", got=repr(interval), wanted="(low, high), ratios of noise to data with 0 <= low < high"
-        )
+def _checked_interval(interval: object) -> tuple[float, float]:
+    wanted = "(low, high), ratios of noise to data with 0 <= low < high"
+    if isinstance(interval, np.ndarray) and interval.ndim:
+        interval = list(interval)
+    if isinstance(interval, (tuple, list)) and len(interval) == 2:
+        low, high = (real("guidance_interval", end, wanted, lambda ratio: ratio >= 0) for end in interval)
+        if low < high:
+            return low, high
+    raise MmgenError("guidance_interval", got=shown(interval), wanted=wanted)
 
 
 def _media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[Any]:
     """Media to start from (B, *shape): one for each sample, or one for all."""
     if "encode" not in bundle.graphs:
-        raise MmgenError(
-            "this bundle has no encoder, so it can't start from media", remedy="start from latents, or export with one"
-        )
+        remedy = _of_that_name(bundle, "image") or "start from latents, or export with one"
+        raise MmgenError("image: this bundle has no encoder, so it can't start from media", remedy=remedy)
     shape, dtype = bundle.media.shape, np.dtype(bundle.media.dtype)
     if not isinstance(image, np.ndarray) or image.dtype != dtype or image.shape[-len(shape) :] != shape:
-        raise MmgenError("image", got=said(image), wanted=f"{dtype} {shape} or (B, *{shape})", remedy="resize it")
+        remedy = _of_that_name(bundle, "image") or "resize it"
+        raise MmgenError("image", got=said(image), wanted=f"{dtype} {shape} or (B, *{shape})", remedy=remedy)
     if image.ndim == len(shape):
         image = image[None]
     if image.ndim != len(shape) + 1 or len(image) not in (1, batch):
@@ -256,5 +306,7 @@ def _media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[Any]:
     return np.ascontiguousarray(np.broadcast_to(image, (batch, *shape)))
 
 
-def _batch_and_latent(shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    return shape[0], shape[1:]
+def _of_that_name(bundle: Bundle, option: str) -> str | None:
+    """What to do if the condition was meant, where there is one of an option's name."""
+    there = any(condition.name == option for condition in bundle.conditions)
+    return f"the condition of that name goes in conditions={{{option!r}: ...}}" if there else None

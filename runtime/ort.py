@@ -15,7 +15,7 @@ from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.host import HostBackend, HostBlock, check_threads
+from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.onnx_file import read_model
 from mmgen.runtime.ort_import import import_onnxruntime
@@ -173,7 +173,6 @@ def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tup
 
 def open_backend(name: Name, threads: int | None) -> OrtCpu:
     """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
-    check_threads(threads)
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.numbers import whole
 from mmgen.runtime.process import Diffusion, Flow
 
 Array = NDArray[np.floating[Any]]
 Sigmas = Literal["schedule", "karras", "exponential", "beta"]
 FinalSigma = Literal["zero", "sigma_min"]
 
+MOST_STEPS = 100_000  # what is laid out for each takes memory before anything runs
 SMALLEST_ALPHA = 2.0**-24  # stands for a zero at the end of alphas_cumprod where a finite sigma is needed
 
 
@@ -72,10 +74,13 @@ def training_sigmas(process: Diffusion) -> Array:
     return np.sqrt((1 - shares) / shares)
 
 
-def check_steps(steps: int) -> None:
-    """Raises MmgenError unless ``steps`` is a positive integer."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise MmgenError("steps", got=repr(steps), wanted="a whole number, at least 1")
+def check_steps(steps: object) -> int:
+    """A number of steps.
+
+    Raises:
+        MmgenError: no whole number, below 1, or more than any model is asked for.
+    """
+    return whole("steps", steps, "a whole number, at least 1", 1, MOST_STEPS)
 
 
 def timesteps(process: Diffusion, steps: int) -> Array:
@@ -239,8 +244,8 @@ def _final(final: FinalSigma, training: Array) -> float:
 
 def truncated(times: Array) -> Array:
     """Whole parts; a number that rounding left just short of a whole one counts as that."""
-    whole: Array = np.floor(times + 1e-6)
-    return whole
+    parts: Array = np.floor(times + 1e-6)
+    return parts
 
 
 def flow_levels(process: Flow, steps: int, kind: Sigmas, begin: int = 0) -> Array:

@@ -1,12 +1,16 @@
 """A solver's options: a frozen dataclass each, filled from names and values that somebody typed."""
 
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+import numpy as np
+
 from mmgen.runtime.bundle import Defaults
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.choices import chosen, did_you_mean, either
+from mmgen.runtime.errors import MmgenError, shown
+from mmgen.runtime.numbers import real, whole
 
 Option = str | int | float | bool
 
@@ -18,20 +22,30 @@ def checked_options(solver: str, kind: type, given: Mapping[str, Option]) -> Any
         MmgenError: an option that ``kind`` doesn't have, or a value that isn't of its type.
     """
     hints = typing.get_type_hints(kind)
-    for name, value in given.items():
-        what = f"option {name!r} of solver {solver!r}"
-        if name not in hints:
-            raise MmgenError(what, wanted=either(hints) or "no options", remedy="leave it out")
-        hint = hints[name]
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            fits, wanted = value in choices and type(value) is type(choices[0]), either(choices)
-        else:
-            fits = type(value) is hint or (hint is float and type(value) is int)
-            wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[hint]
-        if not fits:
-            raise MmgenError(what, got=repr(value), wanted=wanted)
-    return kind(**given)
+    return kind(**{name: _checked(solver, hints, name, value) for name, value in given.items()})
+
+
+def _checked(solver: str, hints: Mapping[str, Any], name: object, value: object) -> Option:
+    """An option's value, of its field's type."""
+    what = f"option {shown(name)} of solver {solver!r}"
+    if name not in hints:
+        raise MmgenError(what, wanted=either(hints) or "no options", remedy=did_you_mean(name, hints) or "leave it out")
+    hint = hints[str(name)]
+    if choices := typing.get_args(hint):  # of a Literal: all names, or all whole numbers
+        if isinstance(choices[0], str):
+            return str(chosen(what, value, choices))
+        if (number := whole(what, value, either(choices))) not in choices:
+            raise MmgenError(what, got=number, wanted=either(choices))
+        return number
+    if hint is int:
+        return whole(what, value, "a whole number")
+    if hint is float:
+        return real(what, value, "a number", lambda number: True)  # its range is the solver's to judge
+    if hint is bool and isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if hint is str and isinstance(value, str):
+        return value
+    raise MmgenError(what, got=shown(value), wanted="True or False" if hint is bool else "text")
 
 
 def over_defaults(defaults: Defaults, solver: str | None, given: Mapping[str, Option] | None) -> dict[str, Option]:
@@ -41,7 +55,7 @@ def over_defaults(defaults: Defaults, solver: str | None, given: Mapping[str, Op
         MmgenError: they aren't names and values.
     """
     if given is not None and not isinstance(given, Mapping):
-        raise MmgenError("options", got=repr(given), wanted="values by the name of the solver's option")
+        raise MmgenError("options", got=shown(given), wanted="values by the name of the solver's option")
     own = defaults.solver_options if solver in (None, defaults.solver) else {}
     return {**own, **(given or {})}
 
@@ -68,8 +82,3 @@ def described(kind: type) -> str:
 def _others(hint: Any, default: object) -> str:
     others = [str(choice) for choice in typing.get_args(hint) if choice != default]
     return f" (or {', '.join(others)})" if others else ""
-
-
-def either(choices: Iterable[object]) -> str:
-    """What may be chosen, for an error."""
-    return " or ".join(map(repr, choices))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmgen.runtime.adams import LMS, PLMS, flow_lms, lms, plms
+from mmgen.runtime.choices import chosen
 from mmgen.runtime.dpm import (
     DPM,
     DPM2,
@@ -31,7 +32,7 @@ from mmgen.runtime.masked import SAMPLERS
 from mmgen.runtime.onestep import DDIM, DDPM, ddim, ddpm
 from mmgen.runtime.process import Diffusion, Flow, Masked, Process
 from mmgen.runtime.schedules import Sigmas, check_steps
-from mmgen.runtime.solver_options import Option, checked_options, either
+from mmgen.runtime.solver_options import Option, checked_options
 from mmgen.runtime.table import Table
 from mmgen.runtime.unipc import FlowUniPC, UniPC, flow_unipc, unipc
 
@@ -74,10 +75,8 @@ def options_of(solver: str, process: Process) -> type:
         MmgenError: unknown solver, or one that doesn't fit the process.
     """
     fitting = _fitting(process)
-    if solver not in fitting:
-        what = f"solver for a {process.kind} process" if solver in SOLVERS else "solver"
-        raise MmgenError(what, got=repr(solver), wanted=either(fitting))
-    return fitting[solver][1]
+    what = f"solver for a {process.kind} process" if isinstance(solver, str) and solver in SOLVERS else "solver"
+    return fitting[chosen(what, solver, tuple(fitting))][1]
 
 
 def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
@@ -135,10 +134,9 @@ def exact(
     begin: int = 0,
 ) -> Table:
     """As ``table``, before rounding: the arrays are float64."""
-    if sigmas not in typing.get_args(Sigmas):
-        raise MmgenError("sigmas", got=repr(sigmas), wanted=either(typing.get_args(Sigmas)))
+    sigmas = chosen("sigmas", sigmas, typing.get_args(Sigmas))
     kind = options_of(solver, process)
-    check_steps(steps)
+    steps = check_steps(steps)
     if not 0 <= begin < steps:
         raise MmgenError("begin", got=begin, wanted=f"0 to {steps - 1}, as there are {steps} steps")
     rows: Table = _fitting(process)[solver][0](process, steps, sigmas, checked_options(solver, kind, options), begin)

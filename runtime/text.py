@@ -30,7 +30,7 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
         # One by one: encode_batch waits for a pool of threads, on cores that other programs use for milliseconds.
         for row, (text, encoding) in enumerate(zip(texts, map(tokenizer.encode, texts), strict=True)):
             if encoding.overflowing:
-                warnings.warn(f"text cut to {length} tokens: {text[:60]!r}...", stacklevel=5)
+                warnings.warn(f"text cut to {length} tokens: {text[:60]!r}...", stacklevel=6)  # the program's own line
             ids[row, : len(encoding.ids)] = encoding.ids
         return ids
 

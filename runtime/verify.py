@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime import limits
-from mmgen.runtime.bundle import GOLDEN, Receipt, Role
+from mmgen.runtime.bundle import GOLDEN, AnyPath, Receipt, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.golden import Golden, read_golden
@@ -21,7 +20,7 @@ LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: 
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
 
 
-def verify(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def verify(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
     """Repeat the comparisons of levels 3 and 4 on a backend; ``repeat`` and ``require`` in one.
 
     Raises:
@@ -30,7 +29,7 @@ def verify(folder: str | os.PathLike[str], backend: str = "auto", *, threads: in
     return require(repeat(folder, backend, threads=threads))
 
 
-def repeat(folder: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
     """Receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
@@ -42,7 +41,7 @@ def repeat(folder: str | os.PathLike[str], backend: str = "auto", *, threads: in
     """
     with load(folder, backend, threads=threads) as generator:
         if generator.bundle.golden_sha256 is None:
-            raise MmgenError(f"bundle {folder} has no {GOLDEN}", remedy="export the bundle again")
+            raise MmgenError(f"bundle {generator.bundle.folder} has no {GOLDEN}", remedy="export the bundle again")
         return measure(generator, read_golden(generator.bundle.path(GOLDEN)))
 
 

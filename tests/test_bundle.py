@@ -29,6 +29,16 @@ def test_what_is_written_is_what_was_read(copy: Path) -> None:
     assert read_bundle(copy) == bundle
 
 
+def test_a_bundle_from_before_conditions_had_tensors_of_their_own_is_the_same(copy: Path) -> None:
+    bundle = read_bundle(copy)
+    record = json.loads((copy / MANIFEST).read_text())
+    for condition in record["conditions"]:
+        del condition["graph_name"], condition["null_sha256"]
+    (copy / MANIFEST).write_text(json.dumps(record))
+    assert read_bundle(copy) == bundle
+    assert [condition.tensor for condition in bundle.conditions] == ["prompt", "label"]
+
+
 EDITS: list[tuple[Edit, str]] = [
     (lambda r: r.update(format="mmgen/9"), "format, got 'mmgen/9', wanted 'mmgen/1'"),
     (lambda r: r.pop("latent_shape"), "field 'latent_shape' is missing"),
@@ -41,6 +51,10 @@ EDITS: list[tuple[Edit, str]] = [
     (lambda r: r["graphs"]["step"].update(file="../step.onnx"), "'../step.onnx' leaves the bundle"),
     (lambda r: r["graphs"]["step"].update(file="/etc/passwd"), "'/etc/passwd' leaves the bundle"),
     (lambda r: r["graphs"]["step"].update(file="graphs/none.onnx"), "none.onnx is missing"),
+    (lambda r: r["conditions"][1].update(kind="array", null="../x.npy"), "'../x.npy' leaves the bundle"),
+    (lambda r: r["conditions"][1].update(kind="array", null="nulls/x.npy"), "x.npy is missing"),
+    (lambda r: r["conditions"][1].update(kind="array", null="golden.npz"), "golden.npz: sha256, got .*, wanted None"),
+    (lambda r: r["conditions"][1].update(null=[1]), r"conditions\[1\]: null, got \[1\]"),
     (lambda r: r["defaults"].update(steps="many"), "steps, got 'many'"),
     (lambda r: r["defaults"].update(steps=True), "steps, got True"),
 ]

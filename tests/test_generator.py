@@ -12,6 +12,8 @@ import pytest
 from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load
+from mmgen.runtime.bundle import Condition
+from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.noise import noise
 
 
@@ -188,7 +190,7 @@ def test_options_are_the_solvers(generator: Generator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prmpt": "x"}, "unknown condition 'prmpt', wanted 'prompt' or 'label'"),
+        ({"prmpt": "x"}, "unknown condition 'prmpt'; did you mean 'prompt'"),
         ({"prompt": 3}, "condition 'prompt', got 3, wanted a string"),
         ({"label": 11}, "condition 'label', got 11, wanted a whole number from 0 to 9"),
         ({"label": 1.5}, "condition 'label', got 1.5"),
@@ -202,7 +204,7 @@ def test_options_are_the_solvers(generator: Generator) -> None:
         ({"options": {"order": 2}}, "option 'order' of solver 'ddim', wanted 'eta'"),
         ({"options": "eta"}, "options, got 'eta', wanted values by the name of the solver's option"),
         ({"seed": -1}, "seed, got -1, wanted a whole number from 0"),
-        ({"count": 0}, "count, got 0, wanted at least 1"),
+        ({"count": 0}, "count, got 0, wanted a whole number, at least 1"),
         ({"guidance": float("nan")}, "guidance, got nan, wanted a finite number"),
         ({"guidance": "4"}, "guidance, got '4'"),
         ({"noise": np.zeros((1, 4, 8, 8))}, r"noise, got float64 \(1, 4, 8, 8\), wanted float32 \(1, 4, 8, 8\)"),
@@ -222,7 +224,8 @@ def test_bad_arguments_of_a_stream_show_before_its_first_row(generator: Generato
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"backend": "magic"}, "backend, got 'magic', wanted auto"), ({"threads": 0}, "threads")]
+    ("arguments", "message"),
+    [({"backend": "magic"}, "backend, got 'magic', wanted 'auto'"), ({"threads": 0}, "threads, got 0, wanted a whole")],
 )
 def test_a_backend_that_is_not_there_is_an_error(bundle_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MmgenError, match=message):
@@ -232,6 +235,9 @@ def test_a_backend_that_is_not_there_is_an_error(bundle_folder: Path, arguments:
 def test_a_bundle_without_a_null_condition_refuses_guidance(generator: Generator) -> None:
     from mmgen.runtime.request import branches
 
-    bundle = dataclasses.replace(generator.bundle, conditions=())
-    with pytest.raises(MmgenError, match="no null condition"):
-        branches(bundle, {}, {}, 2.0, None)
+    bundle = dataclasses.replace(generator.bundle, conditions=(Condition("size", "class", count=3),))
+    remedy = "no null condition to guide away from: say what isn't wanted with negative, or ask for guidance=1"
+    with pytest.raises(MmgenError, match=f"guidance, got 2, wanted 1; .*{remedy}"):
+        branches(open_inputs(bundle), {"size": 1}, 2.0)
+    with pytest.raises(MmgenError, match="guidance, got 2, wanted 1; this bundle has no conditions"):
+        branches({}, {}, 2.0)

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
-from tiny import LATENT, Denoiser, tiny_model
+from tiny import LATENT, tiny_model
 from tolerances import LIMITS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -329,11 +329,11 @@ def test_channels_that_are_not_guided_are_those_of_what_is_asked() -> None:
 
 
 def test_rescaling_is_in_the_graph_where_there_is_guidance_and_it_is_wanted() -> None:
-    label = Condition("label", "class", count=10)
-    plain = {"conditions": (label,), "condition": None, "conditioning": (), "denoiser": Denoiser()}
+    without_null = (Condition("label", "class", count=10),)  # which a negative condition can stand in for
     assert "guidance_rescale" in step_source(tiny_model(), []).inputs
+    assert "guidance_rescale" in step_source(tiny_model(conditions=without_null), []).inputs
     assert "guidance_rescale" not in step_source(tiny_model(guidance_rescale=False), []).inputs
-    assert "guidance_rescale" not in step_source(tiny_model(**plain), []).inputs
+    assert "guidance_rescale" not in step_source(tiny_model(conditions=()), []).inputs
 
 
 def test_guided_channels_are_in_the_graph(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.arguments import also
-from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition, read_bundle
+from mmgen.runtime.bundle import Bundle, Condition, read_bundle
 from mmgen.runtime.cli import main
+from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.noise import noise
 from mmgen.runtime.openvino import OpenVinoRunner
 from mmgen.runtime.ort import OrtRunner
@@ -23,7 +24,6 @@ from mmgen.runtime.process import Diffusion, Flow
 from mmgen.runtime.reference import run
 from mmgen.runtime.request import branches
 from mmgen.runtime.solvers import table
-from mmgen.runtime.text import open_tokenizer
 
 STEPS, SEED = 6, 3
 NULL: dict[str, Any] = {}
@@ -109,9 +109,7 @@ def test_each_prompt_has_its_own_negative_one(generator: Generator) -> None:
 
 
 def test_branches_without_weight_are_not_run(bundle_folder: Path) -> None:
-    bundle = read_bundle(bundle_folder)
-    text = next(c for c in bundle.conditions if c.kind == "text")
-    encoders = {text.name: open_tokenizer(bundle.path(TOKENIZER), text.length or 0, text.pad_id)}
+    inputs = open_inputs(read_bundle(bundle_folder))
     asked: dict[str, Any] = {"prompt": "red"}
     for guidance, more, weights in [
         (1.0, [], [1]),
@@ -121,7 +119,7 @@ def test_branches_without_weight_are_not_run(bundle_folder: Path) -> None:
         (2.0, [({"prompt": "cat"}, 0.0)], [2, -1]),
         (1.0, [({"prompt": "cat"}, 1.0)], [1, -1, 1]),
     ]:
-        made = branches(bundle, encoders, asked, guidance, None, None, more)
+        made = branches(inputs, asked, guidance, None, None, more)
         assert made.weights.tolist() == weights
         assert made.weights.sum() == 1
 
@@ -130,7 +128,7 @@ def test_a_condition_without_null_value_can_have_a_negative_one(bundle_folder: P
     hint = Condition("hint", "array", shape=(2,))
     bundle = dataclasses.replace(read_bundle(bundle_folder), conditions=(hint,))
     asked, negative = np.float32([1, 2]), np.float32([0, -1])
-    made = branches(bundle, {}, {"hint": asked}, 3.0, 2, {"hint": negative})
+    made = branches(open_inputs(bundle), {"hint": asked}, 3.0, 2, {"hint": negative})
     assert made.weights.tolist() == [3, -2] and made.batch == 2
     assert made.inputs["hint"].tolist() == [[1, 2], [1, 2], [0, -1], [0, -1]]
 

@@ -134,6 +134,8 @@ def test_a_bundle_without_an_encoder_says_so(generator: Generator, monkeypatch: 
 def test_the_command_line_starts_from_a_file(
     generator: Generator, bundle_folder: Path, tmp_path: Path, name: str
 ) -> None:
+    if name.endswith(".png"):
+        pytest.importorskip("PIL", reason="pictures are read with Pillow")
     (tmp_path / "picture.png").write_bytes(png(PICTURE))
     np.save(tmp_path / "picture.npy", PICTURE)
     out = tmp_path / "out.npy"
@@ -151,11 +153,13 @@ def test_the_command_line_starts_from_a_file(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't be read"), (b"GIF89a", "no PNG"), (png(PICTURE)[:99], "can't be"), (png(PICTURE[:8]), "resize")],
-)
+    [(None, "can't be read (No such file"), (b"text", "is no picture"), (png(PICTURE)[:99], "can't be read"),
+     (png(PICTURE[:8]), "resize")],
+)  # fmt: skip
 def test_a_file_that_is_no_picture_is_one_line(
     bundle_folder: Path, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
+    pytest.importorskip("PIL", reason="pictures are read with Pillow")
     if content is not None:
         (tmp_path / "in.png").write_bytes(content)
     result = CliRunner().invoke(

@@ -133,6 +133,7 @@ def test_a_bad_mask_is_one_clear_line(generator: Generator, arguments: dict[str,
 
 
 def test_the_command_line_takes_a_picture_and_a_mask(generator: Generator, bundle_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="pictures are read with Pillow")
     mask = np.zeros((16, 16), bool)
     mask[4:12, 4:12] = True
     (tmp_path / "picture.png").write_bytes(png(PICTURE))

@@ -11,11 +11,12 @@ RUNTIME = sorted((ROOT / "runtime").glob("*.py"))
 MODULES = [f"mmgen.runtime.{file.stem}" for file in RUNTIME if file.stem != "__init__"]
 SPEAKING = ("cli", "terminal", "describe", "doctor", "bench_command", "bench_text", "report")
 COMMAND_LINE = {f"mmgen.runtime.{name}" for name in SPEAKING}
-NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "PIL", "scipy"}
+NEVER = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "scipy"}
 VENDORS = {  # by the files that may import them, when asked to; library.py finds TensorRT by its name
     "onnxruntime": {"ort_import.py"},
     "openvino": {"openvino.py"},
     "tokenizers": {"text.py"},
+    "PIL": {"reading.py"},
     "cuda": {"cuda.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),

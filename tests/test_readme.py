@@ -56,6 +56,8 @@ def run(command: str, folder: Path) -> str:
 def test_the_command_line_as_shown(here: Path, command: str) -> None:
     if command.startswith("mmgen build"):
         pytest.importorskip("tensorrt_rtx", reason="engines for desktop GPUs need TensorRT for RTX")
+    if "--image" in command:
+        pytest.importorskip("PIL", reason="pictures are read with Pillow")
     assert run(command, here)
 
 

@@ -108,17 +108,29 @@ def test_a_golden_comes_back_as_it_was_written(tmp_path: Path) -> None:
     latents = rng.standard_normal((3, 2, 4), np.float32)
     golden = Golden(
         {"prompt": ["a", "b"], "state": latents[0]}, "ddim", 3, 4.0, "schedule", 0, latents[0], latents, latents[1],
-        np.arange(8, dtype=np.uint8).reshape(2, 4), np.arange(2),
+        np.arange(8, dtype=np.uint8).reshape(2, 4), np.arange(2), {"prompt": "c", "state": latents[1]},
     )  # fmt: skip
     for name in ("a.npz", "b.npz"):
         write_golden(golden, tmp_path / name)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     read = read_golden(tmp_path / "a.npz")
     for field in dataclasses.fields(golden):
-        if field.name != "conditions":
+        if field.name not in ("conditions", "negative"):
             assert np.array_equal(getattr(read, field.name), getattr(golden, field.name)), field.name
     assert read.conditions["prompt"] == ["a", "b"] and np.array_equal(read.conditions["state"], latents[0])
-    assert read.request["count"] is None and read.request["prompt"] == ["a", "b"]
+    assert read.negative["prompt"] == "c" and np.array_equal(read.negative["state"], latents[1])
+    assert read.request["count"] is None and read.request["conditions"] == read.conditions
+
+
+def test_a_golden_from_before_negative_conditions_is_read(bundle_folder: Path, tmp_path: Path) -> None:
+    golden = read_golden(bundle_folder / GOLDEN)
+    with np.load(bundle_folder / GOLDEN) as file:
+        arrays = dict(file)
+    request = json.loads(str(arrays["request"]))
+    del request["negative"]
+    np.savez(tmp_path / GOLDEN, **arrays | {"request": np.array(json.dumps(request))})
+    read = read_golden(tmp_path / GOLDEN)
+    assert read.conditions == golden.conditions and read.negative == golden.negative == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut"])

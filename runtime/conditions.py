@@ -1,0 +1,116 @@
+"""Conditions as a request has them, to the arrays that graphs take."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.arrays import as_array
+from mmgen.runtime.bundle import TOKENIZER, Bundle, Condition
+from mmgen.runtime.errors import MmgenError, said, shown
+from mmgen.runtime.nulls import read_null
+from mmgen.runtime.numbers import whole
+from mmgen.runtime.text import open_tokenizer
+
+Encode = Callable[[Sequence[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A condition of a bundle, ready to be asked."""
+
+    condition: Condition
+    null: Any  # the value that asks for nothing; None: it isn't guided
+    encode: Encode  # n values to an array (n, ...) as graphs take it
+
+
+Inputs = Mapping[str, Input]  # by name
+
+
+def open_inputs(bundle: Bundle) -> dict[str, Input]:
+    """The conditions of a bundle, by name.
+
+    Raises:
+        MmgenError: the tokenizer or a null can't be read, or the package ``tokenizers`` isn't here.
+    """
+    return {condition.name: _open(bundle, condition) for condition in bundle.conditions}
+
+
+def values(condition: Condition, given: object) -> list[Any]:
+    """What is asked of a condition, a value for each sample, or one for all.
+
+    Args:
+        given: one value, or a list of them; of an array, lists of numbers too.
+
+    Raises:
+        MmgenError: an empty list; of an array, another shape or type.
+    """
+    if condition.kind == "array":
+        return _arrays(condition, given)
+    if isinstance(given, np.ndarray):
+        given = list(given) if given.ndim else given[()]
+    if not isinstance(given, (list, tuple)):
+        return [given]
+    if not given:
+        raise MmgenError(f"condition {condition.name!r} is an empty list", wanted=wanted(condition))
+    return list(given)
+
+
+def wanted(condition: Condition) -> str:
+    """What a condition takes, for an error."""
+    match condition.kind:
+        case "text":
+            return "a string"
+        case "class":
+            null = f" or {condition.null} for none" if condition.null is not None else ""
+            return f"a whole number from 0 to {(condition.count or 1) - 1}{null}"
+        case "array":
+            return f"{condition.dtype} {condition.shape}"
+
+
+def _open(bundle: Bundle, condition: Condition) -> Input:
+    match condition.kind:
+        case "text":
+            tokenize = open_tokenizer(bundle.path(TOKENIZER), condition.length or 0, condition.pad_id)
+            return Input(condition, condition.null, partial(_texts, condition, tokenize))
+        case "class":
+            return Input(condition, condition.null, partial(_classes, condition))
+        case "array":
+            null = None if condition.null is None else read_null(bundle, condition)
+            return Input(condition, null, np.stack)
+
+
+def _texts(condition: Condition, tokenize: Encode, given: Sequence[Any]) -> NDArray[Any]:
+    for text in given:
+        if not isinstance(text, str):
+            raise MmgenError(f"condition {condition.name!r}", got=shown(text), wanted=wanted(condition))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a letter, or bytes of a command line that weren't UTF-8
+            what = f"condition {condition.name!r}: letter {error.start + 1}"
+            raise MmgenError(what, got=shown(text[error.start]), wanted="text that UTF-8 can hold") from error
+    return tokenize(given)
+
+
+def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
+    what, described = f"condition {condition.name!r}", wanted(condition)
+    numbers = [whole(what, value, described) for value in given]
+    for number in numbers:
+        if not (0 <= number < (condition.count or 0) or number == condition.null):
+            raise MmgenError(what, got=shown(number), wanted=described)
+    return np.array(numbers, np.int64)
+
+
+def _arrays(condition: Condition, given: object) -> list[Any]:
+    what, described = f"condition {condition.name!r}", wanted(condition)
+    array = as_array(what, given, condition.dtype, described)
+    if array.shape == condition.shape:
+        return [array]
+    if array.shape[1:] != condition.shape or array.ndim == 0:
+        raise MmgenError(what, got=said(array), wanted=f"{described}, or (n, ...) for n samples")
+    if len(array) == 0:
+        raise MmgenError(f"{what} is an empty list", wanted=described)
+    return list(array)
