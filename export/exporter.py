@@ -171,7 +171,7 @@ def _prove_graphs(
             narrowed |= halved.narrowed
             lint(target)
             part("comparing", 0.7)
-            receipts[role] += against_float(role, target, answers, bundle.process, ranges)
+            receipts[role] += against_float(role, source, target, answers, bundle.process, ranges)
     shutil.rmtree(folder / FLOAT, ignore_errors=True)
     for role in run.samples:
         forget(_graph(folder, GRAPHS, role))

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from mmgen.export import masked_receipts
 from mmgen.export.answer import answers
-from mmgen.export.dtypes import load
+from mmgen.export.dtypes import is_single, load
 from mmgen.export.emulate import emulated
 from mmgen.export.islands import LARGEST
 from mmgen.export.masked_receipts import LOGITS
+from mmgen.export.origins import where
 from mmgen.export.torch_run import Arrays, Sample
 from mmgen.runtime import bundle as names
 from mmgen.runtime import limits
@@ -42,11 +43,13 @@ def against_torch(
 
 
 def against_float(
-    role: Role, path: Path, samples: list[Sample], process: Process, ranges: Mapping[str, float]
+    role: Role, source: Path, path: Path, samples: list[Sample], process: Process, ranges: Mapping[str, float]
 ) -> tuple[Receipt, ...]:
     """Level 2: rounded as on a GPU, and as ONNX Runtime plays the file itself, whichever is worse.
 
     Args:
+        source: the float32 graph.
+        path: the same in half precision.
         samples: calls with the float32 graph's answers.
         ranges: largest magnitude of each tensor in float32, in the graph's order.
 
@@ -59,14 +62,31 @@ def against_float(
     try:
         return require(_worst(receipts))
     except MmgenError as error:
-        if (tensor := _overflow(path, ranges)) is None:
+        if tensor := _overflow(path, ranges):
+            what = f"half precision overflows first in tensor {tensor}: {ranges[tensor]:.3g}"
+        elif place := _first_wrong(role, source, path, samples):
+            what = f"it begins at {place}"
+        else:
             raise
-        raise MmgenError(
-            f"{error.what}; half precision overflows first in tensor {tensor}: {ranges[tensor]:.3g}",
-            got=error.got,
-            wanted=error.wanted,
-            remedy="keep it in float32: export with islands, or with --fp32",
-        ) from error
+        remedy = "keep it in float32: export with islands, or with --fp32"
+        raise MmgenError(f"{error.what}; {what}", got=error.got, wanted=error.wanted, remedy=remedy) from error
+
+
+def _first_wrong(role: Role, source: Path, path: Path, samples: list[Sample]) -> str:
+    """The first tensor of a half graph that is too far from what it is in float32, with its module and line."""
+    there = {value.name for node in load(source).graph for value in node.outputs if is_single(value)}
+    made = {v.name or "": node for node in load(path).graph for v in node.outputs if v.name in there}
+    if not made:
+        return ""
+    with emulated(path) as rounded:
+        half, single = (answers(role, graph, list(made)) for graph in (rounded, source))
+        for sample in samples:
+            got, wanted = half(sample.inputs), single(sample.inputs)
+            for name, node in made.items():
+                truth = wanted[name]
+                if np.abs(truth).max(initial=0) < LARGEST and relative_rms(got[name], truth) > limits.GRAPH_RMS["fp16"]:
+                    return ", ".join(filter(None, (f"{node.op_type} {name}", where(node))))
+    return ""
 
 
 def _compare_calls(
