@@ -109,7 +109,7 @@ def _check_weights(what: str, module: nn.Module) -> None:
 
 
 def _check_denoiser(model: Model) -> None:
-    conditioning = [example(c, 1) for c in model.conditions]
+    conditioning = [example(model, c, 1) for c in model.conditions]
     if model.condition is not None:
         made = _call("condition", model.condition, *conditioning)
         conditioning = [made] if isinstance(made, Tensor) else list(made)

@@ -7,6 +7,7 @@ samples, G guidance branches, R = G B rows (branch by branch), L the latent shap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,7 +140,7 @@ def condition_source(model: Model) -> Source | None:
     """The condition graph, or None where the denoiser takes the conditions themselves."""
     if model.condition is None:
         return None
-    inputs = {c.tensor: example(c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
+    inputs = {c.tensor: example(model, c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
     axes = dict.fromkeys(inputs, ("R",))
     return Source("condition", ConditionGraph(model.condition), inputs, axes, model.conditioning)
 
@@ -191,13 +192,23 @@ def encode_source(model: Model) -> Source | None:
     return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (made,))
 
 
-def example(condition: Condition, rows: int) -> Tensor:
-    """Rows of a condition as the graphs take it: text int64 (R, length), class int64 (R,), array (R, *shape)."""
+def example(model: Model, condition: Condition, rows: int) -> Tensor:
+    """Rows of a condition as the graphs take it: text int64 (R, length), class int64 (R,), array (R, *shape).
+
+    They are those of the model's examples where it has any, else zeros, which some modules can't do: an attention to
+    nothing but padding.
+    """
+    given = [request[condition.name] for request in model.examples if condition.name in request]
     match condition.kind:
         case "text":
             return torch.zeros(rows, condition.length or 1, dtype=torch.int64)
+        case "class" if given:
+            return torch.tensor([int(given[i % len(given)]) for i in range(rows)])
         case "class":
             return torch.zeros(rows, dtype=torch.int64)
+        case "array" if given:
+            values = [np.asarray(given[i % len(given)], condition.dtype) for i in range(rows)]
+            return torch.from_numpy(np.stack(values)).reshape(rows, *condition.shape)
         case "array":
             return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
 
@@ -205,7 +216,7 @@ def example(condition: Condition, rows: int) -> Tensor:
 def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[str, Tensor]]:
     """Name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
     if condition is None:
-        return [(c.tensor, example(c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+        return [(c.tensor, example(model, c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
     with torch.no_grad():
         made = condition.module(*condition.inputs.values())
     return list(zip(model.conditioning, made, strict=True))

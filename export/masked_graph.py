@@ -78,8 +78,11 @@ class MaskedStepGraph(nn.Module):
         score = torch.where(hidden, score, FAR)
 
         target = torch.minimum(masked, (hidden.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
-        not_above = (score[:, None] <= score[:, :, None]).float().sum(-1)  # (B, N)
-        again = torch.logical_and(hidden, torch.logical_or(not_above <= target, order < stay))
+        mine, others = score[:, :, None], score[:, None]
+        behind = torch.ones(flat.shape[1], flat.shape[1], dtype=torch.bool).triu()  # (N, N)
+        lower = torch.logical_or(others < mine, torch.logical_and(others == mine, behind))
+        rank = lower.float().sum(-1)  # (B, N)
+        again = torch.logical_and(hidden, torch.logical_or(rank <= target, order < stay))
         next_tokens = torch.where(again, self.mask_id, codes)
         return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
 

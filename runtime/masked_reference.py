@@ -61,10 +61,12 @@ def step(
     score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))
     score = np.where(hidden, score, real(FAR))
 
-    # One place at least is settled.  Places of equal score are settled together.
+    # One place at least is settled.  Of places of equal score the first is settled first.
     target = np.minimum(table.masked[row], np.maximum(hidden.sum(-1, keepdims=True) - 1, 1))  # (B, 1)
-    not_above = (score[:, None, :] <= score[:, :, None]).sum(-1)  # (B, N) how many scores are at most this one
-    again = hidden & ((not_above <= target) | (order < table.stay[row]))
+    mine, others = score[:, :, None], score[:, None, :]
+    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
+    rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
+    again = hidden & ((rank <= target) | (order < table.stay[row]))
     return np.where(again, process.mask_id, codes), codes
 
 

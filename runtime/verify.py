@@ -156,8 +156,10 @@ def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
 
 
 def relative_rms(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """|got - wanted| / |wanted|; the plain norm against zeros."""
+    """|got - wanted| / |wanted|; the plain norm against zeros.  Infinities that are equal, as masks have, don't count."""
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
+    if (equal := np.isinf(wanted) & (got == wanted)).any():
+        got, wanted = np.where(equal, 0, got), np.where(equal, 0, wanted)
     with np.errstate(invalid="ignore"):
         error, size = float(np.linalg.norm(got - wanted)), float(np.linalg.norm(wanted))
     return error / size if size > 0 else error
