@@ -58,12 +58,13 @@ def main(
         raise MmgenError(f"exporting needs {', '.join(missing)}", remedy="pip install 'mmgen[export]'")
     import_onnxruntime()  # before a model of the user's own does, and reports it
     from mmgen.export.exporter import export
+    from mmgen.export.leftovers import nothing_left
     from mmgen.export.sources import resolve
 
     finish = _engines(targets) if targets or (policy == "fp16" and not no_engines) else None
     failed: MmgenError | None = None
     engines = ""
-    with Progress() as progress:
+    with nothing_left(), Progress() as progress:
         progress("reading the model", 0.0)
         model = resolve(str(embedded.folder(name)) if name else source)
         out = output or Path(f"{model.name}.mmgen")

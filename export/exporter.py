@@ -15,6 +15,7 @@ from mmgen.export.emulate import EmulatedHalf
 from mmgen.export.examples import made_up
 from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
+from mmgen.export.leftovers import nothing_left
 from mmgen.export.lint import lint
 from mmgen.export.model import Model
 from mmgen.export.naming import named
@@ -85,7 +86,7 @@ def export(
             fails, or ``out`` can't be written.  Nothing is left behind then, and an older bundle stays.
     """
     report = progress or (lambda stage, fraction: None)
-    with placed(Path(out), round(DISK * weight_bytes(model))) as folder:
+    with nothing_left(), placed(Path(out), round(DISK * weight_bytes(model))) as folder:
         report("checking the model", 0.0)
         check(model)
         if invented := made_up(model):

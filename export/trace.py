@@ -3,8 +3,6 @@
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,6 @@ from mmgen.runtime.bundle import Graph, TensorSpec, sha256
 from mmgen.runtime.errors import MmgenError
 
 OPSET = 18  # TensorRT 10.3 parses all of it, and torch writes it without converting
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
 METADATA = ("namespace", SCOPES, ORIGIN)  # what is kept; the rest holds source code
 
 
@@ -36,11 +33,11 @@ def trace(source: Source, path: Path) -> None:
     Raises:
         MmgenError: torch can't trace the module, wrote another opset, or fixed an axis that must vary.
     """
-    with _quiet(), _nothing_left():
+    with _quiet():
         program = capture(source)
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
     try:
-        with _quiet(), _nothing_left(), torch.no_grad():
+        with _quiet(), torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 (),
@@ -101,20 +98,6 @@ def _name(graph: ir.Graph, source: Source) -> None:
         if name in values and values[name] is not value:
             values[name].name = f"{name}_inside"
         value.name = name
-
-
-@contextlib.contextmanager
-def _nothing_left() -> Iterator[None]:
-    """Torch makes the folder of a compiler that isn't used here; it goes away with the block."""
-    if CACHE in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[CACHE] = folder
-        try:
-            yield
-        finally:
-            del os.environ[CACHE]
 
 
 def _tidy(model: ir.Model, source: Source) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Call
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.fork import check_forked, claim
 from mmgen.runtime.memory import ALIGNMENT, Layout, Slot
 
 CONTAINER = "in a container start it with --gpus all, on a Jetson with --runtime nvidia"
@@ -67,6 +68,7 @@ class Device:
         self._stream: Any = None
         self._closed = False
         self.index = index
+        claim("CUDA")
         try:
             self.use()
             self._call("cudaFree", 0)  # makes the device's context, where cudaSetDevice didn't
@@ -344,8 +346,10 @@ def open_device(index: int = 0) -> Device:
     """Open a GPU.
 
     Raises:
-        MmgenError: no bindings of CUDA, no driver or one too old for them, or no such device.
+        MmgenError: no bindings of CUDA, no driver or one too old for them, no such device, or a process that was forked
+            from one that used CUDA.
     """
+    check_forked("CUDA")
     try:
         from cuda.bindings import runtime
     except ImportError as error:

@@ -9,8 +9,40 @@ import functools
 import os
 import weakref
 
-ELSEWHERE = "this generator was loaded in another process"
-REMEDY = "load the bundle in the process that uses it"
+from mmgen.runtime.errors import MmgenError
+
+_users: dict[str, int] = {}  # the first process that used a library, by its name; a fork copies this
+
+
+def check_elsewhere(process: int) -> None:
+    """See that a generator is used in the process that it was loaded in.
+
+    Raises:
+        MmgenError: it isn't.
+    """
+    if os.getpid() != process:
+        raise MmgenError(
+            "this generator was loaded in another process", remedy="load the bundle in the process that uses it"
+        )
+
+
+def check_forked(library: str) -> None:
+    """See that this process can use a library whose threads, or whose device, a fork doesn't copy.
+
+    Raises:
+        MmgenError: it was forked from a process that used it.
+    """
+    if _users.get(library, os.getpid()) != os.getpid():
+        raise MmgenError(
+            f"{library} can't be used in a process that was forked from one that used it",
+            remedy="start the process with multiprocessing's method spawn, or before the other one loads a bundle",
+        )
+
+
+def claim(library: str) -> None:
+    """The same, and take down that this process uses it."""
+    check_forked(library)
+    _users[library] = os.getpid()
 
 
 def keep_in_children(thing: object) -> None:

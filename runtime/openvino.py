@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.fork import claim
 from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot, shape_of
 from mmgen.runtime.openvino_norms import channels_last
@@ -158,9 +159,11 @@ def open_backend(name: Name, bundle: Bundle | None, threads: int | None) -> Back
         threads: None takes what OpenVINO finds best, one a core.
 
     Raises:
-        MmgenError: OpenVINO isn't here, or bfloat16 was asked for of a processor without it or of a float32 bundle.
+        MmgenError: OpenVINO isn't here, this process was forked from one that used it, or bfloat16 was asked for of a
+            processor without it or of a float32 bundle.
     """
     openvino = find_openvino()
+    claim("OpenVINO")
     if name == "openvino-bf16":
         if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MmgenError("this processor has no instructions for bfloat16", remedy="use --backend openvino")

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from mmgen.runtime import fork
 from mmgen.runtime.errors import Cancelled, MmgenError, said
+from mmgen.runtime.fork import check_elsewhere
 
 POLL = 0.05  # seconds from one look at who cancels or closes to the next, while waiting
 
@@ -62,8 +62,7 @@ class Turns:
             Cancelled: it was.
             MmgenError: the turns were closed, or this is another process than the one that they were made in.
         """
-        if self._is_elsewhere():
-            raise MmgenError(fork.ELSEWHERE, remedy=fork.REMEDY)
+        check_elsewhere(self._process)
         if self._closed:
             raise MmgenError("this generator is closed", remedy="load the bundle again")
         if cancel is not None and cancel.is_set():

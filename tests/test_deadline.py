@@ -179,6 +179,23 @@ def test_a_stream_ends_early_too_and_says_which_row_is_the_last(generator: Gener
     assert clock.now - begun <= 0.2 + 2 * 0.02, "over by the time that was taken to look at the last two rows"
 
 
+def test_other_requests_between_its_rows_take_of_a_streams_time_and_not_of_its_pace(
+    generator: Generator, clock: Clock
+) -> None:
+    """Two rows and a decoding of another request each time: a stream goes on no longer than its time allows."""
+    generator.generate(**ASKED)
+    other, begun = 2 * ROW + DECODE, clock.now
+    for progress in generator.stream(**ASKED, deadline=0.3):
+        generator.generate(**ASKED | {"steps": 2})
+        if progress.last:
+            result = progress.result()
+    assert 3 <= result.rows_run == progress.row < progress.rows
+    assert clock.now - begun <= 0.3 + 2 * other
+    (pace,) = generator._paces.values()
+    np.testing.assert_allclose(pace.guided, ROW)
+    np.testing.assert_allclose(result.timings.steps, ROW)
+
+
 @pytest.mark.parametrize("deadline", [0, -1.0, float("nan"), "1", True])
 def test_a_bad_deadline_is_one_clear_line(generator: Generator, deadline: Any) -> None:
     with pytest.raises(MmgenError, match=r"deadline, got .*, wanted seconds, more than 0"):

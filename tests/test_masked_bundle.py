@@ -95,6 +95,20 @@ def test_streaming_shows_fewer_masks_each_time_and_ends_with_the_same(generator:
     np.testing.assert_array_equal(progress.result().media, result.media)
 
 
+def test_streams_side_by_side_keep_their_tokens_to_themselves(generator: Generator) -> None:
+    """Also those that a row is made to begin from."""
+    asked: dict[str, Any] = {"label": 1, "steps": 6}
+    alone = [generator.generate(**asked, seed=seed).latents for seed in (2, 3)]
+    one, other = (generator.stream(**asked, seed=seed) for seed in (2, 3))
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours.resume and theirs.resume
+        for progress in (ours, theirs):
+            progress.resume(progress.latents())
+        generator.generate(**asked, seed=4)
+    np.testing.assert_array_equal(ours.latents(), alone[0])
+    np.testing.assert_array_equal(theirs.latents(), alone[1])
+
+
 def test_a_sample_of_a_seed_is_the_same_in_every_batch(generator: Generator) -> None:
     one, three = (generator.generate(label=4, seed=9, count=n).latents for n in (1, 3))
     np.testing.assert_array_equal(one[0], three[0])

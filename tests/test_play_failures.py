@@ -4,8 +4,10 @@ After a failure that the device survives, the same generator works; after one th
 """
 
 import gc
+import os
 import random
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,33 @@ def test_threads_that_generate_stream_and_decode_at_once_get_their_own_results(
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@each_flavour
+def test_a_forked_process_leaves_the_device_alone(machine: Machine, built: Callable[[str], Path]) -> None:
+    """CUDA knows nothing of it there: what it were asked for would fail, or bring the process down."""
+    with load(built(machine.release), machine.flavour) as generator:
+        generator.generate(**ASKED)
+        stream = generator.stream(**ASKED)
+        progress = next(stream)
+        before = len(machine.cuda.calls), machine.library.live()
+        if (child := os.fork()) == 0:
+            try:
+                for call in (lambda: generator.generate(**ASKED), lambda: next(stream), progress.preview):
+                    with pytest.raises(MmgenError, match="was loaded in another process"):
+                        call()
+                with pytest.raises(MmgenError, match="CUDA can't be used in a process that was forked from one that"):
+                    load(built(machine.release), machine.flavour)
+                stream.close()
+                generator.close()
+                del stream, progress, generator
+                gc.collect()
+                os._exit(int((len(machine.cuda.calls), machine.library.live()) != before))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert next(stream).last
 
 
 # Failures that the device survives.

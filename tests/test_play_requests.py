@@ -1,7 +1,9 @@
 """Every kind of request on the stand-in: rows of one branch beside rows of several, starts from media, deadlines."""
 
 import gc
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not i
 import api
 from play import Machine, copied
 
-from mmgen.runtime import Generator, MmgenError, load
+from mmgen.runtime import Cancelled, Generator, MmgenError, load
 
 ASKED: dict[str, Any] = {"prompt": ["red apple", "blue cat"], "seed": 3, "steps": 4, "guidance": 3.0}
 OLDEST = "10.3.0"
@@ -111,3 +113,33 @@ def test_a_deadline_runs_row_by_row(machine: Machine, generator: Generator, want
     same(result, wanted.generate(**ASKED))
     late = generator.generate(**ASKED, deadline=1e-6)
     assert (late.steps_asked, late.steps, late.rows_run, late.complete) == (4, 1, 1, False)
+
+
+def test_what_can_be_cancelled_runs_row_by_row(machine: Machine, generator: Generator, wanted: Generator) -> None:
+    event = threading.Event()
+    same(generator.generate(**ASKED, cancel=event), wanted.generate(**ASKED))
+    assert "cudaGraphLaunch" not in machine.cuda.calls
+    event.set()
+    with pytest.raises(Cancelled):
+        generator.generate(**ASKED, cancel=event)
+
+
+def test_streams_and_recorded_loops_of_one_size_run_in_turns(
+    machine: Machine, generator: Generator, wanted: Generator
+) -> None:
+    """Each has a plan: its own memory, execution contexts and recording.  Rows are taken by any thread."""
+    asked = [ASKED | {"seed": seed} for seed in range(3)]
+    recorded = wanted.generate(**ASKED)
+    generator.generate(**ASKED)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        ours, theirs = ([each.stream(**request) for request in asked] for each in (generator, wanted))
+        for row in range(ASKED["steps"]):
+            for mine, expected in zip(ours, theirs, strict=True):
+                progress, wants = (one if row % 2 else other).submit(next, mine).result(), next(expected)
+                same(one.submit(generator.generate, **ASKED).result(), recorded)
+                generator.generate(**ASKED | {"steps": 2 + row})
+                np.testing.assert_array_equal(other.submit(progress.latents).result(), wants.latents())
+                np.testing.assert_array_equal(one.submit(progress.preview).result(), wants.preview())
+                if progress.last:
+                    same(progress.result(), wants.result())
+    assert [next(stream, None) for stream in ours] == [None] * 3

@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -443,10 +445,20 @@ def test_a_call_that_closes_its_own_generator_returns_and_frees_when_it_ends(
     assert backend.held == 0 and backend.closed
 
 
-def test_a_handler_of_a_signal_may_close_and_cancel_while_the_thread_waits_or_runs(bundle_folder: Path) -> None:
-    """Signals come to the main thread, as fast as they can be sent, while it generates and iterates."""
-    import signal
+@pytest.fixture
+def on_alarm() -> Iterator[Callable[[Callable[..., object]], object]]:
+    """Says what SIGALRM does; what it did and when it would come, of which pytest knows, is put back."""
+    handler, timer = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, 0)
+    yield lambda handle: signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, *timer)
 
+
+def test_a_handler_of_a_signal_may_close_and_cancel_while_the_thread_waits_or_runs(
+    bundle_folder: Path, on_alarm: Any
+) -> None:
+    """Signals come to the main thread, as fast as they can be sent, while it generates and iterates."""
     folder = read_bundle(bundle_folder, verify=False)
     for number in range(8):
         generator = Generator(folder, OrtCpu(import_onnxruntime(), 1))
@@ -456,20 +468,38 @@ def test_a_handler_of_a_signal_may_close_and_cancel_while_the_thread_waits_or_ru
         def handler(*_: object, generator: Generator = generator, left: list[Stream] = left) -> None:
             (left.pop().cancel if left else generator.close)()
 
-        before = signal.signal(signal.SIGALRM, handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.001 * (number % 7 + 1), 0.001)
-            with pytest.raises(MmgenError, match="closed"):
-                while True:
-                    for stream in streams:
-                        try:
-                            next(stream).latents()
-                        except Cancelled:
-                            generator.generate(**ASKED | {"steps": 1})
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        on_alarm(handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001 * (number + 1), 0.001)
+        with pytest.raises(MmgenError, match="closed"):
+            while True:
+                for stream in streams:
+                    try:
+                        next(stream).latents()
+                    except Cancelled:
+                        generator.generate(**ASKED | {"steps": 1})
+        signal.setitimer(signal.ITIMER_REAL, 0)
         generator.close()
+
+
+def test_a_generator_that_was_interrupted_anywhere_goes_on(
+    generator: Generator, wanted: Generator, on_alarm: Any, pool: Any
+) -> None:
+    """Ctrl-C comes between any two instructions; another thread would wait for ever for a turn that it left behind."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    on_alarm(interrupt)
+    expected = wanted.generate(**ASKED)
+    for number in range(60):
+        with suppress(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 * (number + 1))
+            for _ in range(50):
+                generator.generate(**ASKED | {"steps": 1})
+                for progress in generator.stream(**ASKED | {"steps": 2}):
+                    progress.latents()
+            signal.setitimer(signal.ITIMER_REAL, 0)  # Python tells nobody of an interrupt in a finalizer
+        same(pool(generator.generate, **ASKED).result(SOON), expected)
 
 
 def test_everything_at_once_ends(bundle_folder: Path, pool: Any) -> None:
