@@ -11,6 +11,7 @@ from typing import Any
 from mmgen.runtime.build import Flavour
 from mmgen.runtime.bundle import Role, TensorSpec
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import as_text
 from mmgen.runtime.library import TITLES, version
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "bool"}  # the others but for their case
@@ -65,7 +66,9 @@ def parse(library: ModuleType, logger: Any, flavour: Flavour, role: Role, file: 
     builder = library.Builder(logger)
     network = builder.create_network(1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = library.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(file)):
+    with as_text(file) as readable:
+        taken = parser.parse_from_file(str(readable))
+    if not taken:
         errors = [_told(parser.get_error(i)) for i in range(parser.num_errors)] or logger.errors[-1:] or ["no reason"]
         more = f" and {len(errors) - ERRORS} more" if len(errors) > ERRORS else ""
         raise MmgenError(

@@ -38,7 +38,7 @@ def answers(role: Role, graph: Path, wanted: Sequence[str] = ()) -> Callable[[Ma
         model.graph.outputs.extend(tensors[name] for name in wanted)
         source = ir.to_proto(model).SerializeToString()
         key = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(key, str(graph.parent.resolve()))
+        options.add_session_config_entry(key, str(graph.parent.absolute()))
     with _told(role):
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]

@@ -293,7 +293,7 @@ def _check_fit(checkpoint: Checkpoint, path: Path) -> None:
 
 def _check_tokenizer(path: Path, vocabulary: int) -> None:
     try:
-        tokens = Tokenizer.from_file(str(path)).get_vocab_size()
+        tokens = Tokenizer.from_buffer(path.read_bytes()).get_vocab_size()
     except Exception as error:  # the library raises nothing more specific
         raise MmgenError(f"{path} is not a tokenizer ({error})", remedy="save the checkpoint again") from error
     if tokens > vocabulary:

@@ -31,6 +31,7 @@ from mmgen.export.unprocessed import unprocessed
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import (
     GOLDEN,
+    MANIFEST,
     TOKENIZER,
     Axis,
     Bundle,
@@ -44,6 +45,7 @@ from mmgen.runtime.bundle import (
     sha256,
     write_manifest,
 )
+from mmgen.runtime.files import as_text
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.golden import read_golden, write_golden
 from mmgen.runtime.nulls import write_nulls
@@ -86,7 +88,12 @@ def export(
             fails, or ``out`` can't be written.  Nothing is left behind then, and an older bundle stays.
     """
     report = progress or (lambda stage, fraction: None)
-    with nothing_left(), placed(Path(out), round(DISK * weight_bytes(model))) as folder:
+    with (
+        nothing_left(),
+        placed(Path(out), round(DISK * weight_bytes(model))) as made,
+        as_text(made / MANIFEST) as manifest,
+    ):
+        folder = manifest.parent
         report("checking the model", 0.0)
         check(model)
         if invented := made_up(model):

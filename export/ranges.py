@@ -41,7 +41,8 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # otherwise all that measures runs last
     options.add_session_config_entry("session.disable_prepacking", "1")  # it would copy the weights
     options.log_severity_level = 3  # it warns of outputs that don't depend on the inputs
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+    key = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(key, str(path.parent.absolute()))
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
     taken = {i.name for i in session.get_inputs()}
     names = [f"{value.name}{suffix}" for value in values for suffix in SUFFIXES]

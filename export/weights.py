@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmgen.runtime.bundle import sha256
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import as_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_safetensors(path: Path) -> None:
     """Raise MmgenError unless a file is a whole safetensors file."""
     try:
-        with safe_open(path, framework="pt"):
+        with as_text(path) as readable, safe_open(readable, framework="pt"):
             pass
     except OSError as error:
         raise MmgenError(f"{path} can't be read ({error.strerror or error})", remedy="copy it again") from error
@@ -41,7 +42,7 @@ def check_safetensors(path: Path) -> None:
 def load_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, by name, in the types they are stored in."""
     check_safetensors(path)
-    with safe_open(path, framework="pt") as file:
+    with as_text(path) as readable, safe_open(readable, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 

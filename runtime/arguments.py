@@ -1,6 +1,7 @@
 """Conditions as a command line gives them, by what the bundle takes."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def conditions(
     """
     given: dict[str, list[Any]] = {}
     if prompts:
-        given[_only(bundle, "text", option or "--prompt").name] = list(prompts)
+        given[_only(bundle, "text", option or "--prompt").name] = [_text(prompt) for prompt in prompts]
     if class_ids:
         given[_only(bundle, "class", "--class-id").name] = list(class_ids)
     known = {condition.name: condition for condition in bundle.conditions}
@@ -119,7 +120,7 @@ def _read(condition: Condition, value: str) -> list[Any]:
     """What was typed, as ``generate`` takes it: of an array one value or several."""
     match condition.kind:
         case "text":
-            return [value]
+            return [_text(value)]
         case "class":
             try:
                 return [int(value)]
@@ -135,3 +136,11 @@ def _read(condition: Condition, value: str) -> list[Any]:
                 what = f"condition {condition.name!r}: {shown(value)} is not JSON ({error})"
                 raise MmgenError(what, wanted=wanted) from error
             return values(condition, numbers)
+
+
+def _text(argument: str) -> str:
+    """Text as it was typed: in a locale that knows ASCII alone, Python has bytes for all else, which are UTF-8."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:
+        return argument

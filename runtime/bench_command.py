@@ -10,7 +10,7 @@ import click
 
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import whole_file
-from mmgen.runtime.terminal import Command, Progress
+from mmgen.runtime.terminal import Command, Progress, say
 
 if TYPE_CHECKING:
     from mmgen.runtime.bench import Sample
@@ -81,7 +81,7 @@ def bench(
         write(_line(to_json(measured)))
         if report:
             write_page(page(measured, samples))
-    click.echo(text(measured))
+    say(text(measured))
 
 
 @contextmanager

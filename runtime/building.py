@@ -55,7 +55,9 @@ def run_build(arguments: list[str], say: Callable[[str], None]) -> None:
     """
     line = "it said nothing"
     command = [*MMGEN, "build", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
         assert process.stderr is not None
         for text in process.stderr:
             line = text.strip() or line

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and paths that any library takes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,6 +39,25 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
         with suppress(OSError):  # a full disk, which flush reported
             file.close()
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def as_text(path: Path) -> Iterator[Path]:
+    """A path for libraries that take names in UTF-8 alone, valid as long as the block lasts.
+
+    It is the same path, but for folders with names of bytes that no UTF-8 is: Linux has another way to what a program
+    has open.
+    """
+    try:
+        str(path.parent).encode()
+    except UnicodeEncodeError:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            yield Path(f"/proc/self/fd/{folder}") / path.name
+        finally:
+            os.close(folder)
+    else:
+        yield path
 
 
 @contextmanager

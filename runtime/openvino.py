@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import as_text
 from mmgen.runtime.fork import claim
 from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot, shape_of
@@ -115,8 +116,8 @@ class OpenVino(HostBackend):
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
         path = bundle.path(graph.file)
-        with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"):
-            model = self._core.read_model(path)
+        with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"), as_text(path) as readable:
+            model = self._core.read_model(readable)
         channels_last(self._openvino, model)
         if self.name != "openvino-bf16" or role not in BF16:
             return self._part(bundle, path, model, graph, "f32")

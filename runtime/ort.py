@@ -15,6 +15,7 @@ from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import as_text
 from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.onnx_file import read_model
@@ -100,10 +101,11 @@ class OrtCpu(HostBackend):
     def _write(self, graph: Path, to: Path, weights: str) -> None:
         """Write what ``load`` makes of a graph, and beside it its weights as this processor multiplies them."""
         options = self.new_options()
-        options.optimized_model_filepath = str(to)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-        self.load(graph, options)
+        with as_text(to) as writable:
+            options.optimized_model_filepath = str(writable)
+            self.load(graph, options)
 
     def session(self, graph: Path, options: Any, model: Any = None) -> Any:
         """A session for an ONNX file, or for a ``ModelProto`` in its place, with the weights that lie there.
@@ -111,11 +113,13 @@ class OrtCpu(HostBackend):
         Raises:
             MmgenError: ONNX Runtime can't load it.
         """
-        if model is not None:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
-        source = graph if model is None else model.SerializeToString()
         try:
-            return self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            with as_text(graph) as readable:
+                if model is not None:
+                    key = "session.model_external_initializers_file_folder_path"
+                    options.add_session_config_entry(key, str(readable.parent))
+                source = readable if model is None else model.SerializeToString()
+                return self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise MmgenError(
                 f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"

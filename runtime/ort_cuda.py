@@ -20,6 +20,7 @@ from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.cuda import CudaBlock, Device, open_device
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import as_text
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.ort_import import import_onnxruntime
 
@@ -77,8 +78,9 @@ class OrtCuda:
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         path = bundle.path(bundle.graphs[role].file)
-        with _explained(f"{path}: ONNX Runtime can't load it on the GPU", "free GPU memory, or use --backend ort-cpu"):
-            session = self.session(path)
+        remedy = "free GPU memory, or use --backend ort-cpu"
+        with _explained(f"{path}: ONNX Runtime can't load it on the GPU", remedy), as_text(path) as readable:
+            session = self.session(readable)
         refuse_cpu(session, str(path))
         return OrtCudaRunner(self._device, session)
 

@@ -1,5 +1,6 @@
 """How every command speaks: one-line errors, exit codes, progress on stderr, results on stdout."""
 
+import codecs
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from mmgen.runtime.errors import MmgenError
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 BAR = 24  # characters
+ESCAPED = "mmgen"  # what Python calls the way of writing letters that an encoding lacks
 
 
 class Command(click.Command):
@@ -120,7 +122,34 @@ class Progress:
 
 def show(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
     """Print a result on stdout: the record as JSON for machines, or its text for people."""
-    click.echo(json.dumps(record, indent=1, allow_nan=False) if as_json else text())
+    say(json.dumps(record, indent=1, allow_nan=False) if as_json else text())
+
+
+def say(text: str) -> None:
+    """Print on stdout.
+
+    A letter that its encoding lacks is written as an escape, and a byte in the name of a file that was no text as that
+    byte: what was made is told wherever it is told.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    codecs.register_error(ESCAPED, _escaped)
+    sys.stdout.flush()
+    try:
+        out = sys.stdout.buffer
+    except AttributeError:  # a program put something without bytes in its place
+        sys.stdout.write(text + "\n")
+    else:
+        out.write(f"{text}\n".encode(encoding, ESCAPED))
+    sys.stdout.flush()
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """How the one letter that can't be encoded is written."""
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    if "\udc80" <= letter <= "\udcff":  # what Python has for a byte
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    return letter.encode("ascii", "backslashreplace").decode(), error.start + 1
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:

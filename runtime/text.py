@@ -19,7 +19,7 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
     except ImportError as error:
         raise MmgenError("text needs the package tokenizers", remedy="pip install 'mmgen[ort]'") from error
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises nothing more specific
         raise MmgenError(f"{path} is not a tokenizer ({error})", remedy="export the bundle again") from error
     tokenizer.no_padding()

@@ -156,7 +156,7 @@ def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
 
 
 def relative_rms(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """|got - wanted| / |wanted|; the plain norm against zeros.  Infinities that are equal, as masks have, don't count."""
+    """|got - wanted| / |wanted|; the plain norm against zeros.  Equal infinities, as masks have, don't count."""
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
     if (equal := np.isinf(wanted) & (got == wanted)).any():
         got, wanted = np.where(equal, 0, got), np.where(equal, 0, wanted)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers_models
 import numpy as np
@@ -59,23 +59,19 @@ class Head(nn.Module):
         self.register_buffer("state_mean", torch.full((6,), 1000.0))
         self.register_buffer("state_std", torch.full((6,), 0.1))
         self.state, self.x, self.out = nn.Linear(6, 32), nn.Linear(8, 32), nn.Linear(32, 8)
-        nn.init.zeros_(self.state.bias)
-        self.register_buffer("moved", self.state.weight.detach() @ (self.state_mean / self.state_std))
 
     def forward(self, x: Tensor, timestep: Tensor, state: Tensor) -> Tensor:
         h = self.x(x) + timestep[:, None, None]
         match self.way:
             case "normalised":
                 h = h + self.state((state - self.state_mean) / self.state_std)[:, None]
-            case "last":
-                h = h + self.state(state[:, -1:] - self.state_mean[-1:] + torch.zeros_like(state))[:, None]
             case "difference":
                 h = h + (state.mean(1)[:, None, None] - (h + 1000)) / self.state_std[0]
         return self.out(nn.functional.silu(h))
 
 
 class TestObservations:
-    @pytest.mark.parametrize("way", ["normalised", "last", "difference"])
+    @pytest.mark.parametrize("way", ["normalised", "difference"])
     def test_keep_their_digits_in_half_precision(self, way: str, tmp_path: Path) -> None:
         state = np.full(6, 1000, np.float32) + np.linspace(-0.2, 0.2, 6, dtype=np.float32)
         examples: tuple[Mapping[str, Any], ...] = ({"state": state},)
@@ -99,44 +95,57 @@ class TestObservations:
         assert bundle.made_up == ("state",)
 
 
-class Way(nn.Module):
-    """Guards a division, in the ways that people write it."""
+def norm(goal: Tensor) -> Tensor:
+    return goal / (goal.norm(dim=-1, keepdim=True) + 1e-8)
 
-    def __init__(self, way: str) -> None:
+
+def normalise(goal: Tensor) -> Tensor:
+    return nn.functional.normalize(goal, dim=-1)
+
+
+def cosine(goal: Tensor) -> Tensor:
+    return goal * nn.functional.cosine_similarity(goal, goal.flip(-1), dim=-1)[:, None]
+
+
+def masked_mean(goal: Tensor) -> Tensor:
+    seen = (goal > 0.5).float()
+    return goal + (goal * seen).sum(-1, keepdim=True) / (seen.sum(-1, keepdim=True) + 1e-9)
+
+
+def root(goal: Tensor) -> Tensor:
+    return goal * torch.rsqrt(goal.square().mean(-1, keepdim=True) + 1e-10)
+
+
+def logarithm(goal: Tensor) -> Tensor:
+    return (goal.abs() + 1e-9).log() / 20
+
+
+def reciprocal(goal: Tensor) -> Tensor:
+    return goal * goal.abs().amax(-1, keepdim=True).clamp(min=1e-12).reciprocal()
+
+
+class Guards(nn.Module):
+    """Divides by what may be zero, in the ways that people guard it."""
+
+    WAYS = (norm, normalise, cosine, masked_mean, root, logarithm, reciprocal)
+
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.way, self.linear = way, nn.Linear(8 + 3, 8)
+        self.linear = nn.Linear(8 + 3 * len(self.WAYS), 8)
 
     def forward(self, x: Tensor, timestep: Tensor, goal: Tensor) -> Tensor:
-        match self.way:
-            case "norm":
-                goal = goal / (goal.norm(dim=-1, keepdim=True) + 1e-8)
-            case "normalize":
-                goal = nn.functional.normalize(goal, dim=-1)
-            case "cosine":
-                goal = goal * nn.functional.cosine_similarity(goal, goal.flip(-1), dim=-1)[:, None]
-            case "masked mean":
-                seen = (goal > 0.5).float()
-                goal = goal + (goal * seen).sum(-1, keepdim=True) / (seen.sum(-1, keepdim=True) + 1e-9)
-            case "root":
-                goal = goal * torch.rsqrt(goal.square().mean(-1, keepdim=True) + 1e-10)
-            case "logarithm":
-                goal = (goal.abs() + 1e-9).log() / 20
-            case "reciprocal":
-                goal = goal * (goal.abs().amax(-1, keepdim=True).clamp(min=1e-12)).reciprocal()
-        h = torch.cat([x, goal[:, None].expand(-1, x.shape[1], -1)], -1)
-        return self.linear(h) + timestep[:, None, None]
+        told = torch.cat([way(goal) for way in self.WAYS], -1)[:, None].expand(-1, x.shape[1], -1)
+        return self.linear(torch.cat([x, told], -1)) + timestep[:, None, None]
 
 
 @pytest.mark.parametrize("policy", ["fp32", "fp16"])
-@pytest.mark.parametrize("way", ["norm", "normalize", "cosine", "masked mean", "root", "logarithm", "reciprocal"])
-def test_a_goal_of_zero_gives_what_it_gives_in_torch(way: str, policy: Any, tmp_path: Path) -> None:
-    model = small(Way(way), array("goal", 3), examples=({"goal": np.float32([0.3, 1.0, -0.2])},))
+def test_a_goal_of_zero_gives_what_it_gives_in_torch(policy: Literal["fp32", "fp16"], tmp_path: Path) -> None:
+    model = small(Guards(), array("goal", 3), examples=({"goal": np.float32([0.3, 1.0, -0.2])},))
     bundle = export(model, tmp_path / "out", policy=policy)
-    limit = LIMITS["four steps, fp16" if policy == "fp16" else "four steps, fp32"]
     for goal in (np.zeros(3, np.float32), np.float32([1, 0, 0]), np.float32([1e-3, 0, 2e-3])):
         latents = played(bundle, emulated=policy == "fp16", goal=goal, seed=1)
-        assert relative_rms(latents, in_torch(model, goal, seed=1)) < limit
+        assert relative_rms(latents, in_torch(model, goal, seed=1)) < LIMITS[f"four steps, {policy}"], goal
 
 
 def in_torch(model: Model, goal: np.ndarray, seed: int) -> np.ndarray:
