@@ -21,6 +21,8 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @click.argument("source", required=False)
 @click.option("--model", "name", type=click.Choice(embedded.names()),
               help=f"The embedded model to export, in place of SOURCE; else {embedded.DEFAULT}.")  # fmt: skip
+@click.option("--variant", metavar="NAME",
+              help="Which weights of a diffusers folder to read, such as fp16; else those of no variant.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
 @click.option("--fp16", "policy", flag_value="fp16", help="Half precision, float32 only where measured ranges need it.")
 @click.option("--fp32", "policy", flag_value="fp32", default="fp32", help="Single precision (the default).")
@@ -34,6 +36,7 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 def main(
     source: str | None,
     name: str | None,
+    variant: str | None,
     output: Path | None,
     policy: Literal["fp16", "fp32"],
     targets: tuple[str, ...],
@@ -63,7 +66,7 @@ def main(
     engines = ""
     with Progress() as progress:
         progress("reading the model", 0.0)
-        model = resolve(str(embedded.folder(name)) if name else source)
+        model = resolve(str(embedded.folder(name)) if name else source, variant=variant)
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
             model, out, policy=policy, islands=not no_islands, hoist=not no_hoist, progress=progress
