@@ -10,6 +10,7 @@ import click
 
 from mmgen.export import embedded
 from mmgen.runtime import describe
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
@@ -57,7 +58,7 @@ def main(
     if targets and no_engines:
         raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise MmgenError(f"exporting needs {', '.join(missing)}", remedy="pip install 'mmgen[export]'")
+        raise MmgenError(f"exporting needs {', '.join(missing)}", remedy=extra("export"))
     from mmgen.export.exporter import export
     from mmgen.export.sources import resolve
 
@@ -90,4 +91,4 @@ def _engines(targets: Sequence[str]) -> Callable[[Path, Progress], str]:
     for entry in importlib.metadata.entry_points(group=ENGINES, name="build"):
         prepare: Callable[[Sequence[str]], Callable[[Path, Progress], str]] = entry.load()
         return prepare(targets)
-    raise MmgenError("nothing here builds engines", remedy="install mmgen again, or export with --no-engines")
+    raise MmgenError("nothing here builds engines", remedy="install mmgen-dit again, or export with --no-engines")

@@ -12,6 +12,7 @@ import torch
 
 from mmgen.export.weight_files import Weights, laid_out
 from mmgen.export.weights import read_json
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 
 DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -27,7 +28,7 @@ def import_library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MmgenError(f"{name} can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
+        raise MmgenError(f"{name} can't be imported ({error})", remedy=extra("export")) from error
 
 
 def class_name(

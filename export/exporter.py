@@ -24,6 +24,7 @@ from mmgen.export.ranges import measure_ranges
 from mmgen.export.receipts import Policy, against_float, against_torch
 from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
+from mmgen.runtime import distribution
 from mmgen.runtime.bundle import (
     GOLDEN,
     TOKENIZER,
@@ -194,7 +195,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         evaluations = len(
             solver_table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
         )
-    versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
+    versions = {"mmgen": distribution.version()} | {name: version(name) for name in ("onnx", "onnxscript", "torch")}
     return Bundle(
         name=model.name,
         licence=model.licence,
