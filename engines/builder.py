@@ -1,6 +1,5 @@
 """A bundle's graphs to engines, found or made: ``mmgen build``."""
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -11,6 +10,7 @@ from mmgen.engines.compile import Job
 from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import Target
 from mmgen.engines.worker import compile_apart
+from mmgen.runtime import distribution
 from mmgen.runtime.build import Build, EngineFile, Identity, Options
 from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
 from mmgen.runtime.errors import MmgenError
@@ -86,7 +86,7 @@ def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> B
         path = Path(job.engine)
         engines[role] = EngineFile(path.name, sha256(path), path.stat().st_size, made)
         before += sizes[role]
-    versions = {"mmgen": importlib.metadata.version("mmgen"), "python": platform.python_version()}
+    versions = {"mmgen": distribution.version(), "python": platform.python_version()}
     return Build(identity, engines, datetime.now(timezone.utc).isoformat(timespec="seconds"), versions)
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from mmgen.engines.turing import TURING
 from mmgen.runtime import cuda
 from mmgen.runtime.build import Flavour, Place
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, place
 
@@ -79,7 +80,7 @@ def possible() -> Possible:
         library = find_library("tensorrt-rtx")
     except MmgenError:
         reason = f"no engines for this machine ({no_host.what}) and, for desktop GPUs, no TensorRT for RTX"
-        return Possible((), f"{reason}; pip install 'mmgen[rtx]', or mmgen build BUNDLE on the device")
+        return Possible((), f"{reason}; {extra('rtx')}, or mmgen build BUNDLE on the device")
     return Possible(tuple(n for n in capabilities(library) if n != TURING), f"portable engines; {no_host.what}")
 
 

@@ -16,11 +16,13 @@ from mmgen.export.diffusers_parts import (
     class_name,
     config_of,
     import_library,
+    name_and_source,
     token_parts,
     want,
 )
 from mmgen.export.model import Model
 from mmgen.export.quantiser import CodesDecoder, CodesEncoder
+from mmgen.export.weight_files import DIFFUSERS, TRANSFORMERS, weights_of
 from mmgen.export.weights import files_sha256, read_json
 from mmgen.runtime.bundle import Condition, Defaults, Media
 from mmgen.runtime.errors import MmgenError
@@ -35,6 +37,8 @@ PARTS = {
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     "scheduler": ("diffusers", ("AmusedScheduler",)),
 }
+WEIGHTS = {"transformer": DIFFUSERS, "vqvae": DIFFUSERS, "text_encoder": TRANSFORMERS}
+SCHEDULES = ("cosine", "linear")
 
 
 class TokenDenoiser(nn.Module):
@@ -94,11 +98,12 @@ class Encoder(nn.Module):
         return z
 
 
-def load(folder: Path) -> Model:
+def load(folder: Path, variant: str | None = None) -> Model:
     """The model of an aMUSEd folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
+        variant: of the weights, as ``weights_of`` takes it.
 
     Raises:
         MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
@@ -113,25 +118,29 @@ def load(folder: Path) -> Model:
     scheduler = config_of(folder / "scheduler", diffusers.AmusedScheduler, "scheduler_config.json")
     check_autoencoder(vae, folder / "vqvae")
     codes, mask_id = vae["num_vq_embeddings"], scheduler["mask_token_id"]
-    _check_fit(folder, uvit, vae, mask_id)
-    parts = token_parts(folder, diffusers.UVit2DModel, diffusers.VQModel, transformers.CLIPTextModelWithProjection)
+    _check_fit(folder, uvit, vae, scheduler)
+    weights = weights_of(folder, WEIGHTS, variant)
+    parts = token_parts(
+        folder,
+        weights,
+        transformer=diffusers.UVit2DModel,
+        vqvae=diffusers.VQModel,
+        text_encoder=transformers.CLIPTextModelWithProjection,
+    )
     vqvae, encoder, tokenizer = parts.vqvae, parts.text_encoder, parts.tokenizer
 
     codebook = vqvae.quantize.embedding.weight
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     places = uvit["sample_size"]
     size = places * scale
+    name, source = name_and_source(folder)
     micro = torch.tensor([[size, size, *CROP, AESTHETIC_SCORE]], dtype=torch.float32)
     return Model(
-        name=folder.resolve().name,
+        name=name,
         process=Masked(codes=codes, mask_id=mask_id, schedule=scheduler["masking_schedule"]),
         latent_shape=(places, places),
         denoiser=TokenDenoiser(parts.transformer, micro),
-        conditions=(
-            Condition(
-                "prompt", "text", null="", length=encoder.config.max_position_embeddings, pad_id=tokenizer.pad_token_id
-            ),
-        ),
+        conditions=(Condition("prompt", "text", null="", length=parts.length, pad_id=tokenizer.pad_token_id),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("amused", STEPS, guidance=GUIDANCE),
         decoder=CodesDecoder(Decoder(vqvae), codebook),
@@ -139,18 +148,20 @@ def load(folder: Path) -> Model:
         condition=Text(encoder),
         conditioning=("text", "text_embeds"),
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
-        source=folder.resolve().name,
-        source_sha256=files_sha256([file for part in parts.files.values() for file in part]),
+        source=source,
+        source_sha256=files_sha256(file for part in weights.values() for file in part.files),
         versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 
 
-def _check_fit(folder: Path, uvit: dict[str, Any], vae: dict[str, Any], mask_id: object) -> None:
-    codes = vae["num_vq_embeddings"]
+def _check_fit(folder: Path, uvit: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    codes, mask_id, schedule = vae["num_vq_embeddings"], scheduler["mask_token_id"], scheduler["masking_schedule"]
     wanted = f"{codes}, the entries of the vqvae's codebook"
     want(uvit, "codebook_size", uvit["codebook_size"] == codes, wanted, folder / "transformer")
     want(uvit, "upsample", uvit["upsample"] == uvit["downsample"], "the same as downsample", folder / "transformer")
     want(vae, "lookup_from_codebook", vae["lookup_from_codebook"] is True, "True", folder / "vqvae")
+    if schedule not in SCHEDULES:
+        raise MmgenError(f"{folder}/scheduler: masking_schedule", got=repr(schedule), wanted=" or ".join(SCHEDULES))
     if not isinstance(mask_id, int) or not codes <= mask_id < uvit["vocab_size"]:
         raise MmgenError(
             f"{folder}/scheduler: mask_token_id", got=mask_id, wanted=f"{codes} to {uvit['vocab_size'] - 1}"

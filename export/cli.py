@@ -10,6 +10,7 @@ import click
 
 from mmgen.export import embedded
 from mmgen.runtime import describe
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.terminal import Command, Progress, json_option, show
@@ -22,6 +23,8 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @click.argument("source", required=False)
 @click.option("--model", "name", type=click.Choice(embedded.names()),
               help=f"The embedded model to export, in place of SOURCE; else {embedded.DEFAULT}.")  # fmt: skip
+@click.option("--variant", metavar="NAME",
+              help="Which weights of a diffusers folder to read, such as fp16; else those of no variant.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
 @click.option("--fp16", "policy", flag_value="fp16", help="Half precision, float32 only where measured ranges need it.")
 @click.option("--fp32", "policy", flag_value="fp32", default="fp32", help="Single precision (the default).")
@@ -35,6 +38,7 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 def main(
     source: str | None,
     name: str | None,
+    variant: str | None,
     output: Path | None,
     policy: Literal["fp16", "fp32"],
     targets: tuple[str, ...],
@@ -55,7 +59,7 @@ def main(
     if targets and no_engines:
         raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise MmgenError(f"exporting needs {', '.join(missing)}", remedy="pip install 'mmgen[export]'")
+        raise MmgenError(f"exporting needs {', '.join(missing)}", remedy=extra("export"))
     import_onnxruntime()  # before a model of the user's own does, and reports it
     from mmgen.export.exporter import export
     from mmgen.export.leftovers import nothing_left
@@ -66,7 +70,7 @@ def main(
     engines = ""
     with nothing_left(), Progress() as progress:
         progress("reading the model", 0.0)
-        model = resolve(str(embedded.folder(name)) if name else source)
+        model = resolve(str(embedded.folder(name)) if name else source, variant=variant)
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
             model, out, policy=policy, islands=not no_islands, hoist=not no_hoist, progress=progress
@@ -90,4 +94,4 @@ def _engines(targets: Sequence[str]) -> Callable[[Path, Progress], str]:
     for entry in importlib.metadata.entry_points(group=ENGINES, name="build"):
         prepare: Callable[[Sequence[str]], Callable[[Path, Progress], str]] = entry.load()
         return prepare(targets)
-    raise MmgenError("nothing here builds engines", remedy="install mmgen again, or export with --no-engines")
+    raise MmgenError("nothing here builds engines", remedy="install mmgen-dit again, or export with --no-engines")

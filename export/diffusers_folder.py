@@ -3,10 +3,12 @@
 A DiT (Peebles & Xie 2023) over the latents of a VQModel (van den Oord et al.
 2017; Esser et al. 2021) or an AutoencoderKL (Rombach et al. 2022).  What
 pipeline_dit.py does around its modules is written down here once: classes,
-guidance over all latent channels, the dropped half of a learned sigma, scaling.
+guidance over all latent channels, the dropped half of a learned sigma, scaling;
+and what it doesn't do, a shift of the latents or their statistics.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from mmgen.export.diffusers_parts import (
     config_of,
     from_pretrained,
     import_library,
+    name_and_source,
     want,
-    weight_files,
 )
 from mmgen.export.diffusers_scheduler import from_scheduler_config
 from mmgen.export.model import Model
 from mmgen.export.quantiser import Quantiser
+from mmgen.export.weight_files import DIFFUSERS, weights_of
 from mmgen.export.weights import files_sha256, read_json
 from mmgen.runtime.bundle import Condition, Media
 from mmgen.runtime.errors import MmgenError
@@ -35,6 +38,8 @@ STEPS, GUIDANCE = 50, 4.0
 
 TRANSFORMERS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is what facebook/DiT-* folders still say
 AUTOENCODERS = ("VQModel", "AutoencoderKL")
+UNAPPLIED = ("shift_factor", "latents_mean", "latents_std")  # of an AutoencoderKL's settings, by DiTPipeline
+NULL_CLASS = 1000  # which DiTPipeline gives as no class to every model
 ACTIVATIONS = ("gelu", "gelu-approximate", "geglu", "geglu-approximate")
 
 
@@ -53,36 +58,37 @@ class Denoiser(nn.Module):
 class Decoder(nn.Module):
     """(B, C, h, w) to pictures (B, 3, H, W) in [-1, 1], not clamped; codebook entries come in unscaled."""
 
-    def __init__(self, autoencoder: Any, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> None:
+    def __init__(self, autoencoder: Any, scaling_factor: float = 1.0) -> None:
         super().__init__()
         self.post_quant_conv = autoencoder.post_quant_conv or nn.Identity()
         self.decoder = autoencoder.decoder
-        self.unscale, self.shift = 1 / scaling_factor, shift_factor
+        self.unscale = 1 / scaling_factor
 
     def forward(self, latents: Tensor) -> Tensor:
-        pictures: Tensor = self.decoder(self.post_quant_conv(self.unscale * latents + self.shift))
+        pictures: Tensor = self.decoder(self.post_quant_conv(self.unscale * latents))
         return pictures
 
 
 class Encoder(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w): before quantisation, or the posterior's mode."""
 
-    def __init__(self, autoencoder: Any, channels: int, scaling_factor: float, shift_factor: float = 0.0) -> None:
+    def __init__(self, autoencoder: Any, channels: int, scaling_factor: float) -> None:
         super().__init__()
         self.encoder = autoencoder.encoder
         self.quant_conv = autoencoder.quant_conv or nn.Identity()
-        self.channels, self.scale, self.shift = channels, scaling_factor, shift_factor
+        self.channels, self.scale = channels, scaling_factor
 
     def forward(self, pictures: Tensor) -> Tensor:
         z: Tensor = self.quant_conv(self.encoder(pictures))[:, : self.channels]  # the other half is a log variance
-        return (z - self.shift) * self.scale
+        return z * self.scale
 
 
-def load(folder: Path) -> Model:
+def load(folder: Path, variant: str | None = None) -> Model:
     """The model of a diffusers folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vae`` and ``scheduler``.
+        variant: of the weights, as ``weights_of`` takes it.
 
     Raises:
         MmgenError: not a DiTPipeline, a component or a setting of it that isn't supported, parts that don't fit
@@ -98,7 +104,7 @@ def load(folder: Path) -> Model:
     transformer_class = diffusers.DiTTransformer2DModel
     autoencoder_class = diffusers.VQModel if quantised else diffusers.AutoencoderKL
     # Everything that can be judged without the weights comes before they are read.
-    process, defaults = from_scheduler_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    process, defaults = from_scheduler_config(_scheduler(index, folder))
     dit = config_of(folder / "transformer", transformer_class)
     _check_transformer(dit, folder / "transformer")
     vae = config_of(folder / "vae", autoencoder_class)
@@ -110,33 +116,60 @@ def load(folder: Path) -> Model:
             got=dit["in_channels"],
             wanted=f"the {channels} latent channels of the vae",
         )
-    files = [weight_files(folder / part) for part in ("transformer", "vae")]
-    transformer = from_pretrained(transformer_class, folder / "transformer", files[0], **AS_FLOAT)
-    autoencoder = from_pretrained(autoencoder_class, folder / "vae", files[1], **AS_FLOAT)
+    _say_what_differs(dit, vae, folder)
+    weights = weights_of(folder, dict.fromkeys(("transformer", "vae"), DIFFUSERS), variant)
+    transformer = from_pretrained(transformer_class, weights["transformer"], **AS_FLOAT)
+    autoencoder = from_pretrained(autoencoder_class, weights["vae"], **AS_FLOAT)
 
     quantiser = None
     if quantised:
         codebook = autoencoder.quantize.embedding.weight
         quantiser = Quantiser(codebook, torch.zeros(channels), torch.full((channels,), 1 / vae["scaling_factor"]))
-    scale, shift = float(vae["scaling_factor"]), float(vae.get("shift_factor") or 0)
+    scale = float(vae["scaling_factor"])
+    name, source = name_and_source(folder)
     latent_size, classes = dit["sample_size"], dit["num_embeds_ada_norm"]
     size = latent_size * 2 ** (len(vae["block_out_channels"]) - 1)
     return Model(
-        name=folder.resolve().name,
+        name=name,
         process=process,
         latent_shape=(channels, latent_size, latent_size),
         denoiser=Denoiser(transformer, channels),
-        # LabelEmbedding has one row more than there are classes, for dropped labels; DiTPipeline says 1000 for it.
+        # LabelEmbedding has one row more than there are classes, for dropped labels.
         conditions=(Condition("class_id", "class", null=classes, count=classes),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=dataclasses.replace(defaults, steps=STEPS, guidance=GUIDANCE),
         quantiser=quantiser,
-        decoder=Decoder(autoencoder) if quantised else Decoder(autoencoder, scale, shift),
-        encoder=Encoder(autoencoder, channels, scale, shift),
-        source=folder.resolve().name,
-        source_sha256=files_sha256([*files[0], *files[1]]),
+        decoder=Decoder(autoencoder) if quantised else Decoder(autoencoder, scale),
+        encoder=Encoder(autoencoder, channels, scale),
+        source=source,
+        source_sha256=files_sha256(file for part in weights.values() for file in part.files),
         versions={"diffusers": diffusers.__version__, "torch": torch.__version__},
     )
+
+
+def _scheduler(index: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The scheduler's configuration, of the class that the pipeline makes of it: the one that the index names."""
+    match index.get("scheduler"):
+        case ["diffusers", str(name)]:
+            return read_json(folder / "scheduler" / "scheduler_config.json") | {"_class_name": name}
+        case entry:
+            wanted = 'a scheduler, such as ["diffusers", "DDIMScheduler"]'
+            raise MmgenError(f"{folder}/model_index.json: scheduler", got=entry, wanted=wanted)
+
+
+def _say_what_differs(dit: dict[str, Any], vae: dict[str, Any], folder: Path) -> None:
+    """Warn of settings that a reader of the files would expect to matter."""
+    for field in UNAPPLIED:
+        if vae.get(field):
+            warnings.warn(
+                f"{folder}/vae/config.json: {field} = {vae[field]} isn't applied, as DiTPipeline doesn't", stacklevel=3
+            )
+    if (classes := dit["num_embeds_ada_norm"]) > NULL_CLASS:
+        warnings.warn(
+            f"{folder}/transformer/config.json: {classes} classes, so guidance takes {classes} for no class, as in "
+            f"training; DiTPipeline takes {NULL_CLASS}, which is one of them",
+            stacklevel=3,
+        )
 
 
 def _check_transformer(config: dict[str, Any], folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 import importlib
 import inspect
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from mmgen.export.weights import check_safetensors, read_json
+from mmgen.export.weight_files import Weights, laid_out
+from mmgen.export.weights import read_json
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 
 DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -26,7 +28,7 @@ def import_library(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise MmgenError(f"{name} can't be imported ({error})", remedy="pip install 'mmgen[export]'") from error
+        raise MmgenError(f"{name} can't be imported ({error})", remedy=extra("export")) from error
 
 
 def class_name(
@@ -63,51 +65,26 @@ def want(config: dict[str, Any], field: str, ok: bool, wanted: str, folder: Path
         raise MmgenError(f"{folder}/config.json: {field}", got=repr(config[field]), wanted=wanted)
 
 
-def weight_files(folder: Path, name: str = "diffusion_pytorch_model.safetensors") -> list[Path]:
-    """The files that will be read: safetensors, in one piece or several; else a .bin in one piece."""
-    whole = folder / name
-    index = folder / f"{whole.name}.index.json"
-    if index.is_file():
-        names = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
-        if outside := [name for name in names if PurePosixPath(name).name != name]:
-            raise MmgenError(f"{index}: {outside[0]!r} leaves the folder", remedy="do not use this model")
-        files = [folder / name for name in names]
-    else:
-        files = [whole] if whole.is_file() else [whole.with_suffix(".bin")]
-    for file in files:
-        if not file.is_file():
-            raise MmgenError(
-                f"{folder} has no {whole.name}" if len(files) == 1 else f"{file} is missing",
-                remedy="copy the whole folder again",
-            )
-        if file.suffix == ".safetensors":
-            check_safetensors(file)
-        else:
-            warnings.warn(
-                f"{file} is a pickle: only its tensors are read, with torch's weights_only loader", stacklevel=4
-            )
-    return files
-
-
-def from_pretrained(kind: Any, folder: Path, files: list[Path], **options: Any) -> Any:
+def from_pretrained(kind: Any, weights: Weights, **options: Any) -> Any:
     """A module of diffusers or transformers with all of its weights; they know their own older names of them."""
     library = kind.__module__.partition(".")[0]
-    try:
-        module, report = kind.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=files[0].suffix == ".safetensors",
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # whatever it is, the folder can't be loaded
-        raise MmgenError(
-            f"{folder} can't be loaded by {library} ({error})", remedy="check config.json, or copy the folder again"
-        ) from error
+    with laid_out(weights) as folder:
+        try:
+            module, report = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=weights.name.endswith(".safetensors"),
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # whatever it is, the folder can't be loaded
+            why = str(error).replace(str(folder), str(weights.folder))
+            remedy = "check config.json, or copy the folder again"
+            raise MmgenError(f"{weights.folder} can't be loaded by {library} ({why})", remedy=remedy) from error
     for problem in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
         if names := sorted(map(str, report[problem])):
             raise MmgenError(
-                f"{folder}: {problem.replace('_', ' ')}: {names[0]} and {len(names) - 1} more",
+                f"{weights.folder}: {problem.replace('_', ' ')}: {names[0]} and {len(names) - 1} more",
                 remedy="the weights don't belong to this config.json",
             )
     return module
@@ -125,45 +102,58 @@ def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
     for field in ("in_channels", "out_channels"):
         want(config, field, config[field] == 3, "3 (pictures)", folder)
     want(config, "scaling_factor", type(scale) in (int, float) and scale > 0, "a positive number", folder)
-    for field, only in (("norm_type", "group"), ("latents_mean", None), ("latents_std", None)):
-        if field in config:
-            want(config, field, config[field] == only, repr(only), folder)
+    if "norm_type" in config:
+        want(config, "norm_type", config["norm_type"] == "group", "'group'", folder)
 
 
 @dataclass(frozen=True)
 class TokenParts:
-    """What a pipeline over codes with a CLIP text encoder is made of, in float32, and the files of each part."""
+    """What a pipeline over codes with a CLIP text encoder is made of, in float32."""
 
     transformer: Any
     vqvae: Any
     text_encoder: Any
     tokenizer: Any
-    files: dict[str, list[Path]]
+    length: int  # tokens of a prompt
 
 
-def token_parts(folder: Path, transformer: Any, vqvae: Any, text_encoder: Any) -> TokenParts:
-    """Load the parts of a folder, given their classes.
+def token_parts(folder: Path, weights: Mapping[str, Weights], **kinds: Any) -> TokenParts:
+    """Load the parts of a folder.
+
+    Args:
+        folder: the whole one.
+        weights: of each part.
+        kinds: the classes of ``transformer``, ``vqvae`` and ``text_encoder``.
 
     Raises:
-        MmgenError: weights that are missing, damaged or not all there, or a tokenizer that can't be read.
+        MmgenError: weights that are not all there, or a tokenizer that can't be read or that pads on the left.
     """
-    files = {
-        "transformer": weight_files(folder / "transformer"),
-        "vqvae": weight_files(folder / "vqvae"),
-        "text_encoder": weight_files(folder / "text_encoder", "model.safetensors"),
-    }
-    return TokenParts(
-        from_pretrained(transformer, folder / "transformer", files["transformer"], **AS_FLOAT),
-        from_pretrained(vqvae, folder / "vqvae", files["vqvae"], **AS_FLOAT),
-        from_pretrained(text_encoder, folder / "text_encoder", files["text_encoder"], dtype=torch.float32),
-        clip_tokenizer(import_library("transformers"), folder / "tokenizer"),
-        files,
-    )
+    transformer = from_pretrained(kinds["transformer"], weights["transformer"], **AS_FLOAT)
+    vqvae = from_pretrained(kinds["vqvae"], weights["vqvae"], **AS_FLOAT)
+    text_encoder = from_pretrained(kinds["text_encoder"], weights["text_encoder"], dtype=torch.float32)
+    tokenizer = _clip_tokenizer(import_library("transformers"), folder / "tokenizer")
+    # The pipelines pad prompts to what the tokenizer says, and fail where it says nothing or more than there is room.
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    return TokenParts(transformer, vqvae, text_encoder, tokenizer, length)
 
 
-def clip_tokenizer(transformers: Any, folder: Path) -> Any:
+def _clip_tokenizer(transformers: Any, folder: Path) -> Any:
     """The tokenizer that a pipeline with a CLIP text encoder saves."""
     try:
-        return transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers has no error of its own for it
         raise MmgenError(f"{folder} can't be read as a tokenizer ({error})", remedy="copy the folder again") from error
+    for side in ("padding_side", "truncation_side"):
+        if (got := getattr(tokenizer, side)) != "right":
+            raise MmgenError(f"{folder}/tokenizer_config.json: {side}", got=repr(got), wanted="'right', as CLIP has it")
+    return tokenizer
+
+
+def name_and_source(folder: Path) -> tuple[str, str]:
+    """What the model of a folder is called, and where it is from; Hugging Face's cache calls it by its revision."""
+    path = folder.resolve()
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        parts = repository.split("--")[1:]
+        return parts[-1], f"{'/'.join(parts)}@{path.name}"
+    return path.name, path.name

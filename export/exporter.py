@@ -29,6 +29,7 @@ from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
 from mmgen.export.unprocessed import unprocessed
 from mmgen.runtime import bundle as names
+from mmgen.runtime import distribution
 from mmgen.runtime.bundle import (
     GOLDEN,
     MANIFEST,
@@ -229,7 +230,7 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         evaluations = len(
             solver_table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
         )
-    versions = {name: version(name) for name in ("mmgen", "onnx", "onnxscript", "torch")}
+    versions = {"mmgen": distribution.version()} | {name: version(name) for name in ("onnx", "onnxscript", "torch")}
     return Bundle(
         name=model.name,
         licence=model.licence,

@@ -14,19 +14,21 @@ ACCEPTED = (
     "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline, "
     "AmusedPipeline or VQDiffusionPipeline folder (model_index.json), package.module:function, or file.py:function"
 )
+INDEX = "model_index.json"  # of a diffusers folder
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gguf")
 
 
-def resolve(source: str | None = None) -> Model:
+def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
     """The model a source names, in evaluation mode, its weights checked.
 
     Args:
         source: None for the embedded default; a folder; ``module:function``.  A folder wins over a module.
+        variant: of a diffusers folder's weights, such as ``fp16``; None: those that are no variant, or the only one.
 
     Raises:
         MmgenError: nothing there, nothing known there, a damaged or unsupported model, NaN or infinity in the weights.
     """
-    model = _load(source)
+    model = _load(source, variant)
     for role, module in _modules(model).items():
         module.eval().requires_grad_(False)
         check_finite(module, f"{role} of {model.name}")
@@ -35,7 +37,11 @@ def resolve(source: str | None = None) -> Model:
     return model
 
 
-def _load(source: str | None) -> Model:
+def _load(source: str | None, variant: str | None) -> Model:
+    if source and (Path(source) / INDEX).is_file():
+        return _load_pipeline(Path(source), variant)
+    if variant:
+        raise MmgenError(f"{source or 'the embedded default'} has no variants", wanted="a diffusers folder")
     if source is None:
         return checkpoint.load(embedded.folder(embedded.DEFAULT))
     path = Path(source)
@@ -53,15 +59,17 @@ def _load(source: str | None) -> Model:
     raise MmgenError(f"source {source!r} is neither a folder nor module:function", wanted=ACCEPTED)
 
 
+def _load_pipeline(folder: Path, variant: str | None) -> Model:
+    match read_json(folder / INDEX).get("_class_name"):
+        case "AmusedPipeline":
+            return amused_folder.load(folder, variant)
+        case "VQDiffusionPipeline":
+            return vq_diffusion_folder.load(folder, variant)
+        case _:
+            return diffusers_folder.load(folder, variant)
+
+
 def _load_folder(folder: Path) -> Model:
-    if (index := folder / "model_index.json").is_file():
-        match read_json(index).get("_class_name"):
-            case "AmusedPipeline":
-                return amused_folder.load(folder)
-            case "VQDiffusionPipeline":
-                return vq_diffusion_folder.load(folder)
-            case _:
-                return diffusers_folder.load(folder)
     config = folder / "config.json"
     if config.is_file() and str(read_json(config).get("format", "")).startswith(checkpoint.FAMILY):
         return checkpoint.load(folder)

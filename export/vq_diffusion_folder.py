@@ -22,12 +22,13 @@ from mmgen.export.diffusers_parts import (
     config_of,
     from_pretrained,
     import_library,
+    name_and_source,
     token_parts,
     want,
-    weight_files,
 )
 from mmgen.export.model import Model
 from mmgen.export.quantiser import CodesDecoder, CodesEncoder
+from mmgen.export.weight_files import DIFFUSERS, TRANSFORMERS, Weights, weights_of
 from mmgen.export.weights import files_sha256, read_json
 from mmgen.runtime.bundle import Condition, Defaults, Media
 from mmgen.runtime.errors import MmgenError
@@ -44,6 +45,7 @@ PARTS = {
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     "scheduler": ("diffusers", ("VQDiffusionScheduler",)),
 }
+WEIGHTS = {"transformer": DIFFUSERS, "vqvae": DIFFUSERS, "text_encoder": TRANSFORMERS}
 
 
 class TimedNorm(nn.Module):
@@ -83,7 +85,10 @@ class TokenDenoiser(nn.Module):
 
 
 class Text(nn.Module):
-    """prompt int64 (R, T) to hidden states of unit length (R, T, D); the prompt "" to what was learned in its place."""
+    """prompt int64 (R, T + 1) to hidden states of unit length (R, T, D); "" to what was learned in its place.
+
+    The last token isn't read: the pipeline cuts a prompt that is too long without putting an end to it.
+    """
 
     empty: Tensor  # (T,)
     null: Tensor  # (T, D)
@@ -95,18 +100,20 @@ class Text(nn.Module):
         self.register_buffer("null", null)
 
     def forward(self, prompt: Tensor) -> tuple[Tensor]:
+        prompt = prompt[:, :-1]
         hidden = self.encoder(prompt).last_hidden_state
         hidden = hidden / hidden.square().sum(-1, keepdim=True).sqrt()
         asked = (prompt != self.empty).float().sum(1) > 0  # (R,)
         return (torch.where(asked[:, None, None], hidden, self.null),)
 
 
-def load(folder: Path) -> Model:
+def load(folder: Path, variant: str | None = None) -> Model:
     """The model of a VQ-Diffusion folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``, ``scheduler``
             and ``learned_classifier_free_sampling_embeddings``.
+        variant: of the weights, as ``weights_of`` takes it.
 
     Raises:
         MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
@@ -121,18 +128,26 @@ def load(folder: Path) -> Model:
     scheduler = config_of(folder / "scheduler", diffusers.VQDiffusionScheduler, "scheduler_config.json")
     check_autoencoder(vae, folder / "vqvae")
     _check_fit(folder, config, vae, scheduler)
-    parts = token_parts(folder, diffusers.Transformer2DModel, diffusers.VQModel, transformers.CLIPTextModel)
-    vqvae, encoder, tokenizer = parts.vqvae, parts.text_encoder, parts.tokenizer
-    length = encoder.config.max_position_embeddings
+    learned = {NULL: DIFFUSERS} if read_json(folder / NULL / "config.json").get("learnable") else {}
+    weights = weights_of(folder, WEIGHTS | learned, variant)
+    parts = token_parts(
+        folder,
+        weights,
+        transformer=diffusers.Transformer2DModel,
+        vqvae=diffusers.VQModel,
+        text_encoder=transformers.CLIPTextModel,
+    )
+    vqvae, encoder, tokenizer, length = parts.vqvae, parts.text_encoder, parts.tokenizer, parts.length
     empty = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids[0]
-    null, null_files = _null(folder / NULL, encoder, empty)
+    null = _null(weights.get(NULL), encoder, empty)
 
     codes, places = vae["num_vq_embeddings"], config["sample_size"]
     size = places * 2 ** (len(vae["block_out_channels"]) - 1)
     channels = vae["vq_embed_dim"] or vae["latent_channels"]
     codebook = vqvae.quantize.embedding.weight
+    name, source = name_and_source(folder)
     return Model(
-        name=folder.resolve().name,
+        name=name,
         process=Masked(
             codes=codes,
             mask_id=codes,
@@ -141,7 +156,7 @@ def load(folder: Path) -> Model:
         ),
         latent_shape=(places, places),
         denoiser=TokenDenoiser(parts.transformer),
-        conditions=(Condition("prompt", "text", null="", length=length, pad_id=tokenizer.pad_token_id),),
+        conditions=(Condition("prompt", "text", null="", length=length + 1, pad_id=tokenizer.pad_token_id),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("vq-diffusion", min(STEPS, scheduler["num_train_timesteps"]), guidance=GUIDANCE),
         decoder=CodesDecoder(Decoder(vqvae), codebook),
@@ -149,28 +164,27 @@ def load(folder: Path) -> Model:
         condition=Text(encoder, empty, null),
         conditioning=("text",),
         tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
-        source=folder.resolve().name,
-        source_sha256=files_sha256([file for part in (*parts.files.values(), null_files) for file in part]),
+        source=source,
+        source_sha256=files_sha256(file for part in weights.values() for file in part.files),
         versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 
 
-def _null(folder: Path, encoder: Any, empty: Tensor) -> tuple[Tensor, list[Path]]:
-    """What stands for no prompt (T, D), and the files it was read from: learned, or what the text "" becomes."""
-    if not read_json(folder / "config.json").get("learnable"):
+def _null(weights: Weights | None, encoder: Any, empty: Tensor) -> Tensor:
+    """What stands for no prompt (T, D): what was learned, or where nothing was, what the text "" becomes."""
+    if weights is None:
         with torch.no_grad():
-            hidden = encoder(empty[None]).last_hidden_state[0]
-        return hidden / hidden.norm(dim=-1, keepdim=True), []
+            hidden: Tensor = encoder(empty[None]).last_hidden_state[0]
+        return hidden / hidden.norm(dim=-1, keepdim=True)
     from diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion import (
         LearnedClassifierFreeSamplingEmbeddings,
     )
 
-    files = weight_files(folder)
-    learned = from_pretrained(LearnedClassifierFreeSamplingEmbeddings, folder, files, **AS_FLOAT).embeddings
-    wanted = (len(empty), encoder.config.hidden_size)
-    if tuple(learned.shape) != wanted:
-        raise MmgenError(f"{folder}: embeddings", got=tuple(learned.shape), wanted=f"{wanted}, as the text_encoder's")
-    return learned.detach(), files
+    learned: Tensor = from_pretrained(LearnedClassifierFreeSamplingEmbeddings, weights, **AS_FLOAT).embeddings
+    got, wanted = tuple(learned.shape), (len(empty), encoder.config.hidden_size)
+    if got != wanted:
+        raise MmgenError(f"{weights.folder}: embeddings", got=got, wanted=f"{wanted}, as the text_encoder's")
+    return learned.detach()
 
 
 def _check_fit(folder: Path, config: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> None:

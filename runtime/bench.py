@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmgen.runtime import machine
+from mmgen.runtime import distribution, machine
 from mmgen.runtime.backend import ON_GPU
 from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
 from mmgen.runtime.ceilings import Ceilings, device_ceilings, host_ceilings
@@ -321,7 +321,7 @@ def _streamed(generator: Generator, arguments: Mapping[str, Any]) -> Result:
 
 
 def _versions(backend: str) -> dict[str, str]:
-    versions = {"mmgen": importlib.metadata.version("mmgen"), "numpy": np.__version__}
+    versions = {"mmgen": distribution.version(), "numpy": np.__version__}
     match backend:
         case "tensorrt" | "tensorrt-rtx":
             versions[backend] = version(find_library(backend))

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from mmgen.runtime import distribution
 from mmgen.runtime.arguments import also as read_also
 from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arguments import negative as read_negative
@@ -51,7 +52,7 @@ class Commands(click.Group):
 
 
 @click.group("mmgen", cls=Commands)
-@click.version_option(package_name="mmgen")
+@click.version_option(package_name=distribution.NAME)
 def main() -> None:
     """Generate media from a bundle, with no torch on board."""
 

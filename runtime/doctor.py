@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmgen.runtime import machine
+from mmgen.runtime import distribution, machine
 from mmgen.runtime.backend import AUTO, NAMES, open_backend
 from mmgen.runtime.build import Flavour
 from mmgen.runtime.bundle import Bundle
@@ -16,7 +16,8 @@ from mmgen.runtime.library import find_library, version
 from mmgen.runtime.terminal import table
 
 PACKAGES = (
-    "mmgen", "numpy", "click", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-bindings",
+    distribution.NAME, "numpy", "click", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "cuda-bindings",
 )  # fmt: skip
 LIBRARIES: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 

@@ -9,14 +9,11 @@ from typing import Any
 
 from mmgen.runtime.build import Flavour, Place
 from mmgen.runtime.cuda import Device
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
-REMEDIES: dict[Flavour, str] = {
-    "tensorrt": "on a Jetson make the environment with --system-site-packages, elsewhere pip install tensorrt",
-    "tensorrt-rtx": "pip install 'mmgen[rtx]'",
-}
 KEPT = 20  # messages
 
 log = logging.getLogger("mmgen.tensorrt")
@@ -32,9 +29,17 @@ def find_library(flavour: Flavour) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise MmgenError(f"{TITLES[flavour]} is not installed", remedy=REMEDIES[flavour]) from error
+        raise MmgenError(f"{TITLES[flavour]} is not installed", remedy=_remedy(flavour)) from error
     except (ImportError, OSError) as error:  # the module is there, and a shared library isn't
-        raise MmgenError(f"{TITLES[flavour]} can't be loaded ({error})", remedy=REMEDIES[flavour]) from error
+        raise MmgenError(f"{TITLES[flavour]} can't be loaded ({error})", remedy=_remedy(flavour)) from error
+
+
+def _remedy(flavour: Flavour) -> str:
+    match flavour:
+        case "tensorrt":
+            return "on a Jetson make the environment with --system-site-packages, elsewhere pip install tensorrt"
+        case "tensorrt-rtx":
+            return extra("rtx")
 
 
 def version(library: Any) -> str:

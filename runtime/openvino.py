@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.fork import claim
@@ -188,9 +189,9 @@ def find_openvino() -> Any:
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise MmgenError("OpenVINO is not installed", remedy="pip install 'mmgen[openvino]'") from error
+        raise MmgenError("OpenVINO is not installed", remedy=extra("openvino")) from error
     except (ImportError, OSError) as error:
-        raise MmgenError(f"OpenVINO can't be loaded ({error})", remedy="pip install 'mmgen[openvino]'") from error
+        raise MmgenError(f"OpenVINO can't be loaded ({error})", remedy=extra("openvino")) from error
     finally:
         if hidden:
             del sys.modules[TELEMETRY]

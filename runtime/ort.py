@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Role
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.host import HostBackend, HostBlock
@@ -180,5 +181,5 @@ def open_backend(name: Name, threads: int | None) -> OrtCpu:
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        raise MmgenError("ONNX Runtime is not installed", remedy="pip install 'mmgen[ort]'") from error
+        raise MmgenError("ONNX Runtime is not installed", remedy=extra("ort")) from error
     return (OrtInt8 if name == "ort-cpu-int8" else OrtCpu)(onnxruntime, threads)

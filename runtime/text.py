@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 
 Encode = Callable[[Sequence[str]], NDArray[np.int64]]  # texts to ids (len(texts), length)
@@ -17,7 +18,7 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MmgenError("text needs the package tokenizers", remedy="pip install 'mmgen[ort]'") from error
+        raise MmgenError("text needs the package tokenizers", remedy=extra("ort")) from error
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except Exception as error:  # the library raises nothing more specific

@@ -71,6 +71,32 @@ def test_prompts_become_the_ids_that_clips_tokenizer_gives(model, pipeline, tmp_
     np.testing.assert_array_equal(cut, pipeline.tokenizer([long], truncation=True, max_length=LENGTH).input_ids)
 
 
+def test_a_prompt_is_as_long_as_the_tokenizer_says(folder, pipeline):
+    """Which is what the pipeline pads it to; more than the text encoder has places for, and it fails."""
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    record = json.loads(config.read_text())
+    lengths = {}
+    for length in (8, 20, None):
+        config.write_text(json.dumps(record | {"model_max_length": length} if length else record))
+        if not length:
+            config.write_text(json.dumps({name: v for name, v in record.items() if name != "model_max_length"}))
+        lengths[length] = resolve(str(folder)).conditions[0].length
+    assert lengths == {8: 8, 20: LENGTH, None: LENGTH}
+    config.write_text(json.dumps(record | {"model_max_length": 8}))
+    theirs = AmusedPipeline.from_pretrained(folder)
+    seen = []
+    theirs.transformer.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    theirs(PROMPTS, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    model = resolve(str(folder))
+    (folder / "tokenizer.json").write_bytes(model.tokenizer)
+    (prompt,) = model.conditions
+    ids = open_tokenizer(folder / "tokenizer.json", prompt.length, prompt.pad_id)(PROMPTS)
+    with torch.no_grad():
+        text, pooled = model.condition(torch.from_numpy(ids))
+    torch.testing.assert_close(text, seen[0]["encoder_hidden_states"])
+    torch.testing.assert_close(pooled, seen[0]["pooled_text_emb"])
+
+
 def test_graphs_make_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path):
     """From prompts to pictures in float32, through ONNX: every step's tokens, from the same noise."""
     wanted, wanted_pictures = run_pipeline(pipeline, PROMPTS, uniforms(), STEPS, WEIGHT)
@@ -138,6 +164,8 @@ def folder(written: Path, tmp_path: Path) -> Path:
     ("transformer/config.json", {"downsample": True}, "upsample, got False, wanted the same as downsample"),
     ("vqvae/config.json", {"lookup_from_codebook": False}, "lookup_from_codebook, got False"),
     ("scheduler/scheduler_config.json", {"mask_token_id": 64}, "mask_token_id, got 64, wanted 60 to 63"),
+    ("scheduler/scheduler_config.json", {"masking_schedule": "log"}, "masking_schedule, got 'log', wanted cosine"),
+    ("tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side, got 'left', wanted 'right'"),
     ("text_encoder/config.json", {"hidden_size": 64}, "text_encoder"),
 ])  # fmt: skip
 def test_what_is_not_supported_is_named(folder, file, change, message):

@@ -17,6 +17,7 @@ from commands import done, mmgen
 from mmgen.runtime import load
 from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import MANIFEST, Receipt
+from mmgen.runtime.distribution import extra
 
 MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]
 
@@ -322,4 +323,4 @@ def test_export_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torch", None)
     result = mmgen("export")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: exporting needs torch") and "pip install 'mmgen[export]'" in result.stderr
+    assert result.stderr.startswith("Error: exporting needs torch") and extra("export") in result.stderr

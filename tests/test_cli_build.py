@@ -40,7 +40,7 @@ class Machine:
                 raise MmgenError("no CUDA device", remedy="install a driver")
             return Target(self.host)
         if self.rtx is None:
-            raise MmgenError("TensorRT for RTX is not installed", remedy="pip install 'mmgen[rtx]'")
+            raise MmgenError("TensorRT for RTX is not installed", remedy="install a compiler")
         if wrong := [name for name in names if not name.startswith("sm")]:
             raise MmgenError("target", got=repr(wrong[0]), wanted="host sm86 sm89")
         return Target(Place("tensorrt-rtx", self.rtx, tuple(sorted(names))))
@@ -50,7 +50,7 @@ class Machine:
             return Possible(("host",), "")
         if self.rtx:
             return Possible(("sm86", "sm89"), "portable engines; no CUDA device")
-        return Possible((), "no engines for this machine (no CUDA device); pip install 'mmgen[rtx]'")
+        return Possible((), "no engines for this machine (no CUDA device); install a compiler")
 
     def compile(self, job: Any, report: Callable[[float], None], *, expected: int) -> GraphReport:
         self.jobs.append(job)
@@ -164,7 +164,7 @@ def test_without_a_gpu_portable_engines_are_built_and_stderr_says_why(machine: M
 def test_with_nothing_to_build_with_one_line_says_how_to_get_there(machine: Machine, here: Path) -> None:
     machine.host = machine.rtx = None
     assert failed("build", "b.mmgen") == (
-        "Error: no engines for this machine (no CUDA device); pip install 'mmgen[rtx]'"
+        "Error: no engines for this machine (no CUDA device); install a compiler"
     )
     assert failed("build", "b.mmgen", "--target=host") == "Error: no CUDA device; install a driver"
     assert not (here / "engines").exists()

@@ -1,6 +1,7 @@
 """TensorRT and TensorRT for RTX as they are found, heard and placed."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mmgen.runtime.build import Flavour, Place
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.library import find_library, make_logger, place, version
 
@@ -19,7 +21,7 @@ ORIN: Any = SimpleNamespace(
 
 @pytest.mark.parametrize(
     ("flavour", "module", "remedy"),
-    [("tensorrt", "tensorrt", "--system-site-packages"), ("tensorrt-rtx", "tensorrt_rtx", "mmgen\\[rtx\\]")],
+    [("tensorrt", "tensorrt", "--system-site-packages"), ("tensorrt-rtx", "tensorrt_rtx", re.escape(extra("rtx")))],
 )
 def test_a_library_that_is_not_installed(
     flavour: Flavour, module: str, remedy: str, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """What is installed is what lies in the folders, no more and no less."""
 
 import email
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 from tree import ROOT
+
+from mmgen.runtime.distribution import NAME
 
 pytest.importorskip("setuptools", minversion="77", reason="wheels are built by setuptools 77 or newer")
 PACKAGES = ("export", "engines", "runtime")
@@ -76,6 +79,16 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     for line in ("mmgen = mmgen.runtime.cli:main", "mmgen-export = mmgen.export.cli:main", "[mmgen.commands]",
                  "build = mmgen.engines.cli:main", "export = mmgen.export.cli:main"):  # fmt: skip
         assert line in entry_points
+
+
+def test_an_installed_wheel_says_how_to_add_an_extra_to_it(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--target", tmp_path, wheel.filename], check=True)
+    script = "from mmgen.runtime.distribution import extra; print(extra('ort'))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"pip install '{wheel.filename}[ort]'\n"
+    assert Path(str(wheel.filename)).name.startswith(f"{NAME.replace('-', '_')}-")
 
 
 def test_the_runtime_needs_no_torch_to_be_installed(wheel: zipfile.ZipFile) -> None:

@@ -9,6 +9,7 @@ import struct
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -114,6 +115,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("model_index.json", {"vae": ["diffusers", "AsymmetricAutoencoderKL"]}, "model_index.json: vae.*VQModel"),
     ("model_index.json", {"vae": ...}, "model_index.json: vae, wanted"),
+    ("model_index.json", {"scheduler": ["my_code", "DDIMScheduler"]}, "model_index.json: scheduler.*my_code"),
     ("transformer/config.json", {"norm_type": "ada_norm_single"}, "norm_type, got 'ada_norm_single'"),
     ("transformer/config.json", {"num_embeds_ada_norm": None}, "num_embeds_ada_norm, got None"),
     ("transformer/config.json", {"activation_fn": "swiglu"}, "activation_fn, got 'swiglu'"),
@@ -139,21 +141,33 @@ def test_what_is_not_supported_is_named(folder: Path, file: str, changes: dict[s
         resolve(str(folder))
 
 
-def test_statistics_of_kl_latents_are_not_supported(tmp_path: Path) -> None:
-    build(tmp_path / "kl", autoencoder=TINY_KL | {"latents_mean": (0.0, 0.0, 0.0)}, count=16)
-    with pytest.raises(MmgenError, match="latents_mean"):
-        resolve(str(tmp_path / "kl"))
+@pytest.mark.parametrize("field", ["shift_factor", "latents_mean", "latents_std"])
+def test_what_the_pipeline_does_not_apply_is_not_applied_either_and_said(tmp_path: Path, field: str) -> None:
+    value = 0.25 if field == "shift_factor" else [0.5, 0.25, 2.0]
+    pipeline = build(tmp_path / "kl", autoencoder=TINY_KL | {"scaling_factor": 0.5, field: value}, count=16)
+    with pytest.warns(UserWarning, match=rf"vae/config\.json: {field} = .* isn't applied, as DiTPipeline doesn't"):
+        model = resolve(str(tmp_path / "kl"))
+    seen: list[torch.Tensor] = []
+    with patch.object(pipeline.vae, "decode", lambda z, decode=pipeline.vae.decode: (seen.append(z), decode(z))[1]):
+        theirs = pipeline([3], num_inference_steps=2, guidance_scale=1.0, output_type="pt").images
+    torch.testing.assert_close((model.decoder(seen[0] * 0.5) / 2 + 0.5).clamp(0, 1), theirs)
+    picture = torch.randn(2, 3, 16, 16)
+    assert model.encoder  # as there is nothing to compare with: what the decoder is the inverse of
+    torch.testing.assert_close(model.encoder(picture), pipeline.vae.encode(picture).latent_dist.mode() * 0.5)
 
 
-def test_a_kl_shift_goes_in_and_out(tmp_path: Path) -> None:
-    build(tmp_path / "kl", autoencoder=TINY_KL | {"scaling_factor": 0.5, "shift_factor": 0.25}, count=16)
-    with_shift = resolve(str(tmp_path / "kl"))
-    edit(tmp_path / "kl" / "vae" / "config.json", shift_factor=None)
-    without = resolve(str(tmp_path / "kl"))
-    z, picture = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(with_shift.decoder(z), without.decoder(z + 0.25 * 0.5))
-    assert with_shift.encoder and without.encoder
-    torch.testing.assert_close(with_shift.encoder(picture), without.encoder(picture) - 0.25 * 0.5)
+def test_of_more_classes_than_the_pipeline_knows_the_null_is_the_trained_one_and_said(tmp_path: Path) -> None:
+    build(tmp_path / "many", TINY_DIT | {"num_embeds_ada_norm": 1200}, count=16)
+    with pytest.warns(UserWarning, match="1200 classes, so guidance takes 1200 for no class"):
+        assert resolve(str(tmp_path / "many")).conditions[0].null == 1200
+
+
+def test_the_scheduler_is_of_the_class_that_the_index_names(folder: Path) -> None:
+    """As of the pipeline, whatever class the file says that it was written by."""
+    edit(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
+    theirs = diffusers_parts.import_library("diffusers").DiTPipeline.from_pretrained(folder).scheduler
+    assert type(theirs).__name__ == "EulerDiscreteScheduler"
+    assert resolve(str(folder)).defaults.solver == "euler"
 
 
 def test_a_folder_with_the_class_name_and_settings_of_2022_loads(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mmgen.runtime import load
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.masked_request import uniforms
 from mmgen.runtime.process import Masked
+from mmgen.runtime.text import open_tokenizer
 
 GRID, CODES, STEPS, WIDTH = 4, 40, 8, 32
 PROMPTS, WEIGHT, SEED = ["a red apple", "zebra"], 3.0, 5
@@ -106,7 +108,7 @@ def test_the_folder_says_what_it_takes_and_makes(model):
     assert model.latent_shape == (GRID, GRID) and model.media.shape == (2 * GRID, 2 * GRID, 3)
     assert (model.defaults.solver, model.defaults.steps, model.defaults.guidance) == ("vq-diffusion", STEPS, 5.0)
     (prompt,) = model.conditions
-    assert (prompt.kind, prompt.null, prompt.length) == ("text", "", LENGTH)
+    assert (prompt.kind, prompt.null, prompt.length) == ("text", "", LENGTH + 1)  # the last one isn't read
 
 
 def test_the_denoiser_is_the_transformer_at_every_timestep(model, pipeline):
@@ -118,6 +120,21 @@ def test_the_denoiser_is_the_transformer_at_every_timestep(model, pipeline):
         for t in range(STEPS):
             wanted = pipeline.transformer(tokens[t : t + 1].flatten(1), text[t : t + 1], torch.tensor(t)).sample
             torch.testing.assert_close(logits[t : t + 1].log_softmax(1), wanted, atol=2e-5, rtol=0)
+
+
+def test_prompts_are_cut_as_the_pipeline_cuts_them(model, pipeline, tmp_path):
+    """Without an end, if they are too long; the end is a token that CLIP's text encoder looks back from."""
+    (tmp_path / "tokenizer.json").write_bytes(model.tokenizer)
+    (prompt,) = model.conditions
+    encode = open_tokenizer(tmp_path / "tokenizer.json", prompt.length, prompt.pad_id)
+    letters = "abcdefghijklmnop"
+    for text in ("red apple", *(letters[:n] for n in range(LENGTH - 3, LENGTH + 2))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ids = encode([text])
+        with torch.no_grad():
+            wanted = pipeline._encode_prompt([text], 1, do_classifier_free_guidance=False)
+            torch.testing.assert_close(model.condition(torch.from_numpy(ids))[0], wanted)
 
 
 def test_a_bundle_makes_the_pipelines_tokens_and_pictures(model, pipeline, tmp_path, monkeypatch):
@@ -169,8 +186,9 @@ def test_what_is_not_supported_is_named(folder, file, change, message):
 def test_without_a_learned_embedding_no_prompt_is_the_empty_one(folder, model, pipeline):
     (folder / "learned_classifier_free_sampling_embeddings" / "config.json").write_text('{"learnable": false}')
     ids = pipeline.tokenizer(["", "zebra"], padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+    longer = torch.cat([ids, ids[:, -1:]], 1)
     with torch.no_grad():
-        (learned,), (plain,) = model.condition(ids), resolve(str(folder)).condition(ids)
+        (learned,), (plain,) = model.condition(longer), resolve(str(folder)).condition(longer)
         hidden = pipeline.text_encoder(ids)[0]
     torch.testing.assert_close(plain, hidden / hidden.norm(dim=-1, keepdim=True))
     torch.testing.assert_close(learned[1], plain[1])
