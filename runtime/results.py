@@ -50,7 +50,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Progress:
-    """The state after a row of the table; its functions are valid until the loop goes on."""
+    """The state after a row of the table.
+
+    Its functions may be called by any thread, and wait for their turn.  They show this row until the stream goes on; of
+    a stream that has ended its last row, until another request gets the memory.  Later they raise an ``MmgenError``.
+    """
 
     row: int  # from 1
     rows: int  # that were planned

@@ -7,10 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from tree import TESTS, imports, top_level
+
+from mmgen.runtime.ort_import import import_onnxruntime
+
+with suppress(ImportError):
+    import_onnxruntime()  # before a test does, and reports it
 
 BUNDLE = "MMGEN_TEST_BUNDLE"
 COME_WITH_TORCH = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors"}

@@ -481,6 +481,7 @@ def test_a_handler_of_a_signal_may_close_and_cancel_while_the_thread_waits_or_ru
         generator.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_generator_that_was_interrupted_anywhere_goes_on(
     generator: Generator, wanted: Generator, on_alarm: Any, pool: Any
 ) -> None:

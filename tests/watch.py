@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+STRACE = ("strace", "-f", "-qq", "--seccomp-bpf")  # stops for nothing else than what is looked at
 NO_STRACE = "strace can't be had here, so what libraries send is not seen"
 WRITE = "open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat,mknod,mknodat"
 SEND = "connect,sendto,sendmsg,sendmmsg"
@@ -61,7 +62,7 @@ def watch(command: Sequence[str], scratch: Path, named: Path) -> Seen:
         "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     calls = ",".join(f"?{call}" for call in f"{WRITE},{SEND}".split(","))  # ?: not every processor's Linux has it
-    tracer = ["strace", "-f", "-qq", "-y", "-e", f"trace={calls}", "-o", str(trace)] if has_strace() else []
+    tracer = [*STRACE, "-y", "-e", f"trace={calls}", "-o", str(trace)] if has_strace() else []
     ran = subprocess.run([*tracer, *command], env=environment, cwd=named, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = told.read_text().splitlines()
@@ -80,7 +81,7 @@ def watch(command: Sequence[str], scratch: Path, named: Path) -> Seen:
 @functools.cache
 def has_strace() -> bool:
     """Whether system calls can be traced; a container may forbid it."""
-    return bool(shutil.which("strace")) and subprocess.run(["strace", "-qq", "-o", os.devnull, "true"]).returncode == 0
+    return bool(shutil.which("strace")) and subprocess.run([*STRACE, "-o", os.devnull, "true"]).returncode == 0
 
 
 def mmgen(*arguments: object) -> list[str]:
