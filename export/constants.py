@@ -20,10 +20,18 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mmgen.export import origins
 
-READS: frozenset[Callable[..., Any]] = frozenset({
+_Functions = frozenset[Callable[..., Any]]
+READS: _Functions = frozenset({
     Tensor.__bool__, Tensor.__float__, Tensor.__index__, Tensor.__int__, Tensor.item, Tensor.tolist,
     torch.allclose, torch.equal, torch.is_nonzero, Tensor.allclose, Tensor.equal, Tensor.is_nonzero,
 })  # fmt: skip  # what makes Python values of a tensor's
+
+FACTORIES: _Functions = frozenset({torch.arange, torch.full, torch.linspace, torch.ones, torch.zeros})
+NUMBERED: _Functions = FACTORIES | {
+    Tensor.__getitem__, Tensor.__setitem__, Tensor.expand, Tensor.narrow, Tensor.new_full, Tensor.new_ones,
+    Tensor.new_zeros, Tensor.repeat, Tensor.reshape, Tensor.roll, Tensor.split, Tensor.unflatten, Tensor.view,
+    nn.functional.interpolate, nn.functional.pad, torch.narrow, torch.reshape, torch.roll, torch.split,
+}  # fmt: skip  # what takes sizes and places as numbers, and as tensors of one number too; all but the first, a tensor
 
 Site = tuple[str, int]  # file, line
 Answers = Mapping[Site, list[Any]]  # in the order of the calls there; ``_VARIES`` where an input has a part in it
@@ -81,6 +89,9 @@ class _Recording(TorchFunctionMode):
         self._reads, self._varying = reads, varying
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in NUMBERED:
+            for number in _numbers(_operands(func, args)[1], kwargs):
+                self._reads[_site()].append(_VARIES if number in self._varying else number.item())
         out = func(*args, **(kwargs or {}))
         if func in READS:
             varies = any(tensor in self._varying for tensor in _tensors((args, kwargs)))
@@ -95,8 +106,16 @@ class _Answering(TorchFunctionMode):
         self._reads = {site: iter(answers) for site, answers in reads.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = next(self._reads.get(_site(), iter(())), _VARIES) if func in READS else _VARIES
-        return func(*args, **(kwargs or {})) if answer is _VARIES else answer
+        if func in NUMBERED:
+            kept, rest = _operands(func, args)
+            args, kwargs = (*kept, *_replaced(rest, self._answer)), _replaced(kwargs or {}, self._answer)
+        answer = self._answer(None) if func in READS else None
+        return func(*args, **(kwargs or {})) if answer is None else answer
+
+    def _answer(self, otherwise: Any) -> Any:
+        """The next answer where a function is called now; something else where it depends on the inputs."""
+        answer = next(self._reads.get(_site(), iter(())), _VARIES)
+        return otherwise if answer is _VARIES else answer
 
 
 def _site() -> Site:
@@ -107,6 +126,37 @@ def _site() -> Site:
         frame = frame.f_back
     found = frame if origins.is_users(frame.f_code.co_filename) else innermost
     return found.f_code.co_filename, found.f_lineno
+
+
+def _numbers(*trees: object) -> list[Tensor]:
+    """Tensors of one whole number among arguments, in order."""
+    found: list[Tensor] = []
+
+    def take(number: Tensor) -> Tensor:
+        found.append(number)
+        return number
+
+    _replaced(trees, take)
+    return found
+
+
+def _operands(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Arguments that are tensors for their own sake, and the others."""
+    return ((), args) if func in FACTORIES else (args[:1], args[1:])
+
+
+def _replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
+    """Arguments with something else in place of each tensor of one whole number; slices are looked into too."""
+    match tree:
+        case Tensor() if tree.ndim == 0 and not tree.is_floating_point() and tree.dtype != torch.bool:
+            return replace(tree)
+        case tuple() | list():
+            return type(tree)(_replaced(item, replace) for item in tree)
+        case dict():
+            return {key: _replaced(item, replace) for key, item in tree.items()}
+        case slice():
+            return slice(*(_replaced(part, replace) for part in (tree.start, tree.stop, tree.step)))
+    return tree
 
 
 def _tensors(tree: object) -> list[Tensor]:

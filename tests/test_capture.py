@@ -65,6 +65,8 @@ class Reads(nn.Module):
         lambda m, x: x * 2 if not m.ready.logical_not() else x,
         lambda m, x: nn.functional.pad(x, (0, int(m.count))),
         lambda m, x: x * m.scale.item() + float(m.count),
+        lambda m, x: nn.functional.pad(x, (m.count - 1, m.count))[..., m.count - 2 : -m.count],
+        lambda m, x: x[..., : m.count] + x[:, m.count, None] + torch.arange(m.count),
         lambda m, x: x.repeat(*[1] * (x.ndim - 1), m.count),
         lambda m, x: x if torch.equal(m.mask, nn.Transformer.generate_square_subsequent_mask(4)) else -x,
         lambda m, x: sum((x * i for i in range(m.count.tolist())), start=x),
