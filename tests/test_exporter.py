@@ -207,6 +207,8 @@ def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:
         ({"conditions": (Condition("hint", "array", np.ones(2), shape=(3,)),)}, "'hint': null, got float32 .2,., want"),
         ({"conditions": (Condition("seen", "array", 0.5, dtype="int64"),)}, "'seen': null, got float64 .., wanted a n"),
         ({"conditions": (), "condition": None, "conditioning": ()}, "defaults: guidance, got 2.0, wanted 1: the model"),
+        ({"decoder": nn.Linear(2, 2, device="meta")}, "decoder of tiny: tensor 'weight' has no values .2 of 2 have"),
+        ({"encoder": nn.LazyLinear(2)}, "encoder of tiny: tensor 'weight' has no values .*, got a lazy module"),
         ({"guided_channels": 5}, "guided_channels, got 5, wanted 1 to 4, or None for all"),
         ({"defaults": Defaults("flow-euler", 4)}, "flow-euler"),
     ],
