@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from policy import policy
 from tiny import CLASSES, Denoiser, tiny_model
 from torch import Tensor, nn
 
@@ -294,6 +295,14 @@ def test_success_replaces_it_whole(tmp_path: Path) -> None:
         and left_in(out) == ["bundle.json"]
         and (out / "bundle.json").read_text() == "new"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9.mmgen")
+    bundle = export(policy(), out, policy="fp16")
+    assert bundle.folder == out and read_bundle(out) == bundle
+    assert os.listdir(tmp_path) == [out.name]
 
 
 def with_engines(bundle: Path) -> Path:
