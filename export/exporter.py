@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from mmgen.export.check import check, weight_bytes
+from mmgen.export.check import check, modules, weight_bytes
 from mmgen.export.dtypes import load
 from mmgen.export.emulate import EmulatedHalf
 from mmgen.export.examples import made_up
@@ -28,6 +28,7 @@ from mmgen.export.receipts import Policy, against_float, against_torch
 from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
 from mmgen.export.unprocessed import unprocessed
+from mmgen.export.weights import check_there
 from mmgen.runtime import bundle as names
 from mmgen.runtime import distribution
 from mmgen.runtime.bundle import (
@@ -89,6 +90,8 @@ def export(
             fails, or ``out`` can't be written.  Nothing is left behind then, and an older bundle stays.
     """
     report = progress or (lambda stage, fraction: None)
+    for part, module in modules(model).items():
+        check_there(module, f"{part} of {model.name}")
     with (
         nothing_left(),
         placed(Path(out), round(DISK * weight_bytes(model))) as made,

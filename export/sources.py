@@ -7,7 +7,7 @@ from torch import nn
 
 from mmgen.export import amused_folder, checkpoint, diffusers_folder, embedded, user_code, vq_diffusion_folder
 from mmgen.export.model import Model
-from mmgen.export.weights import check_finite, read_json, tensors_sha256
+from mmgen.export.weights import check_finite, check_there, read_json, tensors_sha256
 from mmgen.runtime.errors import MmgenError
 
 ACCEPTED = (
@@ -26,9 +26,12 @@ def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
         variant: of a diffusers folder's weights, such as ``fp16``; None: those that are no variant, or the only one.
 
     Raises:
-        MmgenError: nothing there, nothing known there, a damaged or unsupported model, NaN or infinity in the weights.
+        MmgenError: nothing there, nothing known there, a damaged or unsupported model, weights without values, or NaN
+            or infinity in them.
     """
     model = _load(source, variant)
+    for role, module in _modules(model).items():
+        check_there(module, f"{role} of {model.name}")
     for role, module in _modules(model).items():
         module.eval().requires_grad_(False)
         check_finite(module, f"{role} of {model.name}")

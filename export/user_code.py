@@ -2,11 +2,13 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from mmgen.export.model import Model
+from mmgen.runtime.choices import did_you_mean
 from mmgen.runtime.errors import MmgenError
 
 
@@ -34,10 +36,12 @@ def load(module: str, function: str) -> Model:
         ) from error
     made = getattr(imported, function, None)
     if not callable(made):
-        names = sorted(name for name, value in vars(imported).items() if callable(value) and not name.startswith("_"))
+        functions = [value for value in vars(imported).values() if inspect.isfunction(value)]
+        own = sorted(f.__name__ for f in functions if f.__module__ == imported.__name__ and f.__name__[0] != "_")
         raise MmgenError(
-            f"{module} has no function {function!r}", wanted=f"one of {', '.join(names) or '(it has none)'}"
-        )
+            f"{module} has no function {function!r}", wanted=f"one of {', '.join(own) or '(it has none of its own)'}",
+            remedy=did_you_mean(function, own),
+        )  # fmt: skip
     try:
         model = made()
     except MmgenError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from mmgen.runtime.bundle import sha256
 from mmgen.runtime.errors import MmgenError
@@ -68,6 +69,21 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -
         if not tensor.is_floating_point():
             raise MmgenError(f"{what}: tensor {name!r}", got=tensor.dtype, wanted="a floating-point type")
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def check_there(module: nn.Module, what: str) -> None:
+    """Raise MmgenError if a parameter or buffer has no values: on the meta device, or of a lazy module not yet run."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    missing = [(name, tensor) for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]
+    if missing:
+        name, tensor = missing[0]
+        lazy = is_lazy(tensor)
+        raise MmgenError(
+            f"{what}: tensor {name!r} has no values ({len(missing)} of {len(tensors)} have none)",
+            got="a lazy module that was never run" if lazy else "the meta device",
+            wanted="weights on the CPU",
+            remedy="run the module once" if lazy else "load them with load_state_dict(..., assign=True)",
+        )
 
 
 def check_finite(module: nn.Module, what: str) -> None:

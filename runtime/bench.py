@@ -5,6 +5,7 @@ Every request is a call of ``Generator.generate`` as users make it; its parts ar
 
 import importlib.metadata
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,12 @@ from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
 from mmgen.runtime.ceilings import Ceilings, device_ceilings, host_ceilings
 from mmgen.runtime.cold_start import Start, cold_start
 from mmgen.runtime.energy import Power, metered
-from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.figures import Noise, Summary, noise, summary
 from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.golden import read_golden
 from mmgen.runtime.library import find_library, version
+from mmgen.runtime.numbers import real, whole
+from mmgen.runtime.request import MOST
 from mmgen.runtime.results import Result
 from mmgen.runtime.roofline import Point, roofline
 from mmgen.runtime.usage import Cores, free_device_memory, peak_memory, watched
@@ -213,10 +215,10 @@ def _check(options: Options) -> None:
         value = getattr(options, name)
         least = 0 if name in ("warmup", "starts") else 1
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and number < least:
-                raise MmgenError(name, got=number, wanted=f"at least {least}")
-    if not options.seconds > 0:
-        raise MmgenError("seconds", got=options.seconds, wanted="more than 0")
+            if number is not None:
+                most = MOST if name == "batch" else sys.maxsize
+                whole(name, number, f"a whole number, at least {least}", least, most)
+    real("seconds", options.seconds, "more than 0", lambda seconds: seconds > 0)
 
 
 def _batched(options: Options, batch: int) -> dict[str, Any]:

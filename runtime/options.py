@@ -239,7 +239,9 @@ def _no_argument(bundle: Bundle, inputs: Inputs, options: Options, name: str) ->
     solver = bundle.defaults.solver if options.solver is None else options.solver
     if name in {f.name for f in fields(options_of(solver, bundle.process))}:
         return MmgenError(what, remedy=f"it is an option of solver {solver!r}: options={{{name!r}: ...}}")
-    meant = ELSEWHERE.get(name) or near(name, [*inputs, *(f.name for f in fields(Options))])
+    if name == "cancel":
+        return MmgenError(what, remedy="a stream has a method cancel")
+    meant = ELSEWHERE.get(name) or near(name, [*inputs, *(f.name for f in fields(Options)), "conditions", "cancel"])
     if meant is None or meant in inputs:
         return unknown(inputs, name)
     return MmgenError(what, remedy=f"did you mean {meant!r}?")

@@ -1,5 +1,6 @@
 """Whatever a program passes is taken for what it is, or refused in one line that says what was wanted."""
 
+import dataclasses
 import datetime
 import fractions
 import itertools
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from mmgen.runtime import Generator, MmgenError, load
+from mmgen.runtime.arguments import conditions as read_conditions
 from mmgen.runtime.arrays import as_array
 from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import Condition
@@ -153,6 +155,8 @@ def test_what_is_a_number_to_numpy_is_one_here(generator: Generator, arguments: 
     ("arguments", "message"),
     [
         ({"step": 4}, "unknown argument 'step'; did you mean 'steps'?"),
+        ({"cancle": None}, "unknown argument 'cancle'; did you mean 'cancel'?"),
+        ({"condition": {}}, "unknown argument 'condition'; did you mean 'conditions'?"),
         ({"num_inference_steps": 4}, "unknown argument 'num_inference_steps'; did you mean 'steps'?"),
         ({"guidance_scale": 4}, "unknown argument 'guidance_scale'; did you mean 'guidance'?"),
         ({"promt": "a"}, "unknown condition 'promt'; did you mean 'prompt'?"),
@@ -211,7 +215,8 @@ JUNK = [
 ]  # fmt: skip
 NAMES_OF_ARGUMENTS = (
     "conditions", "steps", "guidance", "seed", "solver", "sigmas", "options", "count", "noise", "negative", "also",
-    "guidance_interval", "guidance_rescale", "image", "latents", "strength", "mask", "deadline", "prompt", "label", "x",
+    "guidance_interval", "guidance_rescale", "image", "latents", "strength", "mask", "deadline", "cancel", "prompt",
+    "label", "x",
 )  # fmt: skip
 
 
@@ -342,6 +347,56 @@ def test_numbers_go_over_where_nothing_is_lost(given: Any, dtype: str, wanted: l
 def test_numbers_that_a_type_does_not_have_are_refused(given: Any, dtype: str) -> None:
     with pytest.raises(MmgenError, match=r"x, got .*, wanted"):
         as_array("x", given, dtype, dtype)
+
+
+# arrays on the command line
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("[1, 2, 3]", [[1, 2, 3]]),
+        ("[[1, 2, 3], [4, 5, 6]]", [[1, 2, 3], [4, 5, 6]]),
+        ("one.npy", [[0, 1, 2]]),
+        ("two.npy", [[0, 1, 2], [3, 4, 5]]),
+    ],
+)
+def test_an_array_may_be_typed_or_lie_in_a_file(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, wanted: list[list[float]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("one.npy", np.arange(3))
+    np.save("two.npy", np.arange(6.0).reshape(2, 3))
+    bundle = dataclasses.replace(generator.bundle, conditions=(STATE,))
+    asked = read_conditions(bundle, (), (), [f"state={value}"])
+    np.testing.assert_array_equal(asked["state"], wanted)
+    assert len(read_conditions(bundle, (), (), [f"state={value}", "state=[7, 8, 9]"])["state"]) == len(wanted) + 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("state=[1, 2", "'[1, 2' is not JSON"),
+        ("state=red", "'red' is not JSON"),
+        ("state=" + "[" * 100_000, "is not JSON"),
+        ("state=[1, 2]", "condition 'state', got float32 (2,), wanted float32 (3,)"),
+        ("state={}", "condition 'state', got {}, wanted float32 (3,)"),
+        ("state=[1, 2, NaN]", "condition 'state', got NaN or infinity"),
+        ("state=nothing.npy", "nothing.npy can't be read (No such file or directory), wanted numbers of shape (3,)"),
+        ("state=text.npy", "text.npy is no .npy file, wanted numbers of shape (3,) as JSON or in a .npy file"),
+        ("stat=1", "'stat=1', wanted NAME=VALUE with state (array); did you mean 'state'?"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_is_typed_as_an_array_and_is_none(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.npy").write_text("1, 2, 3")
+    bundle = dataclasses.replace(generator.bundle, conditions=(STATE,))
+    with pytest.raises(MmgenError) as caught:
+        read_conditions(bundle, (), (), [argument])
+    assert message in str(caught.value)
 
 
 # solvers' own options

@@ -264,9 +264,9 @@ def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path)
     ("arguments", "words"),
     [
         (["nowhere.mmgen"], "bundle nowhere.mmgen is not there"),
-        (["b.mmgen", "--runs=0"], "runs, got 0, wanted at least 1"),
-        (["b.mmgen", "--batch=0"], "batch, got 0, wanted at least 1"),
-        (["b.mmgen", "--threads=0"], "threads, got 0, wanted at least 1"),
+        (["b.mmgen", "--runs=0"], "runs, got 0, wanted a whole number, at least 1"),
+        (["b.mmgen", "--batch=0"], "batch, got 0, wanted a whole number, at least 1"),
+        (["b.mmgen", "--threads=0"], "threads, got 0, wanted a whole number, at least 1"),
         (["b.mmgen", "--seconds=0"], "seconds, got 0.0, wanted more than 0"),
         (["b.mmgen", "--steps=0"], "steps, got 0"),
         (["b.mmgen", "--solver=magic"], "solver, got 'magic'"),

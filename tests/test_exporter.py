@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from policy import policy
 from tiny import CLASSES, Denoiser, tiny_model
 from torch import Tensor, nn
 
@@ -207,6 +208,8 @@ def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:
         ({"conditions": (Condition("hint", "array", np.ones(2), shape=(3,)),)}, "'hint': null, got float32 .2,., want"),
         ({"conditions": (Condition("seen", "array", 0.5, dtype="int64"),)}, "'seen': null, got float64 .., wanted a n"),
         ({"conditions": (), "condition": None, "conditioning": ()}, "defaults: guidance, got 2.0, wanted 1: the model"),
+        ({"decoder": nn.Linear(2, 2, device="meta")}, "decoder of tiny: tensor 'weight' has no values .2 of 2 have"),
+        ({"encoder": nn.LazyLinear(2)}, "encoder of tiny: tensor 'weight' has no values .*, got a lazy module"),
         ({"guided_channels": 5}, "guided_channels, got 5, wanted 1 to 4, or None for all"),
         ({"defaults": Defaults("flow-euler", 4)}, "flow-euler"),
     ],
@@ -292,6 +295,14 @@ def test_success_replaces_it_whole(tmp_path: Path) -> None:
         and left_in(out) == ["bundle.json"]
         and (out / "bundle.json").read_text() == "new"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"caf\xe9.mmgen")
+    bundle = export(policy(), out, policy="fp16")
+    assert bundle.folder == out and read_bundle(out) == bundle
+    assert os.listdir(tmp_path) == [out.name]
 
 
 def with_engines(bundle: Path) -> Path:
