@@ -11,7 +11,7 @@ from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import Target
 from mmgen.engines.worker import compile_apart
 from mmgen.runtime import distribution
-from mmgen.runtime.build import Build, EngineFile, Identity, Options
+from mmgen.runtime.build import Build, EngineFile, Identity, Options, require_buildable
 from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.folders import size_text
@@ -45,9 +45,10 @@ def build(
         The build's folder, its sidecar, and whether it was there already.
 
     Raises:
-        MmgenError: a bad option; the compiler fails, crashes or is killed; the bundle can't be written.  No half-made
-            build is left behind, and other builds stay.
+        MmgenError: a bundle for CPUs alone; a bad option; the compiler fails, crashes or is killed; the bundle can't be
+            written.  No half-made build is left behind, and other builds stay.
     """
+    require_buildable(bundle)
     if workspace_mib is not None and workspace_mib < 1:
         raise MmgenError("workspace", got=f"{workspace_mib} MiB", wanted="at least 1 MiB")
     if optimization_level not in LEVELS:

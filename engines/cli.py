@@ -10,7 +10,7 @@ import click
 
 from mmgen.engines import builder, cache, report, targets
 from mmgen.runtime import ort
-from mmgen.runtime.build import Place
+from mmgen.runtime.build import Place, require_buildable
 from mmgen.runtime.bundle import Axis, read_bundle, to_json
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.terminal import Command, Progress, json_option, show
@@ -73,7 +73,10 @@ def main(
     cpu = targets.CPU in names
     if cpu and (options or set(names) != {targets.CPU}):
         raise click.UsageError("--target cpu goes with no other target, and with no option of TensorRT; build twice")
-    wanted = targets.parse(names or _possible()) if not cpu and (names or options or not prune) else None
+    wanted = None
+    if not cpu and (names or options or not prune):
+        require_buildable(read_bundle(folder, verify=False))
+        wanted = targets.parse(names or _possible())
     record: dict[str, Any] = {"bundle": str(folder)}
     said = []
     with Progress() as progress:
@@ -86,7 +89,7 @@ def main(
         if cpu:
             made = ort.optimise(bundle, progress)
             record["optimised"] = [{"folder": str(folder), "reused": reused} for folder, reused in made]
-            said.append("\n".join(f"{folder}: {'reused' if reused else 'built'}" for folder, reused in made))
+            said.append(_optimised_text(made))
         if wanted:
             place, build, reused = builder.build(bundle, wanted, progress=progress, **options)
             record |= {"folder": str(place), "reused": reused, "build": to_json(build)}
@@ -101,12 +104,15 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
         names: targets, as ``mmgen build`` takes them; none: what this machine can build, which may be nothing.
 
     Returns:
-        A function of the bundle's folder and of a report of progress: it builds the engines and returns what to tell
-        people of them.  Where nothing can be built, that is nothing, and how to get there stands on stderr.
+        A function of the bundle's folder and of a report of progress: it builds the engines, or for ``cpu`` optimises
+        the graphs, and returns what to tell people of them.  Where nothing can be built, that is nothing, and how to
+        get there stands on stderr.
 
     Raises:
         MmgenError: a target that can't be built here.  The function raises what ``builder.build`` does.
     """
+    if set(names) == {targets.CPU}:
+        return lambda folder, progress: _optimised_text(ort.optimise(read_bundle(folder, verify=False), progress))
     found = targets.Possible(tuple(names), "") if names else targets.possible()
     wanted = targets.parse(found.names) if found.names else None
 
@@ -118,6 +124,10 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
         return report.text(bundle, *builder.build(bundle, wanted, progress=progress))
 
     return finish
+
+
+def _optimised_text(made: Sequence[tuple[Path, bool]]) -> str:
+    return "\n".join(f"{folder}: {'reused' if reused else 'built'}" for folder, reused in made)
 
 
 def _possible() -> tuple[str, ...]:

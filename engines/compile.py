@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mmgen.engines.activations import elu_to_selu
 from mmgen.engines.network import check_tensors, count, parse, require_half, title
 from mmgen.engines.phases import monitor
 from mmgen.engines.profiles import shapes
@@ -79,6 +80,8 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
     say.fraction(PARSED)
     turing = job.flavour == "tensorrt-rtx" and TURING in job.compute_capabilities
     kernels = products_to_convolutions(library, parsed.network) if turing else []
+    if job.flavour == "tensorrt-rtx":
+        elu_to_selu(library, parsed.network)
 
     config = _config(library, parsed.builder, job)
     progress = monitor(library, lambda fraction: say.fraction(PARSED + (1 - PARSED) * fraction))

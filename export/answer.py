@@ -39,25 +39,23 @@ def answers(role: Role, graph: Path, wanted: Sequence[str] = ()) -> Callable[[Ma
         source = ir.to_proto(model).SerializeToString()
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(graph.parent.absolute()))
-    with _told(role):
+    with _told(f"graph {role} can't be loaded by ONNX Runtime", "change the model's forward, or update onnxruntime"):
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     inputs = {i.name: TYPES.get(i.type) for i in session.get_inputs()}
 
     def answer(given: Mapping[str, NDArray[Any]]) -> Arrays:
         taken = {name: given[name].astype(dtype or given[name].dtype, copy=False) for name, dtype in inputs.items()}
-        with _told(role):
+        with _told(f"graph {role} fails in ONNX Runtime", "its module may depend on the size of the batch"):
             return dict(zip(outputs, session.run(outputs, taken), strict=True))
 
     return answer
 
 
 @contextmanager
-def _told(role: Role) -> Iterator[None]:
+def _told(what: str, remedy: str) -> Iterator[None]:
     """Makes an error of ONNX Runtime one of ours."""
     try:
         yield
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise MmgenError(
-            f"graph {role} fails in ONNX Runtime: {error}", remedy="its module may depend on the size of the batch"
-        ) from error
+        raise MmgenError(f"{what}: {error}", remedy=remedy) from error

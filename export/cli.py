@@ -16,6 +16,7 @@ from mmgen.runtime.ort_import import import_onnxruntime
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
 ENGINES = "mmgen.engines"  # entry point of the function that builds engines; exporting imports no compiler
+CPU = "cpu"  # the target that has no engines
 NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")  # of the extra "export"
 
 
@@ -28,10 +29,12 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
 @click.option("--fp16", "policy", flag_value="fp16", help="Half precision, float32 only where measured ranges need it.")
 @click.option("--fp32", "policy", flag_value="fp32", default="fp32", help="Single precision (the default).")
-@click.option("--target", "targets", multiple=True, metavar="host|smXX",
+@click.option("--target", "targets", multiple=True, metavar="host|smXX|cpu",
               help="What to build engines for, as in mmgen build; may be repeated. "
-              "With --fp16, what this machine can build unless given.")  # fmt: skip
-@click.option("--no-engines", is_flag=True, help="Build no engines.")
+              "With --fp16, what this machine can build unless given. "
+              "cpu: a bundle for CPUs alone, which may use operators that TensorRT doesn't have; "
+              "its graphs are optimised for this processor.")  # fmt: skip
+@click.option("--no-engines", is_flag=True, help="Build no engines; with --target cpu, optimise no graphs.")
 @click.option("--no-islands", is_flag=True, hidden=True, help="Half precision whatever the ranges, for diagnosis.")
 @click.option("--no-hoist", is_flag=True, help="Leave in the step graph what is the same at every step, to compare.")
 @json_option
@@ -56,7 +59,10 @@ def main(
     """
     if source and name:
         raise click.UsageError("SOURCE and --model exclude each other")
-    if targets and no_engines:
+    cpu_only = CPU in targets
+    if cpu_only and set(targets) != {CPU}:
+        raise click.UsageError("--target cpu goes with no other target: what it makes is for CPUs alone")
+    if targets and no_engines and not cpu_only:
         raise click.UsageError("--target and --no-engines exclude each other")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise MmgenError(f"exporting needs {', '.join(missing)}", remedy=extra("export"))
@@ -65,7 +71,7 @@ def main(
     from mmgen.export.leftovers import nothing_left
     from mmgen.export.sources import resolve
 
-    finish = _engines(targets) if targets or (policy == "fp16" and not no_engines) else None
+    finish = _engines(targets) if not no_engines and (targets or policy == "fp16") else None
     failed: MmgenError | None = None
     engines = ""
     with nothing_left(), Progress() as progress:
@@ -73,7 +79,13 @@ def main(
         model = resolve(str(embedded.folder(name)) if name else source, variant=variant)
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
-            model, out, policy=policy, islands=not no_islands, hoist=not no_hoist, progress=progress
+            model,
+            out,
+            policy=policy,
+            islands=not no_islands,
+            hoist=not no_hoist,
+            cpu_only=cpu_only,
+            progress=progress,
         )
         del model
         if finish:
@@ -85,7 +97,8 @@ def main(
     text = f"{bundle.folder}\n{describe.summary(bundle)}"
     show(record, as_json, lambda: f"{text}\n\n{engines}" if engines else text)
     if failed:
-        what = f"{bundle.folder} is complete, but building its engines failed: {failed.what}"
+        step = "optimising its graphs" if cpu_only else "building its engines"
+        what = f"{bundle.folder} is complete, but {step} failed: {failed.what}"
         raise MmgenError(what, got=failed.got, wanted=failed.wanted, remedy=failed.remedy) from failed
 
 

@@ -14,7 +14,7 @@ FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataT
 
 
 def load(path: Path) -> ir.Model:
-    """Read an ONNX file; weights stay on disk, and every tensor whose type can be inferred has it.
+    """Read an ONNX file; weights stay on disk, and every tensor whose type and shape can be inferred has them.
 
     Raises:
         MmgenError: there is no such file, or it isn't ONNX.
@@ -30,18 +30,26 @@ def load(path: Path) -> ir.Model:
         inferred = onnx.shape_inference.infer_shapes(stated).graph
     except onnx.shape_inference.InferenceError:
         return model  # with the types it states; whoever checks the graph will say what is wrong with it
-    types = {v.name: v.type.tensor_type.elem_type for v in inferred.value_info if v.type.HasField("tensor_type")}
+    types = {v.name: v.type for v in inferred.value_info if v.type.HasField("tensor_type")}
     for node in model.graph:
         for value in node.outputs:
-            if value.name in types:
-                value.dtype = ir.DataType(types[value.name])
+            if found := types.get(value.name or ""):
+                value.dtype = ir.DataType(found.tensor_type.elem_type)
+                if value.shape is None:
+                    value.shape = ir.serde.deserialize_type_proto_for_shape(found)
     return model
 
 
 def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which of a node's float32 inputs and outputs could be float16; by position."""
+    """Which of a node's float32 inputs and outputs could be float16; by position.
+
+    None of an operator that takes or makes sequences, whose items would have to change with it, nor of one that adds up
+    what it scatters: the standard has that in float16, ONNX Runtime on a CPU hasn't.
+    """
     schema = _schema(node.op_type, opset) if node.domain == "" else None
-    if schema is None:
+    if schema is None or any(_holds_others(c.allowed_type_strs) for c in schema.type_constraints):
+        return (), ()
+    if node.attributes.get_string("reduction", "none") != "none" and node.op_type.startswith("Scatter"):
         return (), ()
     halves = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs}
     inputs, outputs = formal_types(node, opset)
@@ -52,8 +60,9 @@ def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def is_single(value: ir.Value | None) -> bool:
-    """Whether there is a value and it is float32."""
-    return value is not None and value.dtype == ir.DataType.FLOAT
+    """Whether there is a tensor and it is float32."""
+    tensor = value is not None and not isinstance(value.type, (ir.SequenceType, ir.OptionalType))
+    return tensor and value is not None and value.dtype == ir.DataType.FLOAT
 
 
 def formal_types(node: ir.Node, opset: int) -> tuple[list[str], list[str]]:
@@ -94,6 +103,11 @@ def mixed_types(model: ir.Model) -> list[tuple[ir.Node, str]]:
 def name_of(dtype: ir.DataType) -> str:
     """The name of a type as numpy has it."""
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
+
+
+def _holds_others(types: Sequence[str]) -> bool:
+    """Whether a type variable stands for sequences or optional values and never for a tensor."""
+    return bool(types) and all(kind.startswith(("seq(", "optional(")) for kind in types)
 
 
 @functools.cache

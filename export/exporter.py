@@ -16,7 +16,7 @@ from mmgen.export.examples import made_up
 from mmgen.export.hoist import hoist as hoist_graphs
 from mmgen.export.invariants import follow
 from mmgen.export.leftovers import nothing_left
-from mmgen.export.lint import lint
+from mmgen.export.lint import lint, lint_for_cpu
 from mmgen.export.model import Model
 from mmgen.export.naming import named
 from mmgen.export.origins import forget
@@ -58,6 +58,7 @@ from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.verify import measure, require
 
 Report = Callable[[str, float], None]
+Check = Callable[[Path], object]  # of an ONNX file; raises
 
 DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room
 MAX_B = 8  # largest batch that engines are made for
@@ -73,6 +74,7 @@ def export(
     policy: Policy,
     islands: bool = True,
     hoist: bool = True,
+    cpu_only: bool = False,
     progress: Report | None = None,
 ) -> Bundle:
     """Write a bundle.
@@ -83,6 +85,7 @@ def export(
         policy: fp16 makes weights and activations half; the state, the solver and the code search stay float32.
         islands: with fp16, keep those tensors in float32 whose measured range half precision doesn't have.
         hoist: compute before the loop what is the same in every step; False leaves it in the step graph.
+        cpu_only: take what TensorRT can't build, too; the bundle says what that is, and only CPUs run it.
         progress: called with what is being done and the share of everything that is done.
 
     Raises:
@@ -92,6 +95,7 @@ def export(
     report = progress or (lambda stage, fraction: None)
     for part, module in modules(model).items():
         check_there(module, f"{part} of {model.name}")
+    check_graph = lint_for_cpu if cpu_only else lint
     with (
         nothing_left(),
         placed(Path(out), round(DISK * weight_bytes(model))) as made,
@@ -106,10 +110,12 @@ def export(
                 stacklevel=2,
             )
         model = named(model)
-        bundle, run, invariants = _leave_torch(model, folder, policy, hoist, report)
+        bundle, run, invariants = _leave_torch(model, folder, policy, hoist, check_graph, report)
         del model  # from here on its weights are needed no more
         gc.collect()
-        bundle = _prove_graphs(bundle, run, folder, islands, invariants, report)
+        bundle = _prove_graphs(bundle, run, folder, islands, invariants, check_graph, report)
+        if cpu_only:
+            bundle = dataclasses.replace(bundle, cpu_only=_not_for_gpus(bundle, folder))
         report("comparing the loop and the media", 0.9)
         write_golden(run.golden, folder / GOLDEN)
         bundle = _prove_loop(dataclasses.replace(bundle, golden_sha256=sha256(folder / GOLDEN)), folder)
@@ -118,7 +124,7 @@ def export(
 
 
 def _leave_torch(
-    model: Model, folder: Path, policy: Policy, hoisting: bool, report: Report
+    model: Model, folder: Path, policy: Policy, hoisting: bool, check_graph: Check, report: Report
 ) -> tuple[Bundle, TorchRun, frozenset[str]]:
     """The manifest without graphs, the golden run, and every graph as float32 ONNX; names of what they hand on."""
     if model.tokenizer is not None:
@@ -132,7 +138,7 @@ def _leave_torch(
         report(f"tracing {source.role}", 0.2 + 0.25 * i / len(parts))
         path = _graph(folder, TRACED if hoisting and source.role in ("condition", "step") else kind, source.role)
         trace(source, path)
-        lint(path)
+        check_graph(path)
     if not hoisting:
         return bundle, run, frozenset()
     report("hoisting", 0.45)
@@ -145,14 +151,20 @@ def _leave_torch(
         run = follow(run, folder / TRACED / "step.onnx", folder / kind, hoisted.packs)
         for role in ("condition", "timestep", "step"):
             if role in run.samples:
-                lint(_graph(folder, kind, role))
+                check_graph(_graph(folder, kind, role))
         bundle = dataclasses.replace(bundle, hoisting=hoisted.summary)
     shutil.rmtree(folder / TRACED)
     return bundle, run, frozenset() if hoisted is None else frozenset(hoisted.summary.tensors)
 
 
 def _prove_graphs(
-    bundle: Bundle, run: TorchRun, folder: Path, islands: bool, invariants: frozenset[str], report: Report
+    bundle: Bundle,
+    run: TorchRun,
+    folder: Path,
+    islands: bool,
+    invariants: frozenset[str],
+    check_graph: Check,
+    report: Report,
 ) -> Bundle:
     """Levels 1 and 2, and the conversion between them; the manifest with graphs and their receipts."""
     half = bundle.precision.policy == "fp16"
@@ -181,7 +193,7 @@ def _prove_graphs(
             kept[role] = halved.islands
             shares[role] = halved.share
             narrowed |= halved.narrowed
-            lint(target)
+            check_graph(target)
             part("comparing", 0.7)
             receipts[role] += against_float(role, source, target, answers, bundle.process, ranges)
     shutil.rmtree(folder / FLOAT, ignore_errors=True)
@@ -209,6 +221,12 @@ def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
         if path.stem in ("condition", "timestep"):
             given |= {value.name or "" for value in graph.outputs if value in passing}
     return frozenset(given)
+
+
+def _not_for_gpus(bundle: Bundle, folder: Path) -> dict[str, tuple[str, ...]]:
+    """By role, why TensorRT can't build a graph; the roles of which it could build all are left out."""
+    reasons = {role: lint_for_cpu(folder / graph.file) for role, graph in bundle.graphs.items()}
+    return {role: why for role, why in reasons.items() if why}
 
 
 def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:

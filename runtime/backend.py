@@ -102,7 +102,8 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
     if name != "auto":
         return _open(name, bundle, threads)
     reasons = []
-    for candidate in AUTO[:-1]:
+    *candidates, last = candidates_for(bundle)
+    for candidate in candidates:
         try:
             backend = _open(candidate, bundle, threads)
         except MmgenError as error:
@@ -110,9 +111,10 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
         else:
             log.info("backend %s", candidate)
             return backend
-    backend = _open(AUTO[-1], bundle, threads)
+    backend = _open(last, bundle, threads)
     # Nobody who has a GPU should find out from the clock that it isn't used.
-    log.log(logging.WARNING if _has_gpu() else logging.INFO, "backend %s; not %s", backend.name, "; not ".join(reasons))
+    level = logging.WARNING if reasons and _has_gpu() else logging.INFO
+    log.log(level, "backend %s", "; not ".join((backend.name, *reasons)))
     return backend
 
 
@@ -124,6 +126,15 @@ def check_backend(name: object, threads: object) -> int | None:
     """
     chosen("backend", name, ("auto", *NAMES))
     return None if threads is None else whole("threads", threads, "a whole number, at least 1", 1, MOST_THREADS)
+
+
+def candidates_for(bundle: Bundle) -> tuple[str, ...]:
+    """What ``auto`` tries, in this order.
+
+    A bundle for CPUs alone has been compared with torch on ONNX Runtime, and uses operators that others may not have or
+    compute as something else: OpenVINO 2026.4 does with Fourier transforms.
+    """
+    return AUTO[-1:] if bundle.cpu_only else AUTO
 
 
 def _has_gpu() -> bool:

@@ -7,7 +7,8 @@ the field that differs where none does.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mmgen.runtime.bundle import Axis
+from mmgen.runtime.bundle import Axis, Bundle
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import key_of
 
 ENGINES = "engines"  # folder in a bundle
@@ -88,3 +89,17 @@ class Build:
     engines: dict[str, EngineFile]  # by role
     created: str  # ISO 8601, UTC
     versions: dict[str, str] = field(default_factory=dict)  # of what made it; not part of its identity
+
+
+def require_buildable(bundle: Bundle) -> None:
+    """Refuse a bundle that was made for CPUs alone.
+
+    Raises:
+        MmgenError: names the graphs that TensorRT can't build, and why.
+    """
+    if bundle.cpu_only:
+        raise MmgenError(
+            f"{bundle.folder} is for CPUs alone, since TensorRT can't build it",
+            got="; ".join(f"graph {role}: {'; '.join(reasons)}" for role, reasons in bundle.cpu_only.items()),
+            remedy=f"mmgen build {bundle.folder} --target cpu optimises it for this processor",
+        )

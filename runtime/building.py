@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from mmgen.runtime.backend import log, open_backend
-from mmgen.runtime.build import FLAVOURS
+from mmgen.runtime.build import FLAVOURS, require_buildable
 from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
@@ -18,8 +18,8 @@ def ensure_built(bundle: Bundle, backend: str) -> None:
 
     Args:
         bundle: what they are for; they are written into its folder.
-        backend: ``auto``, which on a machine without a GPU does nothing; a TensorRT backend; or ``ort-cpu``.  For the
-            others there is nothing to build.
+        backend: ``auto``, which on a machine without a GPU or with a bundle for CPUs does nothing; a TensorRT backend;
+            or ``ort-cpu``.  For the others there is nothing to build.
 
     Raises:
         MmgenError: a TensorRT backend can't be had here, or the build failed.
@@ -30,6 +30,7 @@ def ensure_built(bundle: Bundle, backend: str) -> None:
     if not wanted or any(_opens(flavour, bundle) for flavour in wanted):
         return
     try:
+        require_buildable(bundle)
         device = open_device()
     except MmgenError as error:
         if backend != "auto":

@@ -252,6 +252,7 @@ class Bundle:
     golden_sha256: str | None = None
     made_up: tuple[str, ...] = ()  # conditions of which the exporter had no example: the receipts are of made-up ones
     hoisting: Hoisting | None = None  # None: the step graph does all that the denoiser does
+    cpu_only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by role: why TensorRT can't build its graph
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
 

@@ -43,13 +43,14 @@ def size(bundle: Bundle, graph: Graph) -> int:
 
 
 def summary(bundle: Bundle) -> str:
-    """One line: precision, size, how much was proven."""
+    """One line: precision, size, how much was proven, and whether only CPUs run it."""
     mebibytes = sum(size(bundle, graph) for graph in bundle.graphs.values()) / 2**20
     half = bundle.precision.half_share.get("step")
     share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""
     gates = sum(receipt.limit is not None for receipt in bundle.receipts)
     passed = f"{gates} comparisons passed{_made_up(bundle)}"
-    return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {passed}"
+    where = ", for CPUs alone" if bundle.cpu_only else ""
+    return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {passed}{where}"
 
 
 def _made_up(bundle: Bundle) -> str:
@@ -72,6 +73,9 @@ def text(bundle: Bundle) -> str:
     known = [(key, value) for key, value in facts if value]
     parts = [table(known), _graphs(bundle), _tensors(bundle), _hoisting(bundle), _precision(bundle)]
     parts.append(_solvers(bundle))
+    if bundle.cpu_only:
+        why = [f"  {role}: {reason}" for role, reasons in bundle.cpu_only.items() for reason in reasons]
+        parts.append("\n".join(["for CPUs alone, since TensorRT can't build:", *why]))
     parts.append(receipts(bundle.receipts))
     if built := _builds(bundle):
         parts.append(_engines(built))

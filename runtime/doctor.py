@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.runtime import distribution, machine
-from mmgen.runtime.backend import AUTO, NAMES, open_backend
+from mmgen.runtime.backend import NAMES, candidates_for, open_backend
 from mmgen.runtime.build import Flavour
 from mmgen.runtime.bundle import Bundle
 from mmgen.runtime.cuda import open_device
@@ -38,7 +38,7 @@ def record(bundle: Bundle | None = None, root: Path = Path("/")) -> dict[str, An
     packages = {name: _version(name) for name in PACKAGES}
     found = {
         "backends": [{"name": name, "works": not reason, "reason": reason} for name, reason in reasons.items()],
-        "auto": bundle and next((name for name in AUTO if not reasons[name]), None),
+        "auto": bundle and next((name for name in candidates_for(bundle) if not reasons[name]), None),
         "gpu": gpu,
         "packages": packages | {flavour: installed for flavour, (installed, _) in libraries.items()},
         **machine.record(root),

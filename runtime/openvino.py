@@ -117,7 +117,8 @@ class OpenVino(HostBackend):
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
         path = bundle.path(graph.file)
-        with _explained(f"{path}: OpenVINO can't load it", "export the bundle again"), as_text(path) as readable:
+        remedy = "export the bundle again, or use --backend ort-cpu"
+        with _explained(f"{path}: OpenVINO can't load it", remedy), as_text(path) as readable:
             model = self._core.read_model(readable)
         channels_last(self._openvino, model)
         if self.name != "openvino-bf16" or role not in BF16:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmgen.runtime import engine_store
 from mmgen.runtime.backend import Backend, Block, Call, Runner
-from mmgen.runtime.build import Build, Flavour
+from mmgen.runtime.build import Build, Flavour, require_buildable
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.cuda import CudaBlock, open_device
 from mmgen.runtime.engine import EngineCall, EngineRunner, Scratch, Shared
@@ -80,8 +80,10 @@ def open_backend(flavour: Flavour, bundle: Bundle) -> Backend:
     """Open TensorRT or TensorRT for RTX on the engines of a bundle that fit this device.
 
     Raises:
-        MmgenError: no device, no library, or no engines for both, with the command that makes them.
+        MmgenError: a bundle for CPUs alone; no device, no library, or no engines for both, with the command that makes
+            them.
     """
+    require_buildable(bundle)
     device = open_device()  # before any call of TensorRT, which crashes where there is none
     try:
         library = find_library(flavour)

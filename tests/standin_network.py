@@ -19,8 +19,12 @@ TYPES = {
     TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.INT32: "INT32", TensorProto.INT64: "INT64",
     TensorProto.BOOL: "BOOL", TensorProto.UINT8: "UINT8", TensorProto.INT8: "INT8", TensorProto.BFLOAT16: "BF16",
 }  # fmt: skip
+ACTIVATIONS = {
+    "Clip": "CLIP", "Relu": "RELU", "Sigmoid": "SIGMOID", "Tanh": "TANH", "LeakyRelu": "LEAKY_RELU",
+    "Gelu": "GELU_ERF", "Elu": "ELU",
+}  # fmt: skip
 LAYERS = {
-    "ACTIVATION": ("Clip", "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Gelu"),
+    "ACTIVATION": tuple(ACTIVATIONS),
     "CAST": ("Cast",),
     "CONCATENATION": ("Concat",),
     "CONSTANT": ("Constant",),
@@ -55,6 +59,7 @@ class Node:
     inputs: list[str]
     outputs: list[str]
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    activation: str = ""
 
 
 class Dims(tuple):  # type: ignore[type-arg]
@@ -99,6 +104,12 @@ class ILayer(Object):
 
     def _tensor(self, names: list[str], index: int) -> Any:
         return self._library.make("ITensor", self._network, names[index]) if index < len(names) else None
+
+
+class IActivationLayer(ILayer):
+    """Seen as its own class, whose type is the activation's."""
+
+    type = property(lambda self: getattr(self._library.module.ActivationType, self._node.activation))
 
 
 class _Weighty(ILayer):
@@ -207,7 +218,7 @@ class INetworkDefinition(Object):
         types = {self._types[i][0] for i in inputs}
         if kind in ("ELEMENTWISE", "MATRIX_MULTIPLY") and node.op_type != "Pow" and len(types) > 1:
             raise ValueError(f"{where}: INVALID_NODE: operands of types {sorted(types)}")
-        layer = Node(node.name or node.output[0], kind, inputs, outputs)
+        layer = Node(node.name or node.output[0], kind, inputs, outputs, activation=ACTIVATIONS.get(node.op_type, ""))
         if kind in ("CONVOLUTION", "DECONVOLUTION"):
             layer.inputs = inputs[:1]
             layer.weights = {key: weights[n] for key, n in zip(("kernel", "bias"), inputs[1:], strict=False)}

@@ -76,17 +76,20 @@ class Engines:
 
 
 @pytest.fixture
-def at_once(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are copies of the bundle that is here."""
+def at_once(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Exports are copies of the bundle that is here; the options that they were asked for with."""
 
     def copy(model: Model, out: Path, **options: object) -> Bundle:
+        asked.append(options)
         return read_bundle(shutil.copytree(bundle_folder, out))
 
+    asked: list[dict[str, object]] = []
     monkeypatch.setattr("mmgen.export.exporter.export", copy)
+    return asked
 
 
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch, at_once: None) -> Engines:
+def engines(monkeypatch: pytest.MonkeyPatch, at_once: object) -> Engines:
     engines = Engines()
     monkeypatch.setattr("mmgen.engines.cli.after_export", engines.prepare)
     return engines
@@ -101,8 +104,10 @@ def engines(monkeypatch: pytest.MonkeyPatch, at_once: None) -> Engines:
         (["--fp16", "--no-engines"], []),
         (["--fp32"], []),
         ([], []),
+        (["--target", "cpu"], [("cpu",)]),
+        (["--fp16", "--target", "cpu", "--no-engines"], []),
     ],
-    ids=["fp16", "fp16 for two", "fp32 for one", "fp16 without", "fp32", "nothing said"],
+    ids=["fp16", "fp16 for two", "fp32 for one", "fp16 without", "fp32", "nothing said", "CPUs", "any CPU"],
 )
 def test_engines_are_built_for_what_was_asked_or_for_half_precision(
     engines: Engines, options: list[str], asked: list[tuple[str, ...]]
@@ -112,6 +117,21 @@ def test_engines_are_built_for_what_was_asked_or_for_half_precision(
     assert engines.targets == asked
     assert ("all about the engines" in result.stdout) == ("compiling step" in result.stderr) == bool(asked)
     assert result.stdout.startswith("tiny-text.mmgen\n")
+
+
+@pytest.mark.parametrize(("targets", "alone"), [((), False), (("sm86",), False), (("cpu",), True)])
+def test_a_bundle_for_cpus_alone_is_what_the_target_cpu_asks_for(
+    engines: Engines, at_once: list[dict[str, object]], targets: tuple[str, ...], alone: bool
+) -> None:
+    assert export(TINY, *(f"--target={name}" for name in targets)).exit_code == 0
+    assert [options["cpu_only"] for options in at_once] == [alone]
+
+
+def test_for_cpus_it_ends_with_graphs_optimised_for_this_one(at_once: list[dict[str, object]], here: Path) -> None:
+    result = export(TINY, "--fp16", "--target", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert {kept["role"] for kept in record["optimised"]} == set(record["graphs"]) and record["engines"] == []
 
 
 def test_engines_that_fail_leave_the_bundle_and_say_so(engines: Engines) -> None:
@@ -228,7 +248,13 @@ def test_embedded_models_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch, at_
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--fp8"], [TINY, "another"], [TINY, "--target=host", "--no-engines"], [TINY, "--model", embedded.DEFAULT]],
+    [
+        ["--fp8"],
+        [TINY, "another"],
+        [TINY, "--target=host", "--no-engines"],
+        [TINY, "--target=cpu", "--target=sm86"],
+        [TINY, "--model", embedded.DEFAULT],
+    ],
 )
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     result = export(*arguments)

@@ -54,13 +54,13 @@ REFUSED = {
     "random": (
         18,
         "() => (float[4] y) { [n] y = RandomNormal <shape = [4]> () }",
-        "RandomNormal n: TensorRT ignores its seed; take noise as an input",
+        "RandomNormal n: it draws by itself, whatever a request's seed; take noise as an input",
     ),
-    "bernoulli": (18, "(float[4] x) => (float[4] y) { [n] y = Bernoulli(x) }", "Bernoulli n: TensorRT can't draw"),
+    "bernoulli": (18, "(float[4] x) => (float[4] y) { [n] y = Bernoulli(x) }", "Bernoulli n: it draws by itself"),
     "multinomial": (
         18,
         "(float[1,4] x) => (int32[1,1] y) { [n] y = Multinomial(x) }",
-        "Multinomial n: TensorRT can't draw; take noise as an input",
+        "Multinomial n: it draws by itself, whatever a request's seed; take noise as an input",
     ),
     "loop": (
         18,
@@ -71,7 +71,7 @@ REFUSED = {
         18,
         "(float[2] x, bool c) => (float[2] y) "
         f"{{ [n] y = If <then_branch = {THEN}, else_branch = e () => (float[2] a) {{ [m] a = Bernoulli(x) }}> (c) }}",
-        "Bernoulli m: TensorRT can't draw",
+        "Bernoulli m: it draws by itself",
     ),
     "double": (
         18,

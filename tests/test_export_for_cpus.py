@@ -1,0 +1,101 @@
+"""Models with operators that TensorRT doesn't have: refused, or exported for CPUs alone and proven there."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.exporter import export
+from mmgen.export.model import Model
+from mmgen.runtime import Generator, load
+from mmgen.runtime.bundle import Bundle, Condition, Defaults, Media
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.process import Flow
+from mmgen.runtime.verify import verify
+
+WIDTH = 48
+
+
+class Spectral(nn.Module):
+    """A denoiser with a Fourier transform, a sum of what is scattered, and a mean in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("weight", torch.linspace(1, 0, WIDTH // 2 + 1))
+        self.register_buffer("place", torch.arange(WIDTH).flip(0) // 2)
+
+    def forward(self, x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        h = self.first(x.flatten(1) + timestep[:, None] + label[:, None] / 4).relu()
+        h = torch.fft.irfft(torch.fft.rfft(h) * self.weight, n=WIDTH)
+        h = torch.zeros_like(h).scatter_add(1, self.place.expand_as(h), h)
+        h = (h - h.double().mean(1, keepdim=True)).float()
+        return self.last(h).reshape(x.shape)
+
+
+def spectral() -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Model(
+            name="spectral",
+            process=Flow(timestep_scale=1.0),
+            latent_shape=(3, 4, 4),
+            denoiser=Spectral(),
+            conditions=(Condition("label", "class", null=4, count=4),),
+            media=Media("image", (4, 4, 3), "uint8"),
+            defaults=Defaults("flow-euler", steps=3, guidance=2.0),
+            decoder=nn.Identity(),
+        )
+
+
+def test_for_every_device_it_is_refused_with_the_reasons_and_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(MmgenError) as caught:
+        export(spectral(), tmp_path / "s.mmgen", policy="fp32")
+    line = str(caught.value)
+    assert "graph step can't be built for every device: DFT " in line and " and 1 more: TensorRT has no such" in line
+    assert "TensorRT scatters without a reduction only" in line and "float64; TensorRT would silently" in line
+    assert f"{Path(__file__).name}:" in line and line.endswith("or export for CPUs alone: --target cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("spectral")
+    return export(spectral(), folder / "s.mmgen", policy=request.param, cpu_only=True)
+
+
+def test_for_cpus_alone_it_says_why_without_anybodys_files(made: Bundle) -> None:
+    assert set(made.cpu_only) == {"step"}
+    said = "; ".join(made.cpu_only["step"])
+    assert "DFT " in said and "ScatterElements " in said and "float64" in said and "(denoiser)" in said
+    assert ".py" not in said
+    assert (made.precision.policy == "fp16") == bool(made.precision.half_share)
+
+
+def test_it_runs_where_it_was_proven(made: Bundle) -> None:
+    with load(made.folder) as generator:
+        assert generator.backend == "ort-cpu"
+        assert follows(generator, spectral())
+    assert all(receipt.passed for receipt in verify(made.folder))
+
+
+@torch.no_grad()
+def follows(generator: Generator, model: Model) -> bool:
+    """Whether a request's latents are those of Euler's method by hand in torch."""
+    noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    made = generator.generate(label=1, noise=noise.numpy())
+    x = noise
+    for i in range(3):
+        t = torch.full((1,), 1 - i / 3)
+        asked, null = (model.denoiser(x, t, torch.tensor([label])) for label in (1, 4))
+        x = x - (null + 2 * (asked - null)) / 3
+    return bool((x - torch.from_numpy(made.latents)).norm() < 1e-3 * x.norm())
+
+
+def test_what_onnx_runtime_has_no_half_form_of_stays_float32(tmp_path: Path, made: Bundle) -> None:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(made.path(made.graphs["step"].file), load_external_data=False))
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.graph.value_info}
+    (scatter,) = [node for node in graph.graph.node if node.op_type == "ScatterElements"]
+    assert types[scatter.output[0]] == onnx.TensorProto.FLOAT
