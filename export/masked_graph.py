@@ -79,7 +79,8 @@ class MaskedStepGraph(nn.Module):
 
         target = torch.minimum(masked, (hidden.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
         mine, others = score[:, :, None], score[:, None]
-        behind = torch.ones(flat.shape[1], flat.shape[1], dtype=torch.bool).triu()  # (N, N)
+        places = torch.arange(flat.shape[1], dtype=torch.float32)
+        behind = places[:, None] <= places  # (N, N)
         lower = torch.logical_or(others < mine, torch.logical_and(others == mine, behind))
         rank = lower.float().sum(-1)  # (B, N)
         again = torch.logical_and(hidden, torch.logical_or(rank <= target, order < stay))
