@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Media
+from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError, said
 
 LIGHT = 128  # of 256 levels
@@ -82,7 +83,7 @@ def _pixels(path: Path, mode: str, wanted: str) -> NDArray[np.uint8]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        remedy = "pip install pillow, which the extra images is for, or give a .npy file"
+        remedy = f"{extra('images')}, or give a .npy file"
         raise MmgenError(f"{path}: pictures are read with the package Pillow", remedy=remedy) from error
     try:
         with path.open("rb") as file, warnings.catch_warnings():
