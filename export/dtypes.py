@@ -30,11 +30,11 @@ def load(path: Path) -> ir.Model:
         inferred = onnx.shape_inference.infer_shapes(stated).graph
     except onnx.shape_inference.InferenceError:
         return model  # with the types it states; whoever checks the graph will say what is wrong with it
-    types = {v.name: v.type for v in inferred.value_info if v.type.HasField("tensor_type")}
+    types = {v.name: v.type for v in inferred.value_info}
     for node in model.graph:
         for value in node.outputs:
             if found := types.get(value.name or ""):
-                value.dtype = ir.DataType(found.tensor_type.elem_type)
+                value.type = ir.serde.deserialize_type_proto_for_type(found)
                 if value.shape is None:
                     value.shape = ir.serde.deserialize_type_proto_for_shape(found)
     return model
@@ -47,7 +47,7 @@ def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, .
     what it scatters: the standard has that in float16, ONNX Runtime on a CPU hasn't.
     """
     schema = _schema(node.op_type, opset) if node.domain == "" else None
-    if schema is None or any(_holds_others(c.allowed_type_strs) for c in schema.type_constraints):
+    if schema is None or any(value is not None and _holds_tensors(value) for value in (*node.inputs, *node.outputs)):
         return (), ()
     if node.attributes.get_string("reduction", "none") != "none" and node.op_type.startswith("Scatter"):
         return (), ()
@@ -61,8 +61,7 @@ def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, .
 
 def is_single(value: ir.Value | None) -> bool:
     """Whether there is a tensor and it is float32."""
-    tensor = value is not None and not isinstance(value.type, (ir.SequenceType, ir.OptionalType))
-    return tensor and value is not None and value.dtype == ir.DataType.FLOAT
+    return value is not None and not _holds_tensors(value) and value.dtype == ir.DataType.FLOAT
 
 
 def formal_types(node: ir.Node, opset: int) -> tuple[list[str], list[str]]:
@@ -105,9 +104,9 @@ def name_of(dtype: ir.DataType) -> str:
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
 
 
-def _holds_others(types: Sequence[str]) -> bool:
-    """Whether a type variable stands for sequences or optional values and never for a tensor."""
-    return bool(types) and all(kind.startswith(("seq(", "optional(")) for kind in types)
+def _holds_tensors(value: ir.Value) -> bool:
+    """Whether a value is a sequence or an optional value and no tensor itself."""
+    return isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
 @functools.cache
