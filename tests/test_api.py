@@ -37,6 +37,7 @@ CALLED = {
         "before": "IShuffleLayer", "after": "IShuffleLayer",
     },
     "engines/phases.py": {"library": ""},
+    "engines/activations.py": {"library": "", "network": "INetworkDefinition", "layer": "IActivationLayer"},
 }  # fmt: skip
 # Names that a function may use which asked for another: every release has both or neither.
 COMES_WITH = {

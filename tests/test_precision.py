@@ -518,10 +518,16 @@ class TestWeights:
             to_half(path, tmp_path / "half.onnx", {}, role="condition")
 
     def test_none_of_them_half_is_an_error(self, tmp_path: Path) -> None:
-        path, feeds = write(tmp_path, nn.Sequential(self.layers(1e6)[1]), x=torch.randn(4, 64))
+        path, feeds = write(tmp_path, nn.Sequential(self.layers(1e6)[1]), role="step", x=torch.randn(4, 64))
         with pytest.raises(MmgenError, match="no weight became half precision, got 1 operations with float32 weights"):
-            halve(path, feeds)
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["condition.onnx", "condition.onnx.data"]
+            halve(path, feeds, role="step")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["step.onnx", "step.onnx.data"]
+
+    def test_none_of_them_half_before_the_loop_is_told(self, tmp_path: Path) -> None:
+        """A policy's only layer on a state in millimetres."""
+        path, feeds = write(tmp_path, nn.Sequential(self.layers(1e6)[1]), x=torch.randn(4, 64))
+        _, halved = halve(path, feeds)
+        assert halved.share.weight_bytes == 0 and "weight up to" in " ".join(reasons(halved).values())
 
     def test_are_never_all_in_memory(self, tmp_path: Path) -> None:
         net = nn.Sequential(*(nn.Linear(512, 512) for _ in range(16)))  # 16 MiB
