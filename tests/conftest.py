@@ -26,7 +26,7 @@ without_torch = importlib.util.find_spec("torch") is None
 @pytest.fixture(scope="session", autouse=True)
 def _torchs_operators_are_looked_up_once() -> None:
     """Torch builds its registry of ONNX translations for every graph anew, for half a second each."""
-    if not without_torch:
+    if not without_torch and importlib.util.find_spec("onnxscript"):
         from torch.onnx._internal.exporter import _registration
 
         lookup = functools.cache(_registration.onnxscript_apis.get_torchlib_ops)
