@@ -106,7 +106,7 @@ class OpenVino(HostBackend):
 
     def __init__(self, openvino: Any, name: Name, threads: int | None) -> None:
         self.name: str = name
-        self._openvino, self._core = openvino, openvino.Core()
+        self._openvino, self._core = openvino, find_core()
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # generators that run in parallel would be pinned to the same cores
@@ -168,7 +168,7 @@ def open_backend(name: Name, bundle: Bundle | None, threads: int | None) -> Back
     openvino = find_openvino()
     claim("OpenVINO")
     if name == "openvino-bf16":
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" not in find_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MmgenError("this processor has no instructions for bfloat16", remedy="use --backend openvino")
         if bundle is not None and bundle.precision.policy != "fp16":
             raise MmgenError(
@@ -176,6 +176,17 @@ def open_backend(name: Name, bundle: Bundle | None, threads: int | None) -> Back
                 remedy="export it with --fp16, or use --backend openvino",
             )
     return OpenVino(openvino, name, threads)
+
+
+@functools.cache
+def find_core() -> Any:
+    """OpenVINO's Core, one as long as the process lives.
+
+    Each that finds the CPU replaces the thread's stack for signals, and puts back what was there when it ends.  Of two
+    that don't end in reverse order, or in another thread, that may be memory that is gone, and the next signal, such as
+    Ctrl-C, ends the process with a segmentation fault.
+    """
+    return find_openvino().Core()
 
 
 def find_openvino() -> Any:

@@ -25,6 +25,7 @@ from mmgen.runtime.masked import table
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.masked_reference import run
 from mmgen.runtime.masked_request import uniforms
+from mmgen.runtime.openvino import find_core
 from mmgen.runtime.verify import measure, repeat, verify
 
 PLACES = GRID[0] * GRID[1]
@@ -245,8 +246,8 @@ def test_a_loop_that_hands_on_wrong_tokens_fails(
 
 
 def test_in_bfloat16_a_step_that_makes_codes_stays_one_graph(half: Path) -> None:
-    core = pytest.importorskip("openvino", reason="OpenVINO is not installed").Core()
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if "BF16" not in find_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no instructions for bfloat16")
     torchs, own, *_ = repeat(half, "openvino-bf16", threads=1)
     assert own.tensor.endswith("given their own") and own.passed

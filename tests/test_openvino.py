@@ -23,7 +23,7 @@ from mmgen.runtime.verify import EXACT_DB, psnr, relative_rms, share, verify
 
 if not importlib.util.find_spec("openvino"):
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
-HAS_BF16 = "BF16" in openvino.find_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+HAS_BF16 = "BF16" in openvino.find_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no instructions for bfloat16")
 ASKED: dict[str, Any] = {"prompt": "red apple", "seed": 3}
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
@@ -155,7 +155,7 @@ def test_a_float32_bundle_is_not_played_in_bfloat16(bundle_folder: Path) -> None
 
 def test_a_processor_without_bfloat16_is_an_error(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = SimpleNamespace(Core=lambda: SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"]))
-    monkeypatch.setattr(openvino, "find_openvino", lambda: plain)
+    monkeypatch.setattr(openvino, "find_core", plain.Core)
     with pytest.raises(MmgenError, match="no instructions for bfloat16; use --backend openvino"):
         load(bundle_folder, "openvino-bf16")
 
@@ -209,6 +209,22 @@ def test_generators_run_in_parallel(bundle_folder: Path, generator: Generator) -
             thread.join()
     for seed, media in made.items():
         assert len(media) == 5 and all(np.array_equal(each, want[seed]) for each in media)
+
+
+def test_signals_may_come_after_generators_were_closed_in_any_order_and_thread(bundle_folder: Path) -> None:
+    """In a process of its own, which a fault would end."""
+    code = (
+        "import gc, signal, threading; from mmgen.runtime import load\n"
+        f"first, second, third = (load({str(bundle_folder)!r}, 'openvino', threads=1) for _ in range(3))\n"
+        "first.close(); del first; gc.collect()\n"
+        "elsewhere = threading.Thread(target=third.close)\n"
+        "elsewhere.start(); elsewhere.join(); del third; gc.collect()\n"
+        "second.close(); del second; gc.collect()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('interrupted'))\n"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "interrupted\n"
 
 
 def test_nothing_is_reported_to_anybody(bundle_folder: Path, tmp_path: Path) -> None:

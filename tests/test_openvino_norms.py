@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tolerances import LIMITS
 
-from mmgen.runtime.openvino import find_openvino
+from mmgen.runtime.openvino import find_core, find_openvino
 from mmgen.runtime.openvino_norms import channels_last
 from mmgen.runtime.verify import relative_rms
 
@@ -36,7 +36,7 @@ def exported(
 
 def play(model: Any, x: np.ndarray) -> np.ndarray:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    made: np.ndarray = find_openvino().Core().compile_model(model, "CPU", options)(x)[0]
+    made: np.ndarray = find_core().compile_model(model, "CPU", options)(x)[0]
     return made
 
 

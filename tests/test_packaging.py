@@ -86,7 +86,9 @@ def test_an_installed_wheel_says_how_to_add_an_extra_to_it(wheel: zipfile.ZipFil
     subprocess.run([*pip, "--target", tmp_path, wheel.filename], check=True)
     script = "from mmgen.runtime.distribution import extra; print(extra('ort'))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert ran.stdout == f"pip install '{wheel.filename}[ort]'\n"
     assert Path(str(wheel.filename)).name.startswith(f"{NAME.replace('-', '_')}-")
 
