@@ -24,7 +24,7 @@ from mmgen.export.parts import run_torch, sources
 from mmgen.export.place import placed
 from mmgen.export.precision import to_half
 from mmgen.export.ranges import measure_ranges
-from mmgen.export.receipts import Policy, against_float, against_torch
+from mmgen.export.receipts import Policy, against_float, against_torch, of_trace
 from mmgen.export.torch_run import TorchRun
 from mmgen.export.trace import describe, trace
 from mmgen.export.unprocessed import unprocessed
@@ -137,8 +137,9 @@ def _leave_torch(
     for i, source in enumerate(parts.values()):
         report(f"tracing {source.role}", 0.2 + 0.25 * i / len(parts))
         path = _graph(folder, TRACED if hoisting and source.role in ("condition", "step") else kind, source.role)
-        trace(source, path)
+        program = trace(source, path)
         check_graph(path)
+        of_trace(source, path, program, run.samples[source.role], bundle.process)
     if not hoisting:
         return bundle, run, frozenset()
     report("hoisting", 0.45)

@@ -8,14 +8,16 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from torch.export import ExportedProgram
 
 from mmgen.export import masked_receipts
 from mmgen.export.answer import answers
 from mmgen.export.dtypes import is_single, load
 from mmgen.export.emulate import emulated
+from mmgen.export.first_wrong import first_wrong, torch_values
+from mmgen.export.graphs import Source
 from mmgen.export.islands import LARGEST
 from mmgen.export.masked_receipts import LOGITS
-from mmgen.export.origins import where
 from mmgen.export.torch_run import Arrays, Sample
 from mmgen.runtime import bundle as names
 from mmgen.runtime import limits
@@ -40,6 +42,28 @@ def against_torch(
     """
     answered = _answer(role, path, samples)
     return require(_worst(_compare_calls(1, role, "fp32", answered, samples, process))), answered
+
+
+def of_trace(source: Source, path: Path, program: ExportedProgram, samples: list[Sample], process: Process) -> None:
+    """Level 1 of a graph as it was traced, while torch's operators are known.
+
+    Raises:
+        MmgenError: a comparison fails; it names the first tensor that torch makes otherwise, with its module and line.
+    """
+    try:
+        against_torch(source.role, path, samples, process)
+    except MmgenError as error:
+        made = {v.name or "": node for node in load(path).graph for v in node.outputs if is_single(v)}
+        onnx, torch = answers(source.role, path, list(made)), torch_values(program, source.inputs, made)
+        calls = (sample.inputs for sample in samples)
+        if not (place := first_wrong(made, onnx, torch, calls, limits.GRAPH_RMS["fp32"])):
+            raise
+        raise MmgenError(
+            f"{error.what}; it begins at {place}",
+            got=error.got,
+            wanted=error.wanted,
+            remedy="write that line with other operators; torch's ONNX exporter translates it wrongly",
+        ) from error
 
 
 def against_float(
@@ -73,20 +97,14 @@ def against_float(
 
 
 def _first_wrong(role: Role, source: Path, path: Path, samples: list[Sample]) -> str:
-    """The first tensor of a half graph that is too far from what it is in float32, with its module and line."""
+    """Where a half graph leaves the float32 one."""
     there = {value.name for node in load(source).graph for value in node.outputs if is_single(value)}
     made = {v.name or "": node for node in load(path).graph for v in node.outputs if v.name in there}
     if not made:
         return ""
     with emulated(path) as rounded:
         half, single = (answers(role, graph, list(made)) for graph in (rounded, source))
-        for sample in samples:
-            got, wanted = half(sample.inputs), single(sample.inputs)
-            for name, node in made.items():
-                truth = wanted[name]
-                if np.abs(truth).max(initial=0) < LARGEST and relative_rms(got[name], truth) > limits.GRAPH_RMS["fp16"]:
-                    return ", ".join(filter(None, (f"{node.op_type} {name}", where(node))))
-    return ""
+        return first_wrong(made, half, single, (sample.inputs for sample in samples), limits.GRAPH_RMS["fp16"])
 
 
 def _compare_calls(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from torch.export import ExportedProgram
 
 from mmgen.export.capture import capture, untraceable
 from mmgen.export.cut import operations_by_axes, weight_bytes
@@ -25,10 +26,13 @@ OPSET = 18  # TensorRT 10.3 parses all of it, and torch writes it without conver
 METADATA = ("namespace", SCOPES, ORIGIN)  # what is kept; the rest holds source code
 
 
-def trace(source: Source, path: Path) -> None:
+def trace(source: Source, path: Path) -> ExportedProgram:
     """Write a graph to ``path`` and its weights to ``path`` + ".data".
 
     Axes that ``source`` names keep their names and may be 1 or more; all others are as in the examples.
+
+    Returns:
+        The program of torch's operators that was translated; what it makes has the same names in both.
 
     Raises:
         MmgenError: torch can't trace the module, wrote another opset, or fixed an axis that must vary.
@@ -58,6 +62,8 @@ def trace(source: Source, path: Path) -> None:
     _tidy(model, source)
     _check(model, source)
     save(model, path)
+    assert converted.exported_program is not None
+    return converted.exported_program
 
 
 def describe(path: Path, folder: Path) -> Graph:

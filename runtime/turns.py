@@ -2,7 +2,8 @@
 
 Ctrl-C may end any of this between two instructions, and the garbage collector and handlers of signals may cancel a
 stream or close a generator there.  So a place in the queue and a turn are locks in ``with`` statements, which are let
-go of however that ends; and what may come in the middle of a call never waits for a turn.
+go of however that ends; and what may come in the middle of a call never waits for a turn.  Python looks for signals
+when a function begins and after each call.
 """
 
 import logging
@@ -36,7 +37,7 @@ class Turns:
         self._turn = threading.Lock()
         self._queueing = threading.Lock()
         self._last = threading.Lock()  # the place of who came last; it is locked until that call has ended
-        self._places: dict[int, threading.Lock] = {}  # by thread; what is there unlocked counts for nothing
+        self._inside: dict[int, threading.Lock] = {}  # by thread; what is there unlocked counts for nothing
         self._later: deque[Callable[[], None]] = deque()
         self._closed = self._freed = False
 
@@ -98,10 +99,10 @@ class Turns:
 
     def _run(self, call: Callable[[], _R], check: Callable[[], None]) -> _R:
         check()
-        thread, place = threading.get_ident(), threading.Lock()
+        thread, inside, place = threading.get_ident(), threading.Lock(), threading.Lock()
         try:
-            with place:
-                self._places[thread] = place
+            with inside, place:
+                self._inside[thread] = inside
                 with self._queueing:
                     before, self._last = self._last, place
                 while not before.acquire(timeout=POLL):
@@ -115,7 +116,7 @@ class Turns:
                         self._do_chores()
         finally:
             self._tidy()
-            self._places.pop(thread, None)
+            self._inside.pop(thread, None)
 
     def _wait(self, check: Callable[[], None]) -> None:
         """Until it is nobody's turn: who was in the queue before has left it, maybe without having had one."""
@@ -127,16 +128,19 @@ class Turns:
 
     def _tidy(self) -> None:
         """Do what was put off, unless it is somebody's turn, who does it at the end."""
-        thread, place = threading.get_ident(), threading.Lock()
+        thread, inside = threading.get_ident(), threading.Lock()
         while self._later and not self._is_inside():
-            with place:
-                self._places[thread] = place
-                if not self._turn.acquire(blocking=False):
-                    return
+            with inside:
+                self._inside[thread] = inside
+                taken: list[bool] = []
                 try:
+                    taken.extend(map(self._turn.acquire, (False,)))  # one call: taken and noted, or neither
+                    if not taken[0]:
+                        return
                     self._do_chores()
                 finally:
-                    self._turn.release()
+                    if taken and taken[0]:
+                        self._turn.release()
 
     def _do_chores(self) -> None:
         while self._later:
@@ -147,8 +151,8 @@ class Turns:
 
     def _is_inside(self) -> bool:
         """Whether this comes in the middle of a call of the same thread, which waits for a turn or has it."""
-        place = self._places.get(threading.get_ident())
-        return place is not None and place.locked()
+        inside = self._inside.get(threading.get_ident())
+        return inside is not None and inside.locked()
 
     def _is_elsewhere(self) -> bool:
         return os.getpid() != self._process

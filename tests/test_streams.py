@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmgen.runtime import Cancelled, Generator, MmgenError, Stream, load
+from mmgen.runtime import Cancelled, Generator, MmgenError, Stream, load, turns
 from mmgen.runtime.backend import Block
 from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.host import HostBlock
@@ -138,7 +139,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def inside(generator: Generator) -> int:
     """Threads that wait for a turn or have it."""
-    return sum(place.locked() for place in [*generator._turns._places.values()])
+    return sum(lock.locked() for lock in [*generator._turns._inside.values()])
 
 
 # Rows and other requests.
@@ -501,6 +502,34 @@ def test_a_generator_that_was_interrupted_anywhere_goes_on(
                     progress.latents()
             signal.setitimer(signal.ITIMER_REAL, 0)  # Python tells nobody of an interrupt in a finalizer
         same(pool(generator.generate, **ASKED).result(SOON), expected)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_of_its_calls_leaves_no_turn_behind(
+    generator: Generator, wanted: Generator, pool: Any
+) -> None:
+    """One after the other; a profiler sees, and can end, a function where a signal could: as it begins, after a call."""
+    expected, number, seen = wanted.generate(**ASKED | {"steps": 1}), 0, 0
+
+    def interrupt(frame: Any, event: str, _: object) -> None:
+        nonlocal seen
+        if event in ("call", "c_return") and frame.f_code.co_filename == turns.__file__:
+            seen += 1
+            if seen == number:
+                raise KeyboardInterrupt
+
+    while number <= seen:
+        number, seen = number + 1, 0
+        with suppress(KeyboardInterrupt):
+            sys.setprofile(interrupt)
+            left = generator.stream(**ASKED | {"steps": 2})
+            next(left)
+            generator.generate(**ASKED | {"steps": 1})
+            del left  # by now the generator is nobody's, so it is cleared away here
+        sys.setprofile(None)
+        same(pool(generator.generate, **ASKED | {"steps": 1}).result(SOON), expected)
+        same(generator.generate(**ASKED | {"steps": 1}), expected)
+    assert number > 50
 
 
 def test_everything_at_once_ends(bundle_folder: Path, pool: Any) -> None:
