@@ -117,6 +117,13 @@ def test_a_batch_that_becomes_a_plain_number_is_an_error_that_names_the_line(
         traced(tmp_path, Reads(way), x=torch.randn(3, 4))
 
 
+def test_a_number_that_depends_on_values_is_no_size_of_the_batch(tmp_path: Path) -> None:
+    module = Reads(lambda m, x: x[:, : int(x.argmax())] if int(x.argmax()) < 4 else x)
+    line = r"\S*test_capture\.py:\d+: module = Reads\(lambda m, x: x\[:"
+    with pytest.raises(MmgenError, match=rf"can't be traced .* at {line}"):
+        traced(tmp_path, module, x=torch.randn(3, 4))
+
+
 def test_an_operator_that_onnx_lacks_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(MmgenError, match=r"at \S*test_capture\.py:\d+: return self\.way.*: .*lgamma"):
         traced(tmp_path, Reads(lambda m, x: torch.lgamma(x)), x=torch.rand(3, 4))

@@ -1,12 +1,19 @@
-"""Receipts of single graphs: what an error is measured against."""
+"""Receipts of single graphs: what an error is measured against, and where it begins."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from mmgen.export.receipts import _compare
-from mmgen.export.torch_run import Sample
+from mmgen.export.graphs import Source
+from mmgen.export.receipts import _compare, of_trace
+from mmgen.export.torch_run import Sample, call
+from mmgen.export.trace import trace
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import K
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Flow
 
 
@@ -23,3 +30,26 @@ def test_x0_is_measured_against_the_terms_it_is_the_difference_of() -> None:
     flow = inputs | {names.PREDICTION: np.array([1.0, -44.0])}  # a first term smaller than x0: x0 itself
     *_, alone = sorted(_compare(2, "step", "fp16", got, Sample(flow, truth), Flow()), key=lambda r: r.tensor)
     assert alone.measured == pytest.approx(44 * state.measured, rel=0.1)
+
+
+class Means(nn.Module):
+    """Whose middle torch's ONNX exporter translates as a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("place", torch.tensor([0, 0, 0, 1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = torch.zeros_like(x).scatter_reduce(1, self.place.expand_as(x), x, "mean")
+        return self.last(x)
+
+
+def test_what_torch_and_onnx_make_otherwise_is_named_with_its_line(tmp_path: Path) -> None:
+    source = Source("encode", Means(), {names.MEDIA: torch.randn(3, 4)}, {names.MEDIA: ("B",)}, (names.LATENTS,))
+    samples = [call(source, {names.MEDIA: np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)})]
+    program = trace(source, tmp_path / "encode.onnx")
+    line = r"it begins at \w+ scatter_reduce, \S*test_receipts\.py:\d+: x = torch\.zeros_like\(x\)\.scatter_reduce"
+    with pytest.raises(MmgenError, match=line):
+        of_trace(source, tmp_path / "encode.onnx", program, samples, Flow())

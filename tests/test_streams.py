@@ -508,7 +508,7 @@ def test_a_generator_that_was_interrupted_anywhere_goes_on(
 def test_an_interrupt_at_any_of_its_calls_leaves_no_turn_behind(
     generator: Generator, wanted: Generator, pool: Any
 ) -> None:
-    """One after the other; a profiler sees, and can end, a function where a signal could: as it begins, after a call."""
+    """One after the other; a profiler can end a function where a signal could: as it begins, and after a call."""
     expected, number, seen = wanted.generate(**ASKED | {"steps": 1}), 0, 0
 
     def interrupt(frame: Any, event: str, _: object) -> None:
