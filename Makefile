@@ -45,14 +45,15 @@ demo: .venv/export/ready .venv/runtime/ready
 test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	.venv/dev/bin/ruff check .
 	.venv/dev/bin/mypy
-	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(if $(BINDINGS),MMGEN_TEST_BINDINGS=$(dir $(BINDINGS))) .venv/dev/bin/python tests/side_by_side.py
+	OMP_NUM_THREADS=1 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(if $(BINDINGS),MMGEN_TEST_BINDINGS=$(dir $(BINDINGS))) \
+	    .venv/dev/bin/pytest -n 2 --dist loadfile
 
 # Not editable and without constraints: the wheel, with what pip finds for this Python.
 test-runtime: $(TEST_BUNDLE)/bundle.json
 	rm -rf .venv/clean build/lib build/bdist.*
 	$(PYTHON) -m venv .venv/clean
 	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),images]' pytest pytest-timeout
-	MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
+	OMP_NUM_THREADS=1 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
 test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
