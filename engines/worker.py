@@ -24,6 +24,7 @@ from mmgen.engines import memory
 from mmgen.engines.compile import Job, Say, compile_graph
 from mmgen.runtime.build import GraphReport
 from mmgen.runtime.bundle import from_json, to_json
+from mmgen.runtime.children import python
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.folders import size_text
@@ -32,7 +33,7 @@ from mmgen.runtime.library import find_library, make_logger
 log = logging.getLogger("mmgen.tensorrt")
 log.addHandler(logging.NullHandler())  # for who asks for logs; what a user needs of them is in the errors
 LAST = 3  # log lines that an error quotes
-COMMAND = (sys.executable, "-m", "mmgen.engines.worker")
+COMMAND = tuple(python("from mmgen.engines.worker import main; main()"))
 
 
 def compile_apart(
@@ -52,7 +53,7 @@ def compile_apart(
         MmgenError: the job failed, or the worker died; says how, with the last lines it logged.
     """
     free = memory.free_bytes()
-    home = Path(job.engine).parent  # not the user's folder, from which Python would import
+    home = Path(job.engine).parent  # where a library may leave something
     with (
         tempfile.TemporaryFile() as printed,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, cwd=home) as worker,
@@ -196,7 +197,3 @@ def _forward_log(say: Callable[[object], None], level: int) -> None:
     logger.addHandler(Forward())
     logger.setLevel(level)
     logger.propagate = False
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,16 @@
 """What is built because a caller asked for it: ``load(..., build=True)``."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 
 from mmgen.runtime.backend import log, open_backend
 from mmgen.runtime.build import FLAVOURS, require_buildable
 from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.children import python
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
 
-MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]  # this environment's, wherever it is
+MMGEN = python("from mmgen.runtime.cli import main; main()")  # this environment's, wherever it is
 
 
 def ensure_built(bundle: Bundle, backend: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmgen.runtime.children import python
 from mmgen.runtime.cuda import open_device
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.machine import cores
@@ -47,7 +48,7 @@ def host_ceilings(threads: int | None) -> Ceilings:
     count = (cores() or 1) if threads is None else threads
     environment = {**os.environ, **dict.fromkeys(POOLS, str(count))}
     ran = subprocess.run(
-        [sys.executable, "-c", CODE, str(count)], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        [*python(CODE), str(count)], env=environment, stdin=subprocess.DEVNULL, capture_output=True,
         text=True, check=False,
     )  # fmt: skip
     if ran.returncode:

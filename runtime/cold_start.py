@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mmgen.runtime.children import python
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import load
 from mmgen.runtime.usage import peak_memory
@@ -45,7 +46,7 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping
     with tempfile.TemporaryFile("w+", errors="replace") as complaints:
         began = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+            python(CODE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
         ) as process:
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(given)
