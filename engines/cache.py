@@ -18,12 +18,13 @@ from pathlib import Path
 from mmgen.runtime import engine_store as store
 from mmgen.runtime import optimised
 from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place
-from mmgen.runtime.bundle import Bundle, read_bundle, to_json
+from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.engine_store import build_command, graph_hashes
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import whole_file
 from mmgen.runtime.folders import leftovers, lock_of, locked, recover, whole_folder
 from mmgen.runtime.identity import differences
+from mmgen.runtime.records import to_json
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
 

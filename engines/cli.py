@@ -11,8 +11,9 @@ import click
 from mmgen.engines import builder, cache, report, targets
 from mmgen.runtime import ort
 from mmgen.runtime.build import Place, require_buildable
-from mmgen.runtime.bundle import Axis, read_bundle, to_json
+from mmgen.runtime.bundle import Axis, read_bundle
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.records import to_json
 from mmgen.runtime.terminal import Command, Progress, json_option, show
 
 Report = Callable[[str, float], None]

@@ -30,9 +30,10 @@ from mmgen.export.quantiser import CodesDecoder, CodesEncoder, Quantiser
 from mmgen.export.token_dit import TokenDiT
 from mmgen.export.vqvae import VQVAE, VQVAEConfig
 from mmgen.export.weights import files_sha256, load_safetensors, load_strictly, read_json
-from mmgen.runtime.bundle import Condition, Defaults, Media, from_json, sha256, to_json
+from mmgen.runtime.bundle import Condition, Defaults, Media, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.process import Masked, Process
+from mmgen.runtime.records import from_json, to_json
 
 FAMILY = "mmgen-checkpoint/"
 FORMAT: Literal["mmgen-checkpoint/1"] = "mmgen-checkpoint/1"

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.ort import OrtCpu
 from mmgen.runtime.widen import SUFFIX, widen
 
@@ -61,6 +62,6 @@ class EmulatedHalf(OrtCpu):
 
     name = "ort-cpu, half emulated"
 
-    def load(self, graph: Path, options: Any) -> Any:
-        with emulated(graph) as rounded:
+    def load(self, bundle: Bundle, role: Role, options: Any) -> Any:
+        with emulated(bundle.path(bundle.graphs[role].file)) as rounded:
             return self.session(rounded, options)

@@ -64,7 +64,8 @@ def bench(
     from mmgen.runtime.arguments import conditions
     from mmgen.runtime.bench import Options, golden_conditions, golden_negative, measure
     from mmgen.runtime.bench_text import text
-    from mmgen.runtime.bundle import read_bundle, to_json
+    from mmgen.runtime.bundle import read_bundle
+    from mmgen.runtime.records import to_json
     from mmgen.runtime.report import page
 
     bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured

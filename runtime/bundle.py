@@ -1,32 +1,32 @@
 """The bundle, format 1: a folder whose ``bundle.json`` says everything the runtime needs to know.
 
-This module owns the schema.  The exporter builds these dataclasses and writes
-them with ``write_manifest``; everybody else reads them with ``read_bundle``.
+This module owns the schema.  The exporter builds these dataclasses and writes them with ``write_manifest``; everybody
+else reads them with ``read_bundle``.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import types
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
+from mmgen.runtime.records import from_json, read_json, to_json
 from mmgen.runtime.schedules import Sigmas
 
 FORMAT = "mmgen/1"
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
+CHECKSUM = "checksum"  # of the manifest itself, a field that is not the schema's
+BRIEF = 16  # digits of a hash that messages show
+CHANGED = "the file changed; copy or export the bundle again"
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 K = 4  # state slots of a step graph: the current latents and up to three older quantities
@@ -270,9 +270,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def checksum_of(record: dict[str, Any]) -> str:
+    """Hexadecimal SHA-256 of the manifest's other fields, as JSON without blanks and with sorted names."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def write_manifest(bundle: Bundle, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, whole or not at all."""
-    text = json.dumps(to_json(bundle), indent=1) + "\n"
+    record = to_json(bundle)
+    text = json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "\n"
     partial = folder / f".{MANIFEST}.{os.getpid()}"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / MANIFEST)
@@ -296,31 +302,36 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
     manifest = root / MANIFEST
     if not os.path.isdir(root):  # unlike Path's, false of names that no file can have
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
-    try:
-        record = json.loads(manifest.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MmgenError(
-            f"{manifest} can't be read ({error.strerror})", remedy="make the bundle with mmgen-export"
-        ) from error
-    except ValueError as error:
-        raise MmgenError(f"{manifest} is not JSON ({error})", remedy="export or copy the bundle again") from error
+    record = read_json(manifest)
     got = record.get("format") if isinstance(record, dict) else None
     if got != FORMAT:
         raise MmgenError(
-            f"{manifest}: format", got=repr(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
+            f"{manifest}: format", got=shown(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
         )
-    bundle: Bundle = from_json(Bundle, record, str(manifest))
+    if (checksum := record.pop(CHECKSUM, None)) not in (None, checksum_of(record)):  # older bundles have none
+        wanted = checksum_of(record)[:BRIEF]
+        got = shown(checksum)[: BRIEF + 1]
+        raise MmgenError(f"{manifest}: {CHECKSUM}", got=got, wanted=wanted, remedy=CHANGED)
+    from mmgen.runtime.consistency import check_parts  # it is written in the words of this module
+
+    bundle = from_json(Bundle, record, str(manifest))
     files = {root / _inside(file, manifest): wanted for file, wanted in _files(bundle)}
+    check_parts(bundle, str(manifest))
     for path in files:
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's, false of names that no file can have
             raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
-    for (path, wanted), found in zip(files.items(), at_once(sha256, files) if verify else (), strict=False):
-        if found != wanted:
+    try:
+        hashes = list(at_once(sha256, files)) if verify else []
+    except OSError as error:
+        what = f"{error.filename} can't be read ({error.strerror})"
+        raise MmgenError(what, remedy="copy the bundle again") from error
+    for (path, hashed), found in zip(files.items(), hashes, strict=False):
+        if found != hashed:
             raise MmgenError(
                 f"{path}: sha256",
-                got=found[:16],
-                wanted=str(wanted)[:16],
-                remedy="the file changed; copy or export the bundle again",
+                got=found[:BRIEF],
+                wanted=str(hashed)[:BRIEF],
+                remedy=CHANGED,
             )
     return dataclasses.replace(bundle, folder=root)
 
@@ -344,93 +355,3 @@ def _inside(file: str, manifest: Path) -> str:
     if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
         raise MmgenError(f"{manifest}: path {file!r} leaves the bundle", remedy="do not use this bundle")
     return file
-
-
-def to_json(value: object) -> Any:
-    """Dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
-        return {f.name: to_json(getattr(value, f.name)) for f in fields}
-    if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
-    return value.item() if isinstance(value, np.generic) else value
-
-
-_T = TypeVar("_T")
-
-
-def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
-    """A dataclass from parsed JSON, every field checked; ``where`` begins each error."""
-    if not isinstance(record, dict):
-        raise MmgenError(where, got=type(record).__name__, wanted="an object")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("transient")}  # type: ignore[arg-type]
-    unknown = set(record) - set(fields)
-    if unknown:
-        raise MmgenError(f"{where}: unknown field {sorted(unknown)[0]!r}", remedy="update mmgen, or export again")
-    values = {}
-    for name, item in fields.items():
-        if name in record:
-            values[name] = _convert(hints[name], record[name], f"{where}: {name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise MmgenError(f"{where}: field {name!r} is missing", remedy="export or copy the bundle again")
-    return kind(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = MmgenError(
-        where,
-        got=f"{value!r:.60}",
-        wanted=getattr(hint, "__name__", str(hint)),
-        remedy="export or copy the bundle again",
-    )
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(args, value, where, wrong)
-    if origin is Literal:
-        if value not in args:
-            raise MmgenError(
-                where, got=repr(value), wanted=" or ".join(map(repr, args)), remedy="update mmgen, or export again"
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise wrong
-        each = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise wrong
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise wrong
-    return value
-
-
-def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenError) -> Any:
-    if value is None and type(None) in args:
-        return None
-    choices = [a for a in args if a is not type(None)]
-    kinds = {a.kind: a for a in choices if dataclasses.is_dataclass(a) and hasattr(a, "kind")}
-    if kinds:  # dataclasses told apart by their ``kind``
-        kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in kinds:
-            raise MmgenError(
-                f"{where}: kind",
-                got=repr(kind),
-                wanted=" or ".join(map(repr, kinds)),
-                remedy="update mmgen, or export again",
-            )
-        return from_json(kinds[kind], value, where)  # type: ignore[arg-type]
-    for choice in choices:
-        try:
-            return _convert(choice, value, where)
-        except MmgenError:
-            continue
-    raise wrong

@@ -1,4 +1,4 @@
-"""Python processes of our own: they import what this one does, and nothing from the folder in which they are started."""
+"""Python processes of our own: they import nothing from the folder in which they are started."""
 
 import sys
 

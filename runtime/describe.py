@@ -1,6 +1,5 @@
 """What ``mmgen inspect`` says of a bundle."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 from mmgen.runtime import engine_store, optimised
 from mmgen.runtime.build import Build, GraphReport, Place
-from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt, to_json
+from mmgen.runtime.bundle import MANIFEST, Bundle, Condition, Graph, Receipt
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.optimised import Optimised
 from mmgen.runtime.process import Process
+from mmgen.runtime.records import read_json, to_json
 from mmgen.runtime.solver_options import described
 from mmgen.runtime.solvers import options_of, solvers_for
 from mmgen.runtime.terminal import table
@@ -26,7 +26,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
     engine has its hash and was made from the graphs that are here.
     ``optimised``: the graphs that ONNX Runtime's CPU backend keeps, as ``optimised.json`` has them.
     """
-    manifest: dict[str, Any] = json.loads(bundle.path(MANIFEST).read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(bundle.path(MANIFEST))
     sizes = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
     engines = [
         {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}

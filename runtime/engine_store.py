@@ -6,16 +6,17 @@ its bytes have the sidecar's hash.
 
 import dataclasses
 import hashlib
-import json
 import re
 import shlex
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmgen.runtime.build import ENGINES, SCHEMA, SIDECAR, Build, EngineFile, Place
-from mmgen.runtime.bundle import Bundle, from_json, sha256
+from mmgen.runtime.bundle import Bundle, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import differences, identity_of_graph
+from mmgen.runtime.records import from_json, read_json
 
 KEY = "[0-9a-f]{32}"  # names of builds
 BRIEF = 16  # digits of a hash that messages show
@@ -72,10 +73,10 @@ def engine_bytes(folder: Path, engine: EngineFile) -> bytes:
     """
     path = folder / engine.file
     try:
+        _compare_size(path, engine)
         content = path.read_bytes()
     except OSError as error:
         raise _damaged(f"{path} can't be read ({error.strerror})", folder) from error
-    _compare(path, len(content), engine.bytes, "bytes")
     _compare(path, hashlib.sha256(content).hexdigest(), engine.sha256, "sha256")
     return content
 
@@ -85,7 +86,7 @@ def check_engines(folder: Path, build: Build) -> None:
     for engine in build.engines.values():
         path = folder / engine.file
         try:
-            _compare(path, path.stat().st_size, engine.bytes, "bytes")
+            _compare_size(path, engine)
             _compare(path, sha256(path), engine.sha256, "sha256")
         except OSError as error:
             raise _damaged(f"{path} can't be read ({error.strerror})", folder) from error
@@ -147,12 +148,7 @@ def read_build(folder: Path) -> Build:
         MmgenError: it isn't.
     """
     sidecar = folder / SIDECAR
-    try:
-        record = json.loads(sidecar.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MmgenError(f"{sidecar} can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise MmgenError(f"{sidecar} is not JSON ({error})") from error
+    record = read_json(sidecar)
     try:
         schema = record["identity"]["schema"]
     except (TypeError, KeyError, IndexError) as error:
@@ -168,6 +164,14 @@ def read_build(folder: Path) -> Build:
         if Path(engine.file).name != engine.file or "\\" in engine.file:
             raise MmgenError(f"{sidecar}: path {engine.file!r} leaves the folder")
     return build
+
+
+def _compare_size(path: Path, engine: EngineFile) -> None:
+    """See that a file is one, which ends, before it is read."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _damaged(f"{path} is no file", path.parent)
+    _compare(path, status.st_size, engine.bytes, "bytes")
 
 
 def _compare(path: Path, got: object, wanted: object, what: str) -> None:

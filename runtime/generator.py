@@ -22,6 +22,7 @@ from mmgen.runtime.choices import chosen
 from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.encoding import encode
 from mmgen.runtime.fork import keep_in_children
+from mmgen.runtime.graph_file import check_files
 from mmgen.runtime.masked_plan import MaskedPlan
 from mmgen.runtime.options import Course, Options, Request, check, checked_latents
 from mmgen.runtime.pace import Pace, fitting
@@ -293,6 +294,7 @@ class Generator:
             return request.latents
         clock = time.perf_counter()
         if "encode" not in self._runners:  # few requests need it, and it has weights of its own
+            check_files(self.bundle, "encode")
             self._runners["encode"] = self._backend.runner(self.bundle, "encode")
         latents = encode(self.bundle, self._backend, self._runners["encode"], request.image)
         timings.encode = time.perf_counter() - clock

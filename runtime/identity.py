@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 
-from mmgen.runtime.bundle import to_json
+from mmgen.runtime.records import to_json
 
 
 def key_of(identity: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.onnx_file import FLOAT, FLOAT16, INT8, add_node
 from mmgen.runtime.optimised import processor
 
@@ -19,16 +20,19 @@ NARROW = 128  # matrices with fewer rows or columns stay: they take no time, and
 TYPES = {FLOAT: np.float32, FLOAT16: np.float16}
 
 
-def quantise(graph: Any, folder: Path, largest: int) -> bool:
+def quantise(graph: Any, weights_file: Path | None, largest: int) -> bool:
     """Have a graph's products with constant matrices of at least 128 x 128 made in eight bits.
 
     Args:
         graph: a ``GraphProto`` that computes in float32, changed in place.
-        folder: where its weights are.
+        weights_file: where its weights are that aren't in itself, whatever it says.
         largest: that a quantised weight may be, as ``largest_weight`` says.
 
     Returns:
         Whether there was any such product.
+
+    Raises:
+        MmgenError: a weight isn't where the graph says.
     """
     weights = {weight.name: weight for weight in graph.initializer}
     sources = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Cast" and n.input[0] in weights}
@@ -46,7 +50,7 @@ def quantise(graph: Any, folder: Path, largest: int) -> bool:
             add_node(graph, "DynamicQuantizeLinear", [x], [f"{x}.uint8", f"{x}.scale", f"{x}.zero"])
             inputs.add(x)
         if name not in matrices:
-            _add_matrix(graph, name, _read(weight, folder), largest)
+            _add_matrix(graph, name, _read(weight, weights_file), largest)
             matrices.add(name)
         add_node(graph, "MatMulInteger", [f"{x}.uint8", f"{name}.int8", f"{x}.zero"], [f"{out}.int32"])
         add_node(graph, "Cast", [f"{out}.int32"], [f"{out}.unscaled"], to=FLOAT)
@@ -76,14 +80,18 @@ def _add_matrix(graph: Any, name: str, matrix: NDArray[Any], largest: int) -> No
         graph.initializer.add(name=f"{name}.{suffix}", data_type=kind, dims=array.shape, raw_data=array.tobytes())
 
 
-def _read(weight: Any, folder: Path) -> NDArray[np.float32]:
-    """A weight's numbers, from the file that it is in or from that beside it."""
+def _read(weight: Any, file: Path | None) -> NDArray[np.float32]:
+    """A weight's numbers, from the graph or from the file beside it."""
     kind, shape = TYPES[weight.data_type], tuple(weight.dims)
     place = {entry.key: entry.value for entry in weight.external_data}
-    if not place:
-        return np.frombuffer(weight.raw_data, kind).reshape(shape).astype(np.float32)
-    mapped = np.memmap(folder / place["location"], kind, "r", int(place.get("offset", 0)), shape)
-    return mapped.astype(np.float32)
+    try:
+        if not place or file is None:
+            return np.frombuffer(weight.raw_data, kind).reshape(shape).astype(np.float32)
+        mapped = np.memmap(file, kind, "r", int(place.get("offset", 0)), shape)
+        return mapped.astype(np.float32)
+    except (OSError, ValueError, OverflowError) as error:
+        what = f"weight {shown(weight.name)} can't be read as {np.dtype(kind)} {shape} ({error})"
+        raise MmgenError(what, remedy="export or copy the bundle again") from error
 
 
 def _drop_unread(graph: Any, matrices: set[str]) -> None:

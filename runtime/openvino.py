@@ -27,6 +27,7 @@ from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.fork import claim
+from mmgen.runtime.graph_file import check_tensors, graph_content
 from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot, shape_of
 from mmgen.runtime.openvino_norms import channels_last
@@ -70,7 +71,8 @@ class OpenVinoRunner:
         infer = request.infer
 
         def call(_alive: object = memory) -> None:  # tensors have addresses, valid as long as the memory lives
-            infer(share_outputs=True)  # what it returns would be copies
+            with _explained(f"{self._path} failed in OpenVINO", "use --backend ort-cpu"):
+                infer(share_outputs=True)  # what it returns would be copies
 
         return call
 
@@ -117,9 +119,11 @@ class OpenVino(HostBackend):
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
         path = bundle.path(graph.file)
+        graph_content(bundle, role)  # OpenVINO reads the file itself, and what it names
         remedy = "export the bundle again, or use --backend ort-cpu"
         with _explained(f"{path}: OpenVINO can't load it", remedy), as_text(path) as readable:
             model = self._core.read_model(readable)
+        check_tensors(f"graph {role}", graph, dict(_tensors(model, graph)))
         channels_last(self._openvino, model)
         if self.name != "openvino-bf16" or role not in BF16:
             return self._part(bundle, path, model, graph, "f32")
@@ -133,6 +137,16 @@ class OpenVino(HostBackend):
         runner = OpenVinoRunner(self._openvino, self._core, path, model, graph, options)
         runner.prepare({name: axis.opt for name, axis in bundle.axes.items()}, graph)
         return runner
+
+
+def _tensors(model: Any, graph: Graph) -> Iterator[tuple[str, tuple[str, tuple[object, ...]]]]:
+    """A model's inputs and outputs: name, and dtype and shape; of several names the manifest's."""
+    wanted = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+    for port in (*model.inputs, *model.outputs):
+        found = port.get_names()
+        shape = tuple(size.get_length() if size.is_static else str(size) for size in port.get_partial_shape())
+        name = min(found & wanted, default=min(found, default=""))
+        yield name, (port.get_element_type().to_dtype().name, shape)
 
 
 def _cut(openvino: Any, model: Any, graph: Graph) -> tuple[tuple[Any, Graph], tuple[Any, Graph]]:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
+from mmgen.runtime.bundle import Bundle, Role, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import identity_of_graph, key_of
+from mmgen.runtime.records import from_json, read_json, to_json
 
 FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
 GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
@@ -161,11 +162,7 @@ def _wrong(folder: Path) -> str | None:
 def _read(folder: Path) -> Optimised | MmgenError:
     sidecar = folder / SIDECAR
     try:
-        found = from_json(Optimised, json.loads(sidecar.read_text(encoding="utf-8")), str(sidecar))
-    except OSError as error:
-        return MmgenError(f"{sidecar} can't be read ({error.strerror})")
-    except ValueError as error:
-        return MmgenError(f"{sidecar} is not JSON ({error})")
+        found = from_json(Optimised, read_json(sidecar), str(sidecar))
     except MmgenError as error:
         return MmgenError(error.what, got=error.got, wanted=error.wanted)
     return found if key_of(found.identity) == folder.name else MmgenError(f"{sidecar} is of another graph")
@@ -178,7 +175,7 @@ def _damage(folder: Path, found: Optimised) -> str | None:
     for name, wanted in found.files.items():
         path = folder / name
         try:
-            if path.stat().st_size != wanted[0] or _checksum(path) != wanted:
+            if not path.is_file() or path.stat().st_size != wanted[0] or _checksum(path) != wanted:
                 return f"{path} is damaged"
         except OSError as error:
             return f"{path} can't be read ({error.strerror})"

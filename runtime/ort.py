@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
-from mmgen.runtime.bundle import Bundle, Role
+from mmgen.runtime.bundle import Bundle, Graph, Role
 from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
+from mmgen.runtime.graph_file import graph_content
 from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.onnx_file import read_model
 from mmgen.runtime.ort_import import import_onnxruntime
+from mmgen.runtime.ort_session import check_session, explained
 from mmgen.runtime.widen import widen
 
 Name = Literal["ort-cpu", "ort-cpu-int8"]
@@ -29,8 +31,10 @@ Name = Literal["ort-cpu", "ort-cpu-int8"]
 class OrtRunner:
     """A graph as an inference session."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, role: Role, graph: Graph) -> None:
+        """Take a session whose inputs and outputs are the manifest's; MmgenError: they aren't."""
+        check_session(session, role, graph)
+        self._session, self._role = session, role
         self._inputs = [i.name for i in session.get_inputs()]
         self._outputs = [o.name for o in session.get_outputs()]
 
@@ -44,10 +48,11 @@ class OrtRunner:
             for name in names:
                 slot = tensors[name]
                 bind(name, "cpu", 0, np.dtype(slot.dtype).type, slot.shape, start + slot.offset)
-        run = self._session.run_with_iobinding
+        run, role = self._session.run_with_iobinding, self._role
 
         def call(_alive: object = memory) -> None:  # the addresses are valid as long as the memory lives
-            run(binding)
+            with explained(f"graph {role} failed in ONNX Runtime", "export the bundle again"):
+                run(binding)
 
         return call
 
@@ -73,21 +78,22 @@ class OrtCpu(HostBackend):
                 options.enable_mem_pattern = False
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
-                return OrtRunner(self.session(kept, options))
+                return OrtRunner(self.session(kept, options), role, bundle.graphs[role])
             except MmgenError as error:
                 log.warning("%s, so it isn't used", error.what)
-        return OrtRunner(self.load(bundle.path(bundle.graphs[role].file), self.new_options()))
+        return OrtRunner(self.load(bundle, role, self.new_options()), role, bundle.graphs[role])
 
-    def load(self, graph: Path, options: Any) -> Any:
+    def load(self, bundle: Bundle, role: Role, options: Any) -> Any:
         """A session for a graph of a bundle, which computes in float32."""
-        model = read_model(graph.read_bytes())
-        widened = model is not None and widen(model.graph)
-        return self.session(graph, options, model if widened else None)
+        content = graph_content(bundle, role)
+        model = read_model(content)
+        if model is not None and widen(model.graph):
+            content = model.SerializeToString()
+        return self.session(bundle.path(bundle.graphs[role].file), options, content)
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
-        graph = bundle.path(bundle.graphs[role].file)
-        return optimised.make(bundle, role, self._onnxruntime, partial(self._write, graph), waiting)
+        return optimised.make(bundle, role, self._onnxruntime, partial(self._write, bundle, role), waiting)
 
     def new_options(self) -> Any:
         """Options that sessions have in common."""
@@ -99,32 +105,27 @@ class OrtCpu(HostBackend):
             options.intra_op_num_threads = self._threads
         return options
 
-    def _write(self, graph: Path, to: Path, weights: str) -> None:
+    def _write(self, bundle: Bundle, role: Role, to: Path, weights: str) -> None:
         """Write what ``load`` makes of a graph, and beside it its weights as this processor multiplies them."""
         options = self.new_options()
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         with as_text(to) as writable:
             options.optimized_model_filepath = str(writable)
-            self.load(graph, options)
+            self.load(bundle, role, options)
 
-    def session(self, graph: Path, options: Any, model: Any = None) -> Any:
-        """A session for an ONNX file, or for a ``ModelProto`` in its place, with the weights that lie there.
+    def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
+        """A session for an ONNX file, or for what is given in the place of its bytes, with the weights that lie there.
 
         Raises:
             MmgenError: ONNX Runtime can't load it.
         """
-        try:
-            with as_text(graph) as readable:
-                if model is not None:
-                    key = "session.model_external_initializers_file_folder_path"
-                    options.add_session_config_entry(key, str(readable.parent))
-                source = readable if model is None else model.SerializeToString()
-                return self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise MmgenError(
-                f"{graph}: ONNX Runtime can't load it ({error})", remedy="export the bundle again"
-            ) from error
+        with explained(f"{graph}: ONNX Runtime can't load it", "export the bundle again"), as_text(graph) as readable:
+            if content is not None:
+                key = "session.model_external_initializers_file_folder_path"
+                options.add_session_config_entry(key, str(readable.parent))
+            source = readable if content is None else content
+            return self._onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 class OrtInt8(OrtCpu):
@@ -135,13 +136,14 @@ class OrtInt8(OrtCpu):
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         if role != "step":
             return super().runner(bundle, role)
-        graph = bundle.path(bundle.graphs[role].file)
-        model = read_model(graph.read_bytes())
+        graph = bundle.graphs[role]
+        path, weights = bundle.path(graph.file), None if graph.data is None else bundle.path(graph.data)
+        model = read_model(graph_content(bundle, role))
         if model is not None:
             widen(model.graph)
-        if model is None or not int8.quantise(model.graph, graph.parent, int8.largest_weight()):
-            raise MmgenError(f"{graph} has no products that int8 would make faster", remedy="use --backend ort-cpu")
-        return OrtRunner(self.session(graph, self.new_options(), model))
+        if model is None or not int8.quantise(model.graph, weights, int8.largest_weight()):
+            raise MmgenError(f"{path} has no products that int8 would make faster", remedy="use --backend ort-cpu")
+        return OrtRunner(self.session(path, self.new_options(), model.SerializeToString()), role, graph)
 
 
 def installed() -> str | None:

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +22,10 @@ from mmgen.runtime.cuda import CudaBlock, Device, open_device
 from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
+from mmgen.runtime.graph_file import graph_content
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.ort_import import import_onnxruntime
+from mmgen.runtime.ort_session import check_session, explained
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose"}  # what a GPU is for; shapes need none of them
@@ -39,8 +41,8 @@ PROBE = bytes.fromhex(
 class OrtCudaRunner:
     """A graph as an inference session."""
 
-    def __init__(self, device: Device, session: Any) -> None:
-        self._device, self._session = device, session
+    def __init__(self, device: Device, session: Any, role: Role) -> None:
+        self._device, self._session, self._role = device, session, role
         self._inputs = [i.name for i in session.get_inputs()]
         self._outputs = [o.name for o in session.get_outputs()]
 
@@ -61,7 +63,8 @@ class OrtCudaRunner:
             if self._session is None:
                 raise MmgenError("this graph is closed", remedy="load the bundle again")
             device.use()
-            self._session.run_with_iobinding(binding)  # it waits until the graph is done
+            with explained(f"graph {self._role} failed in ONNX Runtime", "see what else uses the GPU"):
+                self._session.run_with_iobinding(binding)  # it waits until the graph is done
 
         return call
 
@@ -78,12 +81,14 @@ class OrtCuda:
         return CudaBlock(self._device, host_bytes, other_bytes)
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
-        path = bundle.path(bundle.graphs[role].file)
+        graph = bundle.graphs[role]
+        path, content = bundle.path(graph.file), graph_content(bundle, role)
         remedy = "free GPU memory, or use --backend ort-cpu"
-        with _explained(f"{path}: ONNX Runtime can't load it on the GPU", remedy), as_text(path) as readable:
-            session = self.session(readable)
+        with explained(f"{path}: ONNX Runtime can't load it on the GPU", remedy), as_text(path) as readable:
+            session = self.session(content, str(readable.parent))
         refuse_cpu(session, str(path))
-        return OrtCudaRunner(self._device, session)
+        check_session(session, role, graph)
+        return OrtCudaRunner(self._device, session, role)
 
     def record(self, calls: Sequence[Call]) -> Call | None:
         """ONNX Runtime waits after each call."""
@@ -95,8 +100,8 @@ class OrtCuda:
     def close(self) -> None:
         self._device.close()
 
-    def session(self, graph: Path | bytes) -> Any:
-        """A session on the GPU.
+    def session(self, graph: bytes, weights: str | None = None) -> Any:
+        """A session on the GPU, for a model whose weights are in a folder.
 
         Raises:
             MmgenError: ONNX Runtime took the CPU in its place.
@@ -105,6 +110,8 @@ class OrtCuda:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it would warn of is asked for
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if weights is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
         cuda = {
             "device_id": str(self._device.index),
             "user_compute_stream": str(self._device.stream),  # copies and kernels in one order
@@ -131,7 +138,7 @@ def open_backend() -> Backend:
     device = open_device()
     try:
         backend = OrtCuda(find_onnxruntime(), device)
-        with _explained("ONNX Runtime can't use the GPU", LIBRARIES):
+        with explained("ONNX Runtime can't use the GPU", LIBRARIES):
             backend.session(PROBE)
     except BaseException:
         device.close()
@@ -184,13 +191,3 @@ def missing_library(package: Path) -> str:
         except OSError as error:  # also of symbols that another part of ONNX Runtime has; they come later
             return str(error) if "cannot open shared object file" in str(error) else ""
     return ""
-
-
-@contextlib.contextmanager
-def _explained(what: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except MmgenError:
-        raise
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise MmgenError(f"{what} ({error})", remedy=remedy) from error

@@ -1,6 +1,5 @@
 """The page of a benchmark: whole, escaped, and drawn where the figures say."""
 
-import json
 import math
 import re
 from html.parser import HTMLParser
@@ -9,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 from commands import done, mmgen
+from manifests import edit
 
 from mmgen.runtime import plots
-from mmgen.runtime.bundle import MANIFEST
 from mmgen.runtime.report import STYLE
 
 NAME = 'a <script>alert("x")</script> & b'
@@ -49,8 +48,7 @@ def page(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         if file.is_file() and "engines" not in file.parts:
             (folder / "b.mmgen" / file.relative_to(bundle_folder)).parent.mkdir(parents=True, exist_ok=True)
             (folder / "b.mmgen" / file.relative_to(bundle_folder)).write_bytes(file.read_bytes())
-    manifest = folder / "b.mmgen" / MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"name": NAME}))
+    edit(folder / "b.mmgen", lambda record: record.update(name=NAME))
     arguments = ("--runs=12", "--warmup=1", "--starts=1", "--steps=3", "--threads=1", "--batch=1", "--batch=2")
     done("bench", str(folder / "b.mmgen"), *arguments, "--report", str(folder / "new/report"))
     assert [file.name for file in (folder / "new/report").iterdir()] == ["index.html"]

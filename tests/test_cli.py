@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import done, mmgen
+from manifests import edit
 
 from mmgen.runtime import load
 from mmgen.runtime.backend import NAMES
@@ -231,16 +232,12 @@ def test_wrong_usage_is_2(here: Path, arguments: str) -> None:
     assert os.listdir(here) == ["b.mmgen"]
 
 
-def edit(manifest: Path, **changes: object) -> None:
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
-
-
 DAMAGE = {
     "no manifest": (lambda b: (b / MANIFEST).unlink(), "can't be read"),
     "not JSON": (lambda b: (b / MANIFEST).write_text("{"), "is not JSON"),
-    "unknown format": (lambda b: edit(b / MANIFEST, format="mmgen/9"), "format, got 'mmgen/9', wanted 'mmgen/1'"),
-    "unknown field": (lambda b: edit(b / MANIFEST, colour="red"), "unknown field 'colour'"),
-    "missing field": (lambda b: edit(b / MANIFEST, axes=None), "axes"),
+    "unknown format": (lambda b: edit(b, lambda r: r.update(format="mmgen/9")), "got 'mmgen/9', wanted 'mmgen/1'"),
+    "unknown field": (lambda b: edit(b, lambda r: r.update(colour="red")), "unknown field 'colour'"),
+    "missing field": (lambda b: edit(b, lambda r: r.update(axes=None)), "axes"),
     "missing graph": (lambda b: (b / "graphs/decode.onnx").unlink(), "decode.onnx is missing; copy the whole"),
     "truncated graph": (lambda b: os.truncate(b / "graphs/step.onnx", 1000), "graphs/step.onnx: sha256, got"),
     "changed tokenizer": (lambda b: (b / "tokenizer.json").write_text("{}"), "tokenizer.json: sha256, got"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from commands import done, mmgen
+from manifests import edit
 
 from mmgen.runtime import MmgenError, building, load
-from mmgen.runtime.bundle import MANIFEST, read_bundle
+from mmgen.runtime.bundle import read_bundle
 from mmgen.runtime.doctor import record
 from mmgen.runtime.verify import verify
 
@@ -18,16 +19,12 @@ WHY = "DFT node_rfft (denoiser) and 1 more: TensorRT has no such operator"
 @pytest.fixture
 def folder(bundle_copy: Path) -> Path:
     """A bundle that says so of its step and its decoder; its graphs are ordinary ones."""
-    manifest = json.loads((bundle_copy / MANIFEST).read_text())
-    manifest["cpu_only"] = {"step": [WHY], "decode": ["tensor a is float64"]}
-    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    edit(bundle_copy, lambda record: record.update(cpu_only={"step": [WHY], "decode": ["tensor a is float64"]}))
     return bundle_copy
 
 
 def test_a_bundle_that_says_nothing_of_it_is_for_every_device(bundle_copy: Path) -> None:
-    manifest = json.loads((bundle_copy / MANIFEST).read_text())
-    manifest.pop("cpu_only", None)  # as an older exporter wrote it
-    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    edit(bundle_copy, lambda record: record.pop("cpu_only", None))  # as an older exporter wrote it
     assert read_bundle(bundle_copy).cpu_only == {}
     assert "CPUs" not in done("inspect", "b.mmgen").stdout
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import manifests
 import pytest
 from tree import TESTS
 
@@ -24,8 +25,9 @@ from mmgen.engines import cache
 from mmgen.runtime import engine_store as store
 from mmgen.runtime import folders
 from mmgen.runtime.build import SIDECAR, Build, EngineFile, GraphReport, Identity, Options, Place
-from mmgen.runtime.bundle import MANIFEST, Axis, Bundle, read_bundle, to_json
+from mmgen.runtime.bundle import Axis, Bundle, read_bundle
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.records import to_json
 
 ORIN = Place("tensorrt", "10.3.0.30", ("sm87",), "linux aarch64", "12.6", "Orin", 16, 15)
 RTX = Place("tensorrt-rtx", "1.7.1.116", ("sm86", "sm89"))
@@ -306,9 +308,8 @@ def test_engines_of_a_bundle_that_was_exported_anew_meanwhile_are_refused(bundle
         fill(folder, wanted)
         graph = bundle.path(bundle.graphs["encode"].file)
         graph.write_bytes(content := graph.read_bytes() + b"\n")
-        manifest = (bundle.folder / MANIFEST).read_text()
-        old, new = bundle.graphs["encode"].sha256, hashlib.sha256(content).hexdigest()
-        (bundle.folder / MANIFEST).write_text(manifest.replace(old, new))
+        new = hashlib.sha256(content).hexdigest()
+        manifests.edit(bundle.folder, lambda record: record["graphs"]["encode"].update(sha256=new))
     assert left_in(bundle.folder / "engines") == []
 
 

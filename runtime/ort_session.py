@@ -1,0 +1,37 @@
+"""What the backends of ONNX Runtime share: a session's tensors against the manifest, and its errors as ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmgen.runtime.bundle import Graph, Role
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.graph_file import check_tensors
+
+TYPES = {"float": "float32", "double": "float64"}  # the others are called what numpy calls them
+QUOTED = 200  # characters of what a library says; more is for its makers
+
+
+def check_session(session: Any, role: Role, graph: Graph) -> None:
+    """See that a session's inputs and outputs are those of the manifest.
+
+    Raises:
+        MmgenError: they aren't.
+    """
+    found = {}
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        found[value.name] = (TYPES.get(kind, kind), tuple(value.shape))
+    check_tensors(f"graph {role}", graph, found)
+
+
+@contextmanager
+def explained(what: str, remedy: str) -> Iterator[None]:
+    """Make an error of ONNX Runtime one of ours, of one line."""
+    try:
+        yield
+    except MmgenError:
+        raise
+    except Exception as error:  # they share no base class of their own
+        said = " ".join(str(error).split())
+        raise MmgenError(f"{what} ({said[:QUOTED]}{'...' if len(said) > QUOTED else ''})", remedy=remedy) from error
