@@ -310,7 +310,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
         )
     if (checksum := record.pop(CHECKSUM, None)) not in (None, checksum_of(record)):  # older bundles have none
         wanted = checksum_of(record)[:BRIEF]
-        got = shown(checksum)[: BRIEF + 1]
+        got = str(checksum)[:BRIEF]
         raise MmgenError(f"{manifest}: {CHECKSUM}", got=got, wanted=wanted, remedy=CHANGED)
     from mmgen.runtime.consistency import check_parts  # it is written in the words of this module
 

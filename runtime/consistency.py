@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import get_args
 
@@ -25,6 +26,7 @@ TIMES = {  # numbers of a row, float32
     names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
     names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
 }  # fmt: skip
+AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
 TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # shapes that agree in both agree
 
 
@@ -55,7 +57,8 @@ def check_parts(bundle: Bundle, where: str) -> None:
     for what, found in _names(bundle):
         if twice := [name for name, count in Counter(found).items() if count > 1 or not name]:
             raise wrong(what, twice[0], "names, each once")
-    for what, got, wanted in (*_choices(bundle), *_axes(bundle), *_conditions(bundle), *_graphs(bundle)):
+    # One after the other: each relies on what those before it have found right.
+    for what, got, wanted in chain(_choices(bundle), _axes(bundle), _conditions(bundle), _graphs(bundle)):
         if got != wanted:
             raise wrong(what, got, wanted)
 
@@ -161,7 +164,7 @@ def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         for spec in (*graph.inputs, *graph.outputs):
             for name in spec.shape:
                 if isinstance(name, str):
-                    yield f"graphs.{role}: axis of {spec.name}", name, _one_of(name, known)
+                    yield f"graphs.{role}: axis of {spec.name}", name, _one_of(name, tuple(AXES[role]))
 
 
 def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
@@ -213,7 +216,7 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
             if name in takes[role]:
                 yield f"graphs.{role}: input {name}", tensor, takes[role][name]
             else:
-                yield f"graphs.{role}: input {name} of nowhere", name if name in handed else None, name
+                yield f"graphs.{role}: input {name}, which nothing makes", _one_of(name, handed), name
                 yield from _handed(f"graphs.{role}: input {name}", tensor, handed[name], name in timed)
         for name, tensor in makes.get(role, {}).items():
             yield f"graphs.{role}: output {name}", outputs.get(name), tensor

@@ -24,7 +24,8 @@ class MmgenError(Exception):
             parts.append(f"wanted {wanted}")
         line = ", ".join(parts)
         one_line = " ".join((f"{line}; {remedy}" if remedy else line).split())
-        super().__init__(one_line.encode("utf-8", "backslashreplace").decode())  # names of files may not be text
+        # Names of files may not be text, and others' may have letters that change what a terminal shows.
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line))
 
 
 class Cancelled(MmgenError):

@@ -50,15 +50,18 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise MmgenError(f"{path} is no file", remedy=AGAIN)
+            if status.st_size > limit:
+                raise MmgenError(f"{path}: bytes", got=status.st_size, wanted=f"at most {limit}", remedy=AGAIN)
+            with open(file, "rb", closefd=False) as opened:
+                return opened.read(status.st_size)
+        finally:
+            os.close(file)
     except (OSError, ValueError) as error:  # a name may have a zero byte
         raise MmgenError(f"{path} can't be read ({getattr(error, 'strerror', error)})", remedy=AGAIN) from error
-    with open(file, "rb") as opened:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise MmgenError(f"{path} is no file", remedy=AGAIN)
-        if status.st_size > limit:
-            raise MmgenError(f"{path}: bytes", got=status.st_size, wanted=f"at most {limit}", remedy=AGAIN)
-        return opened.read(status.st_size)
 
 
 def _whole(digits: str) -> int:
