@@ -234,7 +234,10 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Bundle:
-    """``bundle.json`` as checked data; ``folder`` is where it was read from and is not written."""
+    """``bundle.json`` as checked data.
+
+    ``folder``, where it was read from, and ``public_key``, a file with the key that it is signed with, aren't written.
+    """
 
     name: str
     licence: str
@@ -255,6 +258,7 @@ class Bundle:
     cpu_only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by role: why TensorRT can't build its graph
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
+    public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)
 
     def path(self, relative: str) -> Path:
         """A file of the bundle."""
@@ -284,16 +288,17 @@ def write_manifest(bundle: Bundle, folder: Path) -> None:
     os.replace(partial, folder / MANIFEST)
 
 
-def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
+def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | None = None) -> Bundle:
     """Read and check a bundle.
 
     Args:
         folder: the ``.mmgen`` folder.
         verify: also compare every file with its hash; False checks only that the files are there.
+        public_key: the file of a key that it must be signed with; engines are then taken only if they are, too.
 
     Raises:
-        MmgenError: not a bundle, unknown format, a missing or unknown field, a wrong type, a path that leaves the
-            folder, a missing file, a wrong hash.
+        MmgenError: not a bundle or not signed with the key, unknown format, a missing or unknown field, a wrong type,
+            parts that don't fit, a path that leaves the folder, a missing file, a wrong hash.
     """
     try:
         root = Path(os.fsdecode(folder))
@@ -308,10 +313,16 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
         raise MmgenError(
             f"{manifest}: format", got=shown(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
         )
-    if (checksum := record.pop(CHECKSUM, None)) not in (None, checksum_of(record)):  # older bundles have none
-        wanted = checksum_of(record)[:BRIEF]
-        got = str(checksum)[:BRIEF]
-        raise MmgenError(f"{manifest}: {CHECKSUM}", got=got, wanted=wanted, remedy=CHANGED)
+    wanted = checksum_of({name: value for name, value in record.items() if name != CHECKSUM})
+    if (checksum := record.pop(CHECKSUM, wanted)) != wanted:  # older bundles have none
+        raise MmgenError(f"{manifest}: {CHECKSUM}", got=str(checksum)[:BRIEF], wanted=wanted[:BRIEF], remedy=CHANGED)
+    key = None if public_key is None else Path(os.fsdecode(public_key))
+    if key is not None:
+        from mmgen.runtime import signing  # few ask for it
+
+        if not verify:
+            raise MmgenError("a signature proves nothing of files that aren't compared", remedy="leave verify as it is")
+        signing.check(manifest, wanted.encode(), key)
     from mmgen.runtime.consistency import check_parts  # it is written in the words of this module
 
     bundle = from_json(Bundle, record, str(manifest))
@@ -333,7 +344,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
                 wanted=str(hashed)[:BRIEF],
                 remedy=CHANGED,
             )
-    return dataclasses.replace(bundle, folder=root)
+    return dataclasses.replace(bundle, folder=root, public_key=key)
 
 
 def _files(bundle: Bundle) -> list[tuple[str, str | None]]:

@@ -62,6 +62,8 @@ main.add_command(bench)
 bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
 backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
                               help=f"What runs the graphs: {', '.join(NAMES)}; or the first that works.")  # fmt: skip
+key_option = click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE",
+                          help="Take the bundle, and engines, only if they are signed with its key; see mmgen sign.")  # fmt: skip
 threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
 
 
@@ -105,6 +107,7 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
               "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
 @backend_option
 @threads_option
+@key_option
 @json_option
 def generate(
     folder: Path,
@@ -121,6 +124,7 @@ def generate(
     output: str,
     backend: str,
     threads: int | None,
+    public_key: Path | None,
     as_json: bool,
     **request: Any,
 ) -> None:
@@ -130,7 +134,7 @@ def generate(
     """
     with Progress() as progress:
         progress(f"loading {folder}", 0.0)
-        with load(folder, backend, threads=threads) as generator:
+        with load(folder, backend, threads=threads, public_key=public_key) as generator:
             bundle = generator.bundle
             conditions = read_conditions(bundle, prompts, class_ids, others)
             more: dict[str, Any] = {
@@ -168,12 +172,13 @@ def generate(
 
 @main.command()
 @bundle_argument
+@key_option
 @json_option
-def inspect(folder: Path, as_json: bool) -> None:
+def inspect(folder: Path, public_key: Path | None, as_json: bool) -> None:
     """Check a bundle's files and say what it is."""
     from mmgen.runtime import describe
 
-    bundle = read_bundle(folder)
+    bundle = read_bundle(folder, public_key=public_key)
     show(describe.record(bundle), as_json, lambda: describe.text(bundle))
 
 
@@ -193,6 +198,19 @@ def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> No
     record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
     show(record, as_json, lambda: describe.receipts(receipts))
     require(receipts)
+
+
+@main.command()
+@bundle_argument
+@click.option("--key", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Private key, as ssh-keygen -t ed25519 makes it.")  # fmt: skip
+@json_option
+def sign(folder: Path, key: Path, as_json: bool) -> None:
+    """Sign a bundle and the engines that it has, for those who load it with --public-key."""
+    from mmgen.runtime.bundle_signature import sign_bundle
+
+    signed = sign_bundle(folder, key, lambda: click.prompt(f"Passphrase of {key}", hide_input=True, err=True))
+    show({"signatures": [str(path) for path in signed]}, as_json, lambda: "\n".join(map(str, signed)))
 
 
 @main.command()

@@ -42,6 +42,8 @@ def find(bundle: Bundle, place: Place) -> tuple[Path, Build]:
             skipped.append(str(without_remedy(build)))
         elif wrong := misfit(bundle, build, place):
             misfits.append(wrong)
+        elif unsigned := _unsigned(bundle, folder):
+            skipped.append(str(without_remedy(unsigned)))
         else:
             return folder, build
     note = "".join(f" (skipped: {reason})" for reason in skipped)
@@ -124,6 +126,20 @@ def build_command(bundle: Bundle, targets: Sequence[str] = ()) -> str:
 def without_remedy(error: MmgenError, remedy: str | None = None) -> MmgenError:
     """The same failure with another remedy, or none."""
     return MmgenError(error.what, got=error.got, wanted=error.wanted, remedy=remedy)
+
+
+def _unsigned(bundle: Bundle, folder: Path) -> MmgenError | None:
+    """Why a build can't be trusted, where somebody asked for that."""
+    if bundle.public_key is None:
+        return None
+    from mmgen.runtime import signing
+
+    sidecar = folder / SIDECAR
+    try:
+        signing.check(sidecar, sidecar.read_bytes(), bundle.public_key)
+    except MmgenError as error:
+        return error
+    return None
 
 
 def _folders(folder: Path) -> list[Path]:

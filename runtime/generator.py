@@ -21,6 +21,7 @@ from mmgen.runtime.bundle import AnyPath, Bundle, Role, read_bundle
 from mmgen.runtime.choices import chosen
 from mmgen.runtime.conditions import open_inputs
 from mmgen.runtime.encoding import encode
+from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.fork import keep_in_children
 from mmgen.runtime.graph_file import check_files
 from mmgen.runtime.masked_plan import MaskedPlan
@@ -325,6 +326,7 @@ def load(
     threads: int | None = None,
     verify: bool = True,
     build: bool = False,
+    public_key: AnyPath | None = None,
 ) -> Generator:
     """Open a bundle.
 
@@ -335,12 +337,16 @@ def load(
         verify: compare every file with its hash first.
         build: make TensorRT engines for this device first if there are none that fit, or for ``ort-cpu`` optimised
             graphs, as ``mmgen build`` does; it may take minutes, and is never done without being asked for.
+        public_key: the file of a key that the bundle must be signed with, and its engines, by ``mmgen sign``.
 
     Raises:
-        MmgenError: not a whole bundle, or a backend that can't be had.
+        MmgenError: not a whole bundle, one that isn't signed with the key, or a backend that can't be had.
     """
     threads = check_backend(backend, threads)  # before what takes its time
-    bundle = read_bundle(folder, verify=verify)
+    if build and public_key is not None:
+        remedy = "build, sign with mmgen sign, and then load"
+        raise MmgenError("what is built here is not signed yet, and only what is signed was asked for", remedy=remedy)
+    bundle = read_bundle(folder, verify=verify, public_key=public_key)
     if build:
         from mmgen.runtime.building import ensure_built  # which starts processes and looks for devices
 

@@ -63,7 +63,7 @@ def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
         role: which of its graphs.
         onnxruntime: the module.
     """
-    if not bundle.path(FOLDER).is_dir():
+    if not bundle.path(FOLDER).is_dir() or bundle.public_key is not None:  # checksums are no proof of who made it
         return None
     folder = _folder(bundle, _identify(bundle, role, onnxruntime))
     if not folder.exists():
