@@ -63,7 +63,7 @@ bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(pat
 backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
                               help=f"What runs the graphs: {', '.join(NAMES)}; or the first that works.")  # fmt: skip
 key_option = click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE",
-                          help="Take the bundle, and engines, only if they are signed with its key; see mmgen sign.")  # fmt: skip
+                          help="Take only a bundle, and engines, that mmgen sign signed with its key.")  # fmt: skip
 threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
 
 
