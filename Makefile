@@ -5,11 +5,14 @@
 #   make test    everything that needs no GPU: ruff, mypy, pytest
 #
 # Also: make test-runtime PYTHON=python3.10    the tests that need no torch, in a clean environment
+#       make campaign SECONDS=600 SEED=0         bundles that are wrong somewhere, as strangers may send them
 #       make test-gpu PYTHON=python3             the tests that need a GPU, on the machine that has it
 #       make test-engines    models of published sizes, compiled; DiT-XL/2 takes minutes, 9 GB of memory and 14 of disk
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
+SECONDS ?= 600
+SEED ?= 0
 BACKENDS ?= ort# extras that test-runtime installs: ort,openvino tests both backends of the CPU
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
@@ -32,7 +35,7 @@ CUDA = 12.8.0 13.0.3 13.5.0
 LEAN = 11.4.0.106
 INSTALL = .venv/dev/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all:
 
-.PHONY: demo test test-runtime test-gpu test-engines clean
+.PHONY: campaign demo test test-runtime test-gpu test-engines clean
 .SECONDARY:
 
 demo: .venv/export/ready .venv/runtime/ready
@@ -60,6 +63,13 @@ test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
 	$(PYTHON) -m venv --system-site-packages .venv/gpu
 	.venv/gpu/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_gpu),images]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(BUNDLE) .venv/gpu/bin/python -m pytest -m gpu -s
+
+# Wrong bundles by the thousand: SECONDS of them, from SEED on.
+campaign: .venv/dev/ready $(TEST_BUNDLE)/bundle.json
+	rm -rf build/campaign.mmgen
+	cp -r $(TEST_BUNDLE) build/campaign.mmgen
+	.venv/dev/bin/mmgen build build/campaign.mmgen --target cpu
+	.venv/dev/bin/python tests/campaign/run.py build/campaign.mmgen --seconds $(SECONDS) --seed $(SEED)
 
 test-engines: .venv/dev/ready
 	mkdir -p build/true_sizes

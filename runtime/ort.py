@@ -3,7 +3,8 @@
 ``ort-cpu-int8`` multiplies the step's large matrices in eight bits; all else is as ``ort-cpu`` has it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -85,11 +86,12 @@ class OrtCpu(HostBackend):
 
     def load(self, bundle: Bundle, role: Role, options: Any) -> Any:
         """A session for a graph of a bundle, which computes in float32."""
-        content = graph_content(bundle, role)
+        path, content = bundle.path(bundle.graphs[role].file), graph_content(bundle, role)
         model = read_model(content)
-        if model is not None and widen(model.graph):
-            content = model.SerializeToString()
-        return self.session(bundle.path(bundle.graphs[role].file), options, content)
+        with _names_read(path):
+            if model is not None and widen(model.graph):
+                content = model.SerializeToString()
+        return self.session(path, options, content)
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
         """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
@@ -139,11 +141,21 @@ class OrtInt8(OrtCpu):
         graph = bundle.graphs[role]
         path, weights = bundle.path(graph.file), None if graph.data is None else bundle.path(graph.data)
         model = read_model(graph_content(bundle, role))
-        if model is not None:
-            widen(model.graph)
-        if model is None or not int8.quantise(model.graph, weights, int8.largest_weight()):
-            raise MmgenError(f"{path} has no products that int8 would make faster", remedy="use --backend ort-cpu")
+        with _names_read(path):
+            if model is not None:
+                widen(model.graph)
+            if model is None or not int8.quantise(model.graph, weights, int8.largest_weight()):
+                raise MmgenError(f"{path} has no products that int8 would make faster", remedy="use --backend ort-cpu")
         return OrtRunner(self.session(path, self.new_options(), model.SerializeToString()), role, graph)
+
+
+@contextmanager
+def _names_read(path: Path) -> Iterator[None]:
+    """Protobuf's messages read a name when it is asked for, and only then see that it is no text."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise MmgenError(f"{path} is not ONNX (a name that is no UTF-8)", remedy="export or copy it again") from error
 
 
 def installed() -> str | None:

@@ -89,6 +89,16 @@ def test_tensors_are_found_wherever_onnx_can_have_them() -> None:
     assert sorted(locations(model.SerializeToString())) == sorted(wanted)
 
 
+def test_names_that_are_no_text_are_one_error(copy: Path, cpu: str) -> None:
+    content = (copy / STEP).read_bytes()
+    assert content.count(b"MatMul") > 3
+    (copy / STEP).write_bytes(content.replace(b"MatMul", b"Mat\xfful"))
+    edit(copy, lambda record: record["graphs"]["step"].update(sha256=sha256(copy / STEP)))
+    with pytest.raises(MmgenError, match=r"step\.onnx") as caught:
+        load(copy, cpu, threads=1)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("content", [b"\x3a", b"\x3a\x7f", b"\x0f", b"\x3a\x02\x2a", b"\xff" * 20], ids=repr)
 def test_what_is_no_message_is_one_error(copy: Path, cpu: str, content: bytes) -> None:
     (copy / STEP).write_bytes(content)
