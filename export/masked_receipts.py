@@ -15,7 +15,7 @@ from mmgen.runtime import limits
 from mmgen.runtime.bundle import Receipt
 from mmgen.runtime.masked import MaskedTable
 from mmgen.runtime.masked_plan import ROWS
-from mmgen.runtime.masked_reference import step
+from mmgen.runtime.masked_reference import draw, step
 from mmgen.runtime.process import Masked
 from mmgen.runtime.verify import relative_rms, share
 
@@ -44,15 +44,33 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
     numbers = {name: sample.inputs[name] for name in ROWS}
     numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
     row = MaskedTable(**numbers, hidden=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
-    drawn = step(process, row, 0, tokens, logits, choice, order)
+    after, codes = step(process, row, 0, tokens, logits, choice, order)
+    made, found = (got[name].reshape(tokens.shape) for name in (names.NEXT_TOKENS, names.CODES))
+    undecided = _undecided(*draw(process, row, 0, tokens, logits, choice, order)[1:])
+    if ((made == process.mask_id).sum(-1) == (after == process.mask_id).sum(-1)).all():
+        after = np.where(undecided & ((made == process.mask_id) | (made == codes)), made, after)
     return [
         Receipt(level, "step", "relative RMS", error, limits.GRAPH_RMS[policy], LOGITS),
         *(
-            Receipt(level, "step", "share", share(got[name].reshape(tokens.shape), want), limits.GRAPH_CODES, name,
-                    at_least=True)
-            for name, want in zip((names.NEXT_TOKENS, names.CODES), drawn, strict=True)
+            Receipt(level, "step", "share", share(got, want), limits.GRAPH_CODES, name, at_least=True)
+            for name, got, want in ((names.NEXT_TOKENS, made, after), (names.CODES, found, codes))
         ),
-    ]  # fmt: skip
+    ]
+
+
+def _undecided(score: np.ndarray, stays: np.ndarray) -> np.ndarray:
+    """Places (B, N) of which rounding decides whether they are settled: those at the limit, if others are as near.
+
+    Where all is hidden and nothing is given, a model that knows relative positions alone has the same logits in all
+    places, but for rounding.
+    """
+    ranked = np.sort(score, -1)
+    at = stays[:, None].astype(np.int64)
+    low = np.take_along_axis(ranked, np.maximum(at - 1, 0), -1)  # the best that stays hidden
+    high = np.take_along_axis(ranked, np.minimum(at, score.shape[-1] - 1), -1)  # the worst that is settled
+    near = limits.TIED_SCORES * np.maximum(1, np.abs(low))
+    tied: np.ndarray = (high - low <= near) & (score >= low - near) & (score <= high + near)
+    return tied
 
 
 def _centred(got: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -38,6 +38,30 @@ def step(
     Returns:
         Tokens (B, N) after the step; the codes (B, N) that every place has before some are hidden again.
     """
+    codes, score, stays = draw(process, table, row, tokens, logits, choice, order)
+    hidden = tokens == process.mask_id
+    # Of places of equal score the first is settled first.
+    mine, others = score[:, :, None], score[:, None, :]
+    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
+    rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
+    again = hidden & ((rank <= stays[:, None]) | (order < table.stay[row]))
+    return np.where(again, process.mask_id, codes), codes
+
+
+def draw(
+    process: Masked,
+    table: MaskedTable,
+    row: int,
+    tokens: Tokens,
+    logits: Array,
+    choice: Array,
+    order: Array,
+) -> tuple[Tokens, Array, Tokens]:
+    """The first half of a row: arguments as for ``step``.
+
+    Returns:
+        The codes (B, N) that every place has; their scores (B, N); how many of the lowest stay hidden (B,).
+    """
     real = logits.dtype.type
     hidden = tokens == process.mask_id
 
@@ -61,13 +85,8 @@ def step(
     score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))
     score = np.where(hidden, score, real(FAR))
 
-    # One place at least is settled.  Of places of equal score the first is settled first.
-    target = np.minimum(table.masked[row], np.maximum(hidden.sum(-1, keepdims=True) - 1, 1))  # (B, 1)
-    mine, others = score[:, :, None], score[:, None, :]
-    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
-    rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
-    again = hidden & ((rank <= target) | (order < table.stay[row]))
-    return np.where(again, process.mask_id, codes), codes
+    stays = np.minimum(table.masked[row], np.maximum(hidden.sum(-1) - 1, 1))  # one place at least is settled
+    return codes, score, stays
 
 
 def run(
