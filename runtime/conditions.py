@@ -15,6 +15,7 @@ from mmgen.runtime.nulls import read_null
 from mmgen.runtime.numbers import whole
 from mmgen.runtime.text import open_tokenizer
 
+LETTERS, LETTERS_A_TOKEN = 10_000, 16  # of a text, whichever is more: all that is longer would be cut
 Encode = Callable[[Sequence[Any]], NDArray[Any]]
 
 
@@ -84,15 +85,26 @@ def _open(bundle: Bundle, condition: Condition) -> Input:
 
 
 def _texts(condition: Condition, tokenize: Encode, given: Sequence[Any]) -> NDArray[Any]:
+    most = max(LETTERS, LETTERS_A_TOKEN * (condition.length or 0))
+    texts = []
     for text in given:
+        what = f"condition {condition.name!r}"
         if not isinstance(text, str):
-            raise MmgenError(f"condition {condition.name!r}", got=shown(text), wanted=wanted(condition))
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a letter, or bytes of a command line that weren't UTF-8
-            what = f"condition {condition.name!r}: letter {error.start + 1}"
-            raise MmgenError(what, got=shown(text[error.start]), wanted="text that UTF-8 can hold") from error
-    return tokenize(given)
+            raise MmgenError(what, got=shown(text), wanted=wanted(condition))
+        if len(text) > most:
+            raise MmgenError(what, got=f"a text of {len(text)} letters", wanted=f"at most {most}", remedy="shorten it")
+        texts.append(_as_utf8(what, text))
+    return tokenize(texts)
+
+
+def _as_utf8(what: str, text: str) -> str:
+    """A text; bytes that Python keeps in one, of a locale that knows ASCII alone, as the letters that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        at, letter = next((i, letter) for i, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff")
+    remedy = "give text, or bytes of it that are UTF-8"
+    raise MmgenError(f"{what}: letter {at}", got=shown(letter), wanted="text that UTF-8 can hold", remedy=remedy)
 
 
 def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
