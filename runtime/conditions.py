@@ -118,11 +118,18 @@ def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
 
 def _arrays(condition: Condition, given: object) -> list[Any]:
     what, described = f"condition {condition.name!r}", wanted(condition)
+    if isinstance(given, np.ndarray):
+        _check_shape(condition, given)  # before it is copied
     array = as_array(what, given, condition.dtype, described)
+    _check_shape(condition, array)
     if array.shape == condition.shape:
         return [array]
-    if array.shape[1:] != condition.shape or array.ndim == 0:
-        raise MmgenError(what, got=said(array), wanted=f"{described}, or (n, ...) for n samples")
     if len(array) == 0:
         raise MmgenError(f"{what} is an empty list", wanted=described)
     return list(array)
+
+
+def _check_shape(condition: Condition, array: NDArray[Any]) -> None:
+    if array.shape != condition.shape and (array.ndim == 0 or array.shape[1:] != condition.shape):
+        wanted_ = f"{wanted(condition)}, or (n, ...) for n samples"
+        raise MmgenError(f"condition {condition.name!r}", got=said(array), wanted=wanted_)

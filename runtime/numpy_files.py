@@ -1,7 +1,7 @@
 """Numpy's files, .npy and .npz, from whoever wrote them: what an array takes is known before it is laid out.
 
-``numpy.load`` parses a header as Python is parsed, lays out what it claims and unpacks what is compressed.  Here a header
-is one line of one form, and an array's bytes are in the file, as they are in those that ``numpy.savez`` writes.
+``numpy.load`` parses a header as Python is parsed, lays out what it claims and unpacks what is compressed.  Here a
+header is one line of one form, and an array's bytes are in the file, as they are in those that ``numpy.savez`` writes.
 """
 
 import math
