@@ -91,10 +91,11 @@ def read_golden(path: Path) -> Golden:
     try:
         with open_regular(path, remedy=AGAIN) as (file, size):
             arrays: dict[str, Any] = dict(read_npz(file, size, "biufU"))
-        if (asked := arrays.pop("request", None)) is None or asked.dtype.kind != "U":
+        if (asked := arrays.pop("request", None)) is None or asked.dtype.kind != "U" or asked.ndim:
             raise ValueError("it has no request")
-        if unknown := [name for name in arrays if not name.startswith((*ARRAYS, *OPTIONAL, *GIVEN.values()))]:
-            raise ValueError(f"it has an array {unknown[0][:60]!r}")
+        for name in arrays:
+            if name not in (*ARRAYS, *OPTIONAL) and not name.startswith(tuple(GIVEN.values())):
+                raise ValueError(f"it has an array {shown(name)}")
         if missing := [name for name in ARRAYS if name not in arrays]:
             raise ValueError(f"it has no array {missing[0]!r}")
         request = _request(path, json.loads(str(asked)))
@@ -125,9 +126,9 @@ def _request(path: Path, record: object) -> dict[str, Any]:
                 raise MmgenError(what(name), got=shown(record[name]), wanted=wanted, remedy=AGAIN)
     return {
         **record,
-        "steps": whole(what("steps"), record["steps"], "a whole number, at least 1", 1, MOST_STEPS),
-        "seed": whole(what("seed"), record["seed"], "a whole number from 0", 0),
-        "guidance": real(what("guidance"), record["guidance"], "a finite number"),
+        "steps": whole(what("steps"), record["steps"], "a whole number, at least 1", 1, MOST_STEPS, remedy=AGAIN),
+        "seed": whole(what("seed"), record["seed"], "a whole number from 0", 0, remedy=AGAIN),
+        "guidance": real(what("guidance"), record["guidance"], "a finite number", remedy=AGAIN),
     }
 
 

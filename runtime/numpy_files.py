@@ -6,6 +6,7 @@ header is one line of one form, and an array's bytes are in the file, as they ar
 
 import math
 import re
+import sys
 import zipfile
 from typing import Any, BinaryIO
 
@@ -66,6 +67,8 @@ def read_npy(file: BinaryIO, size: int, kinds: str = "biuf") -> NDArray[Any]:
             raise NoArray("it is cut")
     if dtype.kind == "b" and count and content.max() > 1:
         raise NoArray("it holds bools that are neither true nor false")
+    if dtype.kind == "U" and count and content.view(f"{dtype.byteorder}u4").max() > sys.maxunicode:
+        raise NoArray("it holds letters that no text has")
     try:
         return content.view(dtype).reshape(shape, order="F" if order == "True" else "C")
     except ValueError as error:  # nothing, on axes that no array has

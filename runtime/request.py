@@ -101,7 +101,9 @@ def ask(
     number = lengths.pop() if lengths else 1
     if number > MOST:
         raise MmgenError("conditions of as many samples", got=number, wanted=f"at most {MOST}", remedy=FEWER)
-    each_serves = 1 if count is None else whole("count", count, "a whole number, at least 1", 1, MOST // number)
+    each_serves, most = 1, MOST // number
+    if count is not None:
+        each_serves = whole("count", count, "a whole number, at least 1", 1, most, remedy="count=4 makes four of each")
     with np.errstate(over="ignore"):
         weights = np.array([w for _, w in used], np.float32)
     if not np.isfinite(weights).all():
