@@ -120,8 +120,11 @@ def encoded(inputs: Inputs, asked: Asked) -> Branches:
     """
     arrays = {}
     for name, each in inputs.items():
-        made = [each.encode(values[name]) for values in asked.values]
-        arrays[each.condition.tensor] = np.concatenate([np.repeat(m, asked.batch // len(m), 0) for m in made])
+        rows = []
+        for values in asked.values:  # no comprehension: warnings name the caller's line, so many calls from here
+            made = each.encode(values[name])
+            rows.append(np.repeat(made, asked.batch // len(made), 0))
+        arrays[each.condition.tensor] = np.concatenate(rows)
     return Branches(asked.weights, arrays, asked.batch)
 
 

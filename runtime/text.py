@@ -14,7 +14,7 @@ from mmgen.runtime.tokenizer_limits import excess
 
 Encode = Callable[[Sequence[str]], NDArray[np.int64]]  # texts to ids (len(texts), length)
 LARGEST = 64 << 20  # bytes of a tokenizer; those of a quarter of a million tokens have 33 million
-AGAIN = "export the bundle again"
+AGAIN, ANOTHER = "export the bundle again", "export the bundle with another tokenizer"
 
 
 def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
@@ -41,7 +41,7 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
         _raise_unless_its_own(error)
         raise MmgenError(f"{path} is not a tokenizer ({error or type(error).__name__})", remedy=AGAIN) from error
     if wrong is not None:
-        raise MmgenError(f"{path} is no tokenizer for prompts: {wrong}", remedy=AGAIN)
+        raise MmgenError(f"{path} is no tokenizer for prompts: {wrong}", remedy=ANOTHER)
 
     def encode(texts: Sequence[str]) -> NDArray[np.int64]:
         ids = np.full((len(texts), length), pad_id, np.int64)

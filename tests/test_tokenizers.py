@@ -122,7 +122,7 @@ def test_what_grows_without_bound_is_refused(tmp_path: Path, parts: dict[str, An
     """Also where tokens of its own would set it off while it is loaded."""
     token = {"id": 9, "content": "aaaa", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
              "special": False}  # fmt: skip
-    with pytest.raises(MmgenError, match=message + "; export the bundle again"):
+    with pytest.raises(MmgenError, match=message + "; export the bundle with another tokenizer"):
         encode(tmp_path, **{**parts, "added_tokens": [token]})
 
 
@@ -150,7 +150,7 @@ def test_what_the_library_raises_is_one_clear_error(tmp_path: Path, parts: dict[
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"model": ', b"1" * 5000])
 def test_a_file_that_is_no_tokenizer(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(MmgenError, match=r"tokenizer\.json is (not a|no) tokenizer.*export the bundle again") as caught:
+    with pytest.raises(MmgenError, match=r"tokenizer\.json is (not a|no) tokenizer.*; export the bundle") as caught:
         open_tokenizer(tmp_path / "tokenizer.json", 4, 0)
     assert len(str(caught.value)) < 400
 
