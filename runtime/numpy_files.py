@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.free_memory import free_bytes
+
 MAGIC = b"\x93NUMPY"
 LONGEST = 4096  # bytes of a header; numpy's own have 118
 AXES_GIVEN = r"\(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\)"
@@ -61,6 +63,8 @@ def read_npy(file: BinaryIO, size: int, kinds: str = "biuf") -> NDArray[Any]:
     count, left = math.prod(shape) * dtype.itemsize, size - len(start) - width - length
     if len(shape) > AXES or count > left:
         raise NoArray(f"it is cut, or its shape is wrong: ({axes[:60]}) in {max(left, 0)} bytes")
+    if count > PIECE and (free := free_bytes()) is not None and count > free:
+        raise MemoryError(f"{count} bytes, and {free} are free")  # numpy lays out more: a file may be one hole
     content = np.empty(count, np.uint8)
     for begin in range(0, count, PIECE):
         if file.readinto(content[begin : begin + PIECE]) != min(PIECE, count - begin):  # type: ignore[attr-defined]

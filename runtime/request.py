@@ -121,8 +121,8 @@ def encoded(inputs: Inputs, asked: Asked) -> Branches:
     arrays = {}
     for name, each in inputs.items():
         rows = []
-        for values in asked.values:  # no comprehension: warnings name the caller's line, so many calls from here
-            made = each.encode(values[name])
+        for branch in asked.values:  # no comprehension: warnings name the caller's line, so many calls from here
+            made = each.encode(branch[name])
             rows.append(np.repeat(made, asked.batch // len(made), 0))
         arrays[each.condition.tensor] = np.concatenate(rows)
     return Branches(asked.weights, arrays, asked.batch)

@@ -8,15 +8,14 @@ which is reckoned with 0.4; 8.9 to 13.8 MB of the embedded one, with 6), and may
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from mmgen.runtime.backend import ON_GPU
 from mmgen.runtime.bundle import TENSORS, Bundle, Graph, Role, TensorSpec
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.free_memory import free_bytes
 from mmgen.runtime.memory import shape_of
 from mmgen.runtime.plan import Size
 from mmgen.runtime.process import Masked
@@ -65,11 +64,6 @@ def bytes_of(bundle: Bundle, size: Size, *, on_host: bool) -> int:
     return host + noisy * latents + _handed(between.values(), axes) + _inside(graphs, axes)
 
 
-def free_bytes() -> int | None:
-    """Memory that this process can still have; None: this system doesn't tell."""
-    return min((free for free in (_of_machine(), _of_container(), _of_process()) if free is not None), default=None)
-
-
 def _check(batch: int, needed: int) -> None:
     if needed <= ALWAYS or (free := free_bytes()) is None or needed <= free:
         return
@@ -102,40 +96,3 @@ def _inside_of(graph: Graph, axes: Mapping[str, int]) -> int:
     for over, count in (graph.operations or {}).items():
         operations += count * math.prod(axes.get(axis, 1) for axis in over.split())
     return INSIDE * own + WIDENED * hoisted + operations // OPERATIONS
-
-
-def _of_machine() -> int | None:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return None
-
-
-def _of_container() -> int | None:
-    """What a control group leaves, whose files are here in a container; what it has of files can be taken back."""
-    folder = "/sys/fs/cgroup"
-    limit, used = _lines(f"{folder}/memory.max"), _lines(f"{folder}/memory.current")
-    if not (limit and used and limit[0].isdigit() and used[0].isdigit()):
-        return None
-    cached = [int(line.split()[1]) for line in _lines(f"{folder}/memory.stat") if line.startswith("inactive_file ")]
-    return max(0, int(limit[0]) - int(used[0]) + sum(cached))
-
-
-def _of_process() -> int | None:
-    """What a limit of its address space leaves, as ``ulimit -v`` sets it."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    sizes = _lines("/proc/self/statm")
-    if limit == resource.RLIM_INFINITY or not sizes:
-        return None
-    return max(0, limit - int(sizes[0].split()[0]) * resource.getpagesize())
-
-
-def _lines(path: str) -> list[str]:
-    """The lines of one of the system's files; none where it isn't there."""
-    with suppress(OSError):
-        return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
-    return []

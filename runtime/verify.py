@@ -49,7 +49,12 @@ def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None
 def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     """Receipts of levels 3 and 4, passed or not."""
     policy = generator.bundle.precision.policy
-    rows = [progress.latents() for progress in _rows(generator, golden)]
+    rows = []
+    for progress in _rows(generator, golden):
+        rows.append(progress.latents())
+        if (made := rows[0].shape) != golden.other.shape:
+            what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
+            raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
     masked = isinstance(generator.bundle.process, Masked)
     trajectory = _tokens(generator, golden, policy, rows) if masked else (_latents(golden, policy, rows),)
 
@@ -65,7 +70,7 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
 
 
 def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
-    """The golden request, row by row, if it has the rows and the samples that torch made.
+    """The golden request, row by row, if it has as many as torch made.
 
     Raises:
         MmgenError: it hasn't, or is none that the bundle takes.
@@ -83,9 +88,6 @@ def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
                     wanted=len(golden.trajectory),
                     remedy="the bundle was exported with another version of the solver; export it again",
                 )  # fmt: skip
-            if (made := progress.latents().shape) != golden.other.shape:
-                what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
-                raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
             yield progress
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmgen.runtime import MmgenError
+from mmgen.runtime import MmgenError, numpy_files
 from mmgen.runtime.numpy_files import NoArray, read_npy, read_npz
 from mmgen.runtime.reading import read_array, read_mask
 
@@ -144,6 +144,18 @@ def test_an_archive_changed_anywhere_is_an_error_or_arrays() -> None:
             except NoArray:
                 refused += 1
     assert refused > len(whole)
+
+
+def test_a_file_that_is_one_hole_is_no_reason_to_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.write(with_header(header("'|u1'", shape="(1000000,)")))
+        file.truncate(file.tell() + 1_000_000)
+    assert read_array(tmp_path / "a.npy").shape == (1_000_000,)
+    monkeypatch.setattr(numpy_files, "free_bytes", lambda: 900_000)
+    with pytest.raises(MmgenError, match=r"a\.npy is larger than the memory, 0.001 GB"):
+        read_array(tmp_path / "a.npy")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmgen.runtime import Generator, MmgenError, load, room
+from mmgen.runtime import Generator, MmgenError, free_memory, load, room
 from mmgen.runtime.plan import Plan, Size
 from mmgen.runtime.request import MOST, MOST_ALSO
 
@@ -143,18 +143,18 @@ def test_a_request_that_memory_fails_after_all_is_one_clear_error(
 def test_what_is_free_is_the_least_that_the_system_tells(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, list[str]], free: int | None
 ) -> None:
-    monkeypatch.setattr(room, "_lines", lambda path: files.get(path, []))
-    assert room.free_bytes() == free
+    monkeypatch.setattr(free_memory, "_lines", lambda path: files.get(path, []))
+    assert free_memory.free_bytes() == free
 
 
 def test_a_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(room, "_lines", lambda path: ["10 5 1"] if path == "/proc/self/statm" else [])
+    monkeypatch.setattr(free_memory, "_lines", lambda path: ["10 5 1"] if path == "/proc/self/statm" else [])
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
-    assert room.free_bytes() == (1 << 20) - 10 * resource.getpagesize()
+    assert free_memory.free_bytes() == (1 << 20) - 10 * resource.getpagesize()
 
 
 def test_where_nothing_is_told_nothing_is_refused(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_lines", lambda path: [])
+    monkeypatch.setattr(free_memory, "_lines", lambda path: [])
     monkeypatch.setattr(room, "ALWAYS", 0)
     assert len(generator.generate(**ASKED, count=3).media) == 3
