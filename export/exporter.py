@@ -49,7 +49,7 @@ from mmgen.runtime.bundle import (
 )
 from mmgen.runtime.files import as_text
 from mmgen.runtime.generator import Generator
-from mmgen.runtime.golden import read_golden, write_golden
+from mmgen.runtime.golden import golden_of, write_golden
 from mmgen.runtime.nulls import write_nulls
 from mmgen.runtime.ort import open_backend
 from mmgen.runtime.ort_import import import_onnxruntime
@@ -236,7 +236,7 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
     half = bundle.precision.policy == "fp16"
     backend = EmulatedHalf(import_onnxruntime(), None) if half else open_backend("ort-cpu", None)
     with Generator(read_bundle(folder, verify=False), backend) as generator:
-        receipts = require(measure(generator, read_golden(folder / GOLDEN)))
+        receipts = require(measure(generator, golden_of(generator.bundle)))
     bundle = dataclasses.replace(bundle, receipts=(*bundle.receipts, *receipts))
     write_manifest(bundle, folder)
     return bundle

@@ -42,9 +42,10 @@ def conditions(
     known = {condition.name: condition for condition in bundle.conditions}
     for argument in others:
         name, equals, value = argument.partition("=")
+        name = _text(name)
         if not equals or name not in known:
             raise MmgenError(
-                f"{option or '--condition'} {argument!r}", wanted=f"NAME=VALUE with {_takes(bundle)}",
+                f"{option or '--condition'} {shown(argument)}", wanted=f"NAME=VALUE with {_takes(bundle)}",
                 remedy=did_you_mean(name, known),
             )  # fmt: skip
         given.setdefault(name, []).extend(_read(known[name], value))
@@ -84,7 +85,7 @@ def options(bundle: Bundle, solver: str | None, arguments: Sequence[str]) -> dic
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals:
-            raise MmgenError(f"--option {argument!r}", wanted=f"NAME=VALUE, such as {described(kind)}")
+            raise MmgenError(f"--option {shown(argument)}", wanted=f"NAME=VALUE, such as {described(kind)}")
         given[name] = read(kind, name, value)
     return given
 
@@ -97,7 +98,7 @@ def _also(bundle: Bundle, argument: str) -> Also:
         colon = ""
     if not colon:
         what, share = argument, 1.0
-    name = what.partition("=")[0]
+    name = _text(what.partition("=")[0])
     named = "=" in what and name in {c.name for c in bundle.conditions}
     return conditions(bundle, () if named else (what,), (), (what,) if named else (), "--also"), share
 
@@ -125,7 +126,7 @@ def _read(condition: Condition, value: str) -> list[Any]:
             try:
                 return [int(value)]
             except ValueError:
-                raise MmgenError(f"condition {condition.name!r}", got=repr(value), wanted="a whole number") from None
+                raise MmgenError(f"condition {condition.name!r}", got=shown(value), wanted="a whole number") from None
         case "array":
             wanted = f"numbers of shape {condition.shape} as JSON or in a .npy file"
             if value.endswith(".npy"):

@@ -30,10 +30,14 @@ def as_array(what: str, value: object, dtype: str, wanted: str) -> NDArray[Any]:
     target = np.dtype(dtype)
     if array.dtype.kind not in TAKEN[target.kind]:
         raise MmgenError(what, got=said(array) if array.dtype.kind in "biufc" else shown(value), wanted=wanted)
-    with np.errstate(over="ignore"):
-        made = array.astype(target)
-    if target.kind == "f" and not np.isfinite(made).all():
-        raise MmgenError(what, got="NaN or infinity", wanted=wanted)
-    if target.kind != "f" and not np.array_equal(made, array):
-        raise MmgenError(what, got=f"numbers that {dtype} doesn't have", wanted=wanted)
+    try:
+        with np.errstate(over="ignore"):
+            made = array.astype(target)
+        wrong = "NaN or infinity" if target.kind == "f" and not np.isfinite(made).all() else None
+        if target.kind != "f" and not np.array_equal(made, array):
+            wrong = f"numbers that {dtype} doesn't have"
+    except MemoryError:
+        wrong = f"{said(array)}, which is larger than the memory"
+    if wrong:
+        raise MmgenError(what, got=wrong, wanted=wanted)
     return made

@@ -17,13 +17,13 @@ import numpy as np
 
 from mmgen.runtime import distribution, machine
 from mmgen.runtime.backend import ON_GPU
-from mmgen.runtime.bundle import GOLDEN, MANIFEST, Bundle, read_bundle, sha256
+from mmgen.runtime.bundle import MANIFEST, Bundle, read_bundle, sha256
 from mmgen.runtime.ceilings import Ceilings, device_ceilings, host_ceilings
 from mmgen.runtime.cold_start import Start, cold_start
 from mmgen.runtime.energy import Power, metered
 from mmgen.runtime.figures import Noise, Summary, noise, summary
 from mmgen.runtime.generator import Generator, load
-from mmgen.runtime.golden import read_golden
+from mmgen.runtime.golden import golden_of
 from mmgen.runtime.library import find_library, version
 from mmgen.runtime.numbers import real, whole
 from mmgen.runtime.request import MOST
@@ -198,7 +198,7 @@ def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dic
     needed = {c.name for c in bundle.conditions if not given or c.null is None} - set(given)
     if not needed or bundle.golden_sha256 is None:
         return dict(given)
-    golden = read_golden(bundle.path(GOLDEN)).conditions
+    golden = golden_of(bundle).conditions
     return {**{name: list(values) for name, values in golden.items() if name in needed}, **given}
 
 
@@ -207,7 +207,7 @@ def golden_negative(bundle: Bundle, guidance: float | None) -> dict[str, Sequenc
     weight = bundle.defaults.guidance if guidance is None else guidance
     if weight == 1 or bundle.golden_sha256 is None or any(c.null is not None for c in bundle.conditions):
         return {}
-    return {name: list(values) for name, values in read_golden(bundle.path(GOLDEN)).negative.items()}
+    return {name: list(values) for name, values in golden_of(bundle).negative.items()}
 
 
 def _check(options: Options) -> None:

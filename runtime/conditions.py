@@ -15,6 +15,7 @@ from mmgen.runtime.nulls import read_null
 from mmgen.runtime.numbers import whole
 from mmgen.runtime.text import open_tokenizer
 
+LETTERS, LETTERS_A_TOKEN = 10_000, 16  # of a text, whichever is more: all that is longer would be cut
 Encode = Callable[[Sequence[Any]], NDArray[Any]]
 
 
@@ -84,15 +85,26 @@ def _open(bundle: Bundle, condition: Condition) -> Input:
 
 
 def _texts(condition: Condition, tokenize: Encode, given: Sequence[Any]) -> NDArray[Any]:
+    most = max(LETTERS, LETTERS_A_TOKEN * (condition.length or 0))
+    texts = []
     for text in given:
+        what = f"condition {condition.name!r}"
         if not isinstance(text, str):
-            raise MmgenError(f"condition {condition.name!r}", got=shown(text), wanted=wanted(condition))
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a letter, or bytes of a command line that weren't UTF-8
-            what = f"condition {condition.name!r}: letter {error.start + 1}"
-            raise MmgenError(what, got=shown(text[error.start]), wanted="text that UTF-8 can hold") from error
-    return tokenize(given)
+            raise MmgenError(what, got=shown(text), wanted=wanted(condition))
+        if len(text) > most:
+            raise MmgenError(what, got=f"a text of {len(text)} letters", wanted=f"at most {most}", remedy="shorten it")
+        texts.append(_as_utf8(what, text))
+    return tokenize(texts)
+
+
+def _as_utf8(what: str, text: str) -> str:
+    """A text; bytes that Python keeps in one, of a locale that knows ASCII alone, as the letters that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        at, letter = next((i, letter) for i, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff")
+    remedy = "give text, or bytes of it that are UTF-8"
+    raise MmgenError(f"{what}: letter {at}", got=shown(letter), wanted="text that UTF-8 can hold", remedy=remedy)
 
 
 def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
@@ -106,11 +118,18 @@ def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
 
 def _arrays(condition: Condition, given: object) -> list[Any]:
     what, described = f"condition {condition.name!r}", wanted(condition)
+    if isinstance(given, np.ndarray):
+        _check_shape(condition, given)  # before it is copied
     array = as_array(what, given, condition.dtype, described)
+    _check_shape(condition, array)
     if array.shape == condition.shape:
         return [array]
-    if array.shape[1:] != condition.shape or array.ndim == 0:
-        raise MmgenError(what, got=said(array), wanted=f"{described}, or (n, ...) for n samples")
     if len(array) == 0:
         raise MmgenError(f"{what} is an empty list", wanted=described)
     return list(array)
+
+
+def _check_shape(condition: Condition, array: NDArray[Any]) -> None:
+    if array.shape != condition.shape and (array.ndim == 0 or array.shape[1:] != condition.shape):
+        wanted_ = f"{wanted(condition)}, or (n, ...) for n samples"
+        raise MmgenError(f"condition {condition.name!r}", got=said(array), wanted=wanted_)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-SHOWN = 80  # characters of a value
+SHOWN = 60  # characters of a value
+PART = 400  # characters of a part of a message; a vendor's words may be pages, and names of files are long
 
 
 class MmgenError(Exception):
@@ -17,15 +18,13 @@ class MmgenError(Exception):
 
     def __init__(self, what: str, *, got: object = None, wanted: object = None, remedy: str | None = None) -> None:
         self.what, self.got, self.wanted, self.remedy = what, got, wanted, remedy
-        parts = [what]
+        parts = [_cut(what)]
         if got is not None:
-            parts.append(f"got {got}")
+            parts.append(f"got {_cut(str(got))}")
         if wanted is not None:
-            parts.append(f"wanted {wanted}")
+            parts.append(f"wanted {_cut(str(wanted))}")
         line = ", ".join(parts)
-        one_line = " ".join((f"{line}; {remedy}" if remedy else line).split())
-        # Names of files may not be text, and others' may have letters that change what a terminal shows.
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line))
+        super().__init__(_printable(f"{line}; {remedy}" if remedy else line))
 
 
 class Cancelled(MmgenError):
@@ -39,8 +38,26 @@ def said(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as Python writes it, cut where that is long."""
+    if isinstance(value, (str, bytes)):
+        value = value[:SHOWN]
+    elif isinstance(value, (list, tuple, dict, set, frozenset)) and len(value) > SHOWN:
+        return f"a {type(value).__name__} of {len(value)}"
     try:
         text = repr(value)
     except Exception as error:  # of somebody else's class, or of more digits than Python writes
         return f"{type(value).__name__}, which can't be shown ({type(error).__name__})"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def _cut(part: str) -> str:
+    """A part of a message without its middle, where it is long."""
+    half = PART // 2
+    return part if len(part) <= PART else f"{part[:half]} ... {part[-half:]}"
+
+
+def _printable(text: str) -> str:
+    """One line; what isn't a letter, such as what changes a terminal, as Python writes it."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)

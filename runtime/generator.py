@@ -30,8 +30,9 @@ from mmgen.runtime.pace import Pace, fitting
 from mmgen.runtime.plan import Plan, decode
 from mmgen.runtime.plans import Loan, Plans
 from mmgen.runtime.process import Masked
-from mmgen.runtime.request import Also
+from mmgen.runtime.request import FEWER, Also
 from mmgen.runtime.results import Progress, Result, Timings
+from mmgen.runtime.room import check_decoding, check_for
 from mmgen.runtime.run import Run
 from mmgen.runtime.solver_options import Option
 from mmgen.runtime.stream import Flag, Stream
@@ -54,6 +55,7 @@ class Generator:
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
         kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
+        self._fits = check_for(bundle, backend.name)
         self._plans = Plans(partial(kind, bundle, backend, self._runners))
         roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
         for role in roles:
@@ -133,7 +135,7 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request = check(self.bundle, self._inputs, asked, conditions, named)
+        request = check(self.bundle, self._inputs, asked, conditions, named, self._fits)
         check_cancel(cancel)
         return self._turns.run(lambda: self._play(request, started, cancel), cancel)
 
@@ -170,13 +172,14 @@ class Generator:
             steps, guidance, seed, solver, sigmas, options, count, noise, negative, also, guidance_interval,
             guidance_rescale, image, latents, strength, mask, deadline,
         )  # fmt: skip
-        request, cancel = check(self.bundle, self._inputs, asked, conditions, named), Flag()
+        request, cancel = check(self.bundle, self._inputs, asked, conditions, named, self._fits), Flag()
         return Stream(self._turns, self._loop(request, clock, cancel), cancel)
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Media (B, ...) and codes (B, ...) or None, of latents float32 (B, *L); or of codes int64 (B, *L)."""
         batch = max(len(latents), 1) if isinstance(latents, np.ndarray) and latents.ndim else 1
         given = checked_latents(self.bundle, latents, batch)
+        check_decoding(self.bundle, self.backend, batch)
         return self._turns.run(lambda: decode(self.bundle, self._backend, self._runners["decode"], given))
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
@@ -256,19 +259,22 @@ class Generator:
         ``clock`` is when the deadline's time began.
         """
         asked, deadline, timings = request.asked, request.options.deadline, Timings()
-        size = (asked.batch, len(asked.weights))
-        pace = self._paces.setdefault(size, Pace(len(asked.weights)))
-        latents = self._given(request, timings)
-        course = request.course(request.steps)
-        if deadline is not None:
-            if not pace.known:
-                self._measure(request, latents, pace)
-            left = clock + deadline - time.perf_counter()
-            course = fitting(pace, request.course, request.steps, request.least, left)
-        with self._written(request, course, latents, timings) as loan:
-            pace.condition.append(timings.condition + timings.timestep)
-            end = None if deadline is None else clock + deadline
-            yield Run(request, course, loan, self._turns, timings, pace, end)
+        try:
+            size = (asked.batch, len(asked.weights))
+            pace = self._paces.setdefault(size, Pace(len(asked.weights)))
+            latents = self._given(request, timings)
+            course = request.course(request.steps)
+            if deadline is not None:
+                if not pace.known:
+                    self._measure(request, latents, pace)
+                left = clock + deadline - time.perf_counter()
+                course = fitting(pace, request.course, request.steps, request.least, left)
+            with self._written(request, course, latents, timings) as loan:
+                pace.condition.append(timings.condition + timings.timestep)
+                end = None if deadline is None else clock + deadline
+                yield Run(request, course, loan, self._turns, timings, pace, end)
+        except MemoryError as error:
+            raise MmgenError("the request is larger than the memory", remedy=FEWER) from error
 
     @contextmanager
     def _written(
@@ -276,7 +282,7 @@ class Generator:
     ) -> Iterator[Loan]:
         """The plan of a course, with everything ready for its first row."""
         clock = time.perf_counter()
-        with self._plans.lend(course.size(request.asked)) as loan:
+        with self._plans.lend(course.size(request.asked.batch, len(request.asked.weights))) as loan:
             plan = loan.plan()
             start, noises = request.start(course.table, latents), request.noises(course.table)
             plan.write(course.table, request.asked, start, noises, course.rescale)

@@ -1,7 +1,7 @@
 """``golden.npz``: a small request, and what torch made of it."""
 
 import json
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.bundle import CODES, GOLDEN, Bundle
+from mmgen.runtime.errors import MmgenError, said, shown
+from mmgen.runtime.memory import shape_of
+from mmgen.runtime.numbers import real, whole
+from mmgen.runtime.numpy_files import NoArray, read_npz
+from mmgen.runtime.process import Masked
+from mmgen.runtime.regular import open_regular
+from mmgen.runtime.schedules import MOST_STEPS
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,16 @@ class Golden:
 
 
 ARRAYS = ("trajectory", "other", "media")
+OPTIONAL = ("noise", "codes")
 REQUEST = ("solver", "steps", "guidance", "sigmas", "seed")
 GIVEN = {"conditions": "condition.", "negative": "negative."}  # with the prefixes of those that are arrays
+AGAIN = "copy or export the bundle again"
 
 
 def write_golden(golden: Golden, path: Path) -> None:
     """Write a golden; the same golden gives the same bytes."""
     arrays = {name: getattr(golden, name) for name in ARRAYS}
-    for name in ("noise", "codes"):
+    for name in OPTIONAL:
         if getattr(golden, name) is not None:
             arrays[name] = getattr(golden, name)
     request = {name: getattr(golden, name) for name in REQUEST}
@@ -58,20 +67,84 @@ def write_golden(golden: Golden, path: Path) -> None:
     np.savez(path, request=np.array(json.dumps(request)), **arrays)
 
 
+def golden_of(bundle: Bundle) -> Golden:
+    """The golden of a bundle.
+
+    Raises:
+        MmgenError: as ``read_golden``, or an array isn't of the type and shape that this bundle makes.
+    """
+    path = bundle.path(GOLDEN)
+    golden = read_golden(path)
+    for name, (dtype, shape) in _arrays_of(bundle, golden).items():
+        array, wanted = getattr(golden, name), f"{dtype} {shape}"
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+            raise MmgenError(f"{path}: {name}", got=said(array), wanted=wanted, remedy=AGAIN)
+    return golden
+
+
 def read_golden(path: Path) -> Golden:
-    """Read a golden.
+    """Read a golden, of whichever bundle.
 
     Raises:
         MmgenError: the file is missing, damaged, or not a golden.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        request = {"negative": {}, **json.loads(str(arrays.pop("request")))}  # older ones have nothing negative
+        with open_regular(path, remedy=AGAIN) as (file, size):
+            arrays: dict[str, Any] = dict(read_npz(file, size, "biufU"))
+        if (asked := arrays.pop("request", None)) is None or asked.dtype.kind != "U" or asked.ndim:
+            raise ValueError("it has no request")
+        for name in arrays:
+            if name not in (*ARRAYS, *OPTIONAL) and not name.startswith(tuple(GIVEN.values())):
+                raise ValueError(f"it has an array {shown(name)}")
+        if missing := [name for name in ARRAYS if name not in arrays]:
+            raise ValueError(f"it has no array {missing[0]!r}")
+        request = _request(path, json.loads(str(asked)))
         for given, prefix in GIVEN.items():
             found = [name for name in arrays if name.startswith(prefix)]
             request[given] |= {name.removeprefix(prefix): arrays.pop(name) for name in found}
         return Golden(**request, **{"noise": None, **arrays})
-    except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
-        remedy = "copy or export the bundle again"
-        raise MmgenError(f"{path} can't be read as a golden ({error})", remedy=remedy) from error
+    except (NoArray, ValueError, TypeError, RecursionError, MemoryError) as error:
+        what = f"{path} can't be read as a golden ({str(error) or type(error).__name__})"
+        raise MmgenError(what, remedy=AGAIN) from error
+
+
+def _request(path: Path, record: object) -> dict[str, Any]:
+    """The fields that are no arrays, each of its type and in its range."""
+
+    def what(name: str) -> str:
+        return f"{path}: {name}"
+
+    if not isinstance(record, Mapping):
+        raise MmgenError(what("request"), got=shown(record), wanted="an object", remedy=AGAIN)
+    record = {"negative": {}, **record}  # older ones have nothing negative
+    if wrong := {*REQUEST, *GIVEN} ^ set(record):
+        there = "a field too many" if min(wrong) in record else "no such field"
+        raise MmgenError(what(f"request: {shown(min(wrong))}"), got=there, remedy=AGAIN)
+    for names, kind, wanted in ((("solver", "sigmas"), str, "a name"), (GIVEN, dict, "an object")):
+        for name in names:
+            if not isinstance(record[name], kind):
+                raise MmgenError(what(name), got=shown(record[name]), wanted=wanted, remedy=AGAIN)
+    return {
+        **record,
+        "steps": whole(what("steps"), record["steps"], "a whole number, at least 1", 1, MOST_STEPS, remedy=AGAIN),
+        "seed": whole(what("seed"), record["seed"], "a whole number from 0", 0, remedy=AGAIN),
+        "guidance": real(what("guidance"), record["guidance"], "a finite number", remedy=AGAIN),
+    }
+
+
+def _arrays_of(bundle: Bundle, golden: Golden) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array, for as many samples and rows as it says that it has."""
+    rows, samples = (max(len(array) if array.ndim else 0, 1) for array in (golden.trajectory, golden.other))
+    latents, masked = (samples, *bundle.latent_shape), isinstance(bundle.process, Masked)
+    dtype = "int64" if masked else "float32"
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        "trajectory": (dtype, (rows, *latents)),
+        "other": (dtype, latents),
+        "media": (bundle.media.dtype, (samples, *bundle.media.shape)),
+    }
+    if not masked:
+        wanted["noise"] = ("float32", latents)
+    codes = [spec for spec in bundle.graphs["decode"].outputs if spec.name == CODES]
+    if codes and golden.codes is not None:
+        wanted["codes"] = (codes[0].dtype, shape_of(codes[0], {"B": samples}))
+    return wanted

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from mmgen.runtime.bundle import BRIEF, CHANGED, Bundle, Graph, Role, sha256
 from mmgen.runtime.errors import MmgenError, shown
-from mmgen.runtime.records import read_bounded
+from mmgen.runtime.regular import read_regular
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 DEEPEST = 100
@@ -46,7 +46,7 @@ def graph_content(bundle: Bundle, role: Role) -> bytes:
     """
     graph = bundle.graphs[role]
     path = bundle.path(graph.file)
-    content = read_bounded(path, LARGEST)
+    content = read_regular(path, LARGEST, remedy=CHANGED)
     if (found := hashlib.sha256(content).hexdigest()) != graph.sha256:
         raise MmgenError(f"{path}: sha256", got=found[:BRIEF], wanted=graph.sha256[:BRIEF], remedy=CHANGED)
     try:

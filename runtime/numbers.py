@@ -10,13 +10,22 @@ import numpy as np
 from mmgen.runtime.errors import MmgenError, shown
 
 
-def whole(what: str, value: object, wanted: str, least: int | None = None, most: int | None = None) -> int:
+def whole(
+    what: str,
+    value: object,
+    wanted: str,
+    least: int | None = None,
+    most: int | None = None,
+    *,
+    remedy: str | None = None,
+) -> int:
     """A whole number.
 
     Args:
         what: the number, as the user knows it.
         wanted: what is accepted, but for ``most``, for the error.
         least, most: its range, both included; None: no limit.
+        remedy: what to do, for the error.
 
     Raises:
         MmgenError: no whole number (2.0 is none), or out of its range.
@@ -28,16 +37,24 @@ def whole(what: str, value: object, wanted: str, least: int | None = None, most:
             wanted = f"at most {most}"
         elif least is None or number >= least:
             return number
-    raise MmgenError(what, got=shown(value), wanted=wanted)
+    raise MmgenError(what, got=shown(value), wanted=wanted, remedy=remedy)
 
 
-def real(what: str, value: object, wanted: str, fits: Callable[[float], bool] = math.isfinite) -> float:
+def real(
+    what: str,
+    value: object,
+    wanted: str,
+    fits: Callable[[float], bool] = math.isfinite,
+    *,
+    remedy: str | None = None,
+) -> float:
     """A real number.
 
     Args:
         what: the number, as the user knows it.
         wanted: what is accepted, for the error.
         fits: whether it is in its range; NaN, of which every comparison is false, should be in none.
+        remedy: what to do, for the error.
 
     Raises:
         MmgenError: no real number, out of its range, or more than a float can be.
@@ -50,7 +67,7 @@ def real(what: str, value: object, wanted: str, fits: Callable[[float], bool] = 
             number = math.nan
         if fits(number):
             return number
-    raise MmgenError(what, got=shown(value), wanted=wanted)
+    raise MmgenError(what, got=shown(value), wanted=wanted, remedy=remedy)
 
 
 def _scalar(value: object) -> Any:

@@ -1,7 +1,7 @@
 """What a request asks for, checked before anything runs; and what that is in rows of a solver's table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ from mmgen.runtime.noise import noise as seeded_noise
 from mmgen.runtime.numbers import real, whole
 from mmgen.runtime.plan import Size
 from mmgen.runtime.process import Masked
-from mmgen.runtime.request import Also, Branches, branches, by_name, unknown
-from mmgen.runtime.schedules import check_steps
+from mmgen.runtime.request import Also, Branches, ask, by_name, encoded, unknown
+from mmgen.runtime.schedules import MOST_STEPS, check_steps
 from mmgen.runtime.solver_options import Option, over_defaults
 from mmgen.runtime.start import Start, made_anew, of_latents, of_tokens
 
@@ -61,9 +61,9 @@ class Course:
     alone: tuple[bool, ...]  # (N,): rows that run what is asked alone, without guidance
     rescale: NDArray[np.float32]  # (N,): share of guidance's own spread that is taken back
 
-    def size(self, asked: Branches) -> Size:
-        """What decides the plan."""
-        return Size(asked.batch, len(asked.weights), tuple(map(bool, self.table.stochastic)), self.alone)
+    def size(self, batch: int, guides: int) -> Size:
+        """What decides the plan, for B samples in G branches."""
+        return Size(batch, guides, tuple(map(bool, self.table.stochastic)), self.alone)
 
 
 @dataclass(frozen=True)
@@ -82,45 +82,14 @@ class Request:
 
     @property
     def least(self) -> int:
-        """The fewest steps that this can be done in: below, the strength leaves none, or a block of tokens has none."""
-        strength, options = self.options.strength, self.options
-        least = 1 if strength is None else math.ceil(1 / strength - 1e-9)
-        masked = isinstance(self.bundle.process, Masked)
-        return max(least, masked_request.blocks(self.bundle, options.solver, options.options)) if masked else least
+        """The fewest steps that this can be done in."""
+        return _least(self.bundle, self.options)
 
     def course(self, steps: int) -> Course:
         """Its rows in so many steps."""
         if steps not in self.courses:
-            self.courses[steps] = self._course(steps)
+            self.courses[steps] = _course(self.bundle, self.options, len(self.asked.weights), self.new, steps)
         return self.courses[steps]
-
-    def _course(self, steps: int) -> Course:
-        options, defaults, process = self.options, self.bundle.defaults, self.bundle.process
-        if isinstance(process, Masked):
-            new = None if self.new is None else self.new[0].reshape(-1)
-            rows = masked_request.rows(self.bundle, options.solver, steps, options.options, self._begin(steps), new)
-            return Course(steps, rows, (False,) * len(rows), np.zeros(len(rows), np.float32))
-        own = options.solver in (None, defaults.solver)  # the sigmas beside the solver are for that solver alone
-        sigmas = options.sigmas
-        if sigmas is None:
-            sigmas = defaults.sigmas if own else "schedule"
-        from mmgen.runtime import solvers  # a dozen files; a process for tokens, or that only reads bundles, needs none
-
-        table = solvers.table(
-            defaults.solver if options.solver is None else options.solver,
-            process,
-            steps,
-            sigmas=sigmas,  # type: ignore[arg-type]  # checked there
-            options=over_defaults(defaults, options.solver, options.options),
-            begin=self._begin(steps),
-        )
-        guided = np.full(len(table), len(self.asked.weights) > 1)
-        if options.guidance_interval is not None:
-            low, high = options.guidance_interval
-            guided &= (table.noise_to_data > low) & (table.noise_to_data <= high)
-        alone = ~guided if len(self.asked.weights) > 1 else guided
-        rescale = np.where(guided, np.float32(options.guidance_rescale), np.float32(0))
-        return Course(steps, table, tuple(map(bool, alone)), rescale)
 
     def start(self, table: Any, latents: NDArray[Any] | None) -> Start:
         """Where its rows begin, given the latents or codes (B, *L) that it starts from."""
@@ -138,19 +107,6 @@ class Request:
         rows = np.flatnonzero(table.stochastic)
         return {int(row): seeded_noise(self.options.seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
 
-    def _begin(self, steps: int) -> int:
-        """How many steps the strength leaves out, as diffusers counts them."""
-        strength = self.options.strength
-        if strength is None:
-            return 0
-        run = min(int(steps * strength), steps)
-        if run < 1:
-            raise MmgenError(
-                f"strength {strength:g} leaves none of {steps} steps",
-                remedy=f"ask for at least {self.least} steps, or for more strength",
-            )
-        return steps - run
-
 
 def check(
     bundle: Bundle,
@@ -158,6 +114,7 @@ def check(
     options: Options,
     conditions: Mapping[str, object] | None,
     named: Mapping[str, object],
+    fits: Callable[[Size], None],
 ) -> Request:
     """Check a request.
 
@@ -165,6 +122,7 @@ def check(
         inputs: the bundle's conditions.
         conditions: what is asked, by condition name.
         named: the same, for those that were arguments of their own.
+        fits: raises where memory doesn't hold a request; it is asked before anything of one is laid out.
 
     Raises:
         MmgenError: a bad argument, or a request that memory doesn't hold.
@@ -177,19 +135,71 @@ def check(
     if weight is None:
         weight, what = defaults.guidance, "this bundle's default guidance"
     try:
-        asked = branches(inputs, given, weight, options.count, options.negative, options.also, what=what)
+        asked = ask(inputs, given, weight, options.count, options.negative, options.also, what=what)
+        steps = check_steps(defaults.steps if options.steps is None else options.steps)
+        new = None if options.mask is None else made_anew(options.mask, bundle, asked.batch)
+        course = _course(bundle, options, len(asked.weights), new, steps)
+        fits(course.size(asked.batch, len(asked.weights)))
         shape = (asked.batch, *bundle.latent_shape)
         noise = options.noise
         noise = seeded_noise(options.seed, shape[0], shape[1:]) if noise is None else checked(noise, shape, "noise")
         image = None if options.image is None else _media(bundle, options.image, asked.batch)
         latents = None if options.latents is None else checked_latents(bundle, options.latents, asked.batch)
-        new = None if options.mask is None else made_anew(options.mask, bundle, asked.batch)
+        made = encoded(inputs, asked)
     except MemoryError as error:
         raise MmgenError("the request is larger than the memory", remedy="ask for fewer samples at once") from error
-    steps = check_steps(defaults.steps if options.steps is None else options.steps)
-    request = Request(bundle, options, asked, noise, steps, image, latents, new)
-    request.course(steps)  # raises what is wrong with solver, steps, sigmas and strength
-    return request
+    return Request(bundle, options, made, noise, steps, image, latents, new, {steps: course})
+
+
+def _least(bundle: Bundle, options: Options) -> int:
+    """The fewest steps: below, the strength leaves none, or a block of tokens has none."""
+    strength = options.strength
+    least = 1 if strength is None else math.ceil(min(1 / strength, 2 * MOST_STEPS) - 1e-9)
+    masked = isinstance(bundle.process, Masked)
+    return max(least, masked_request.blocks(bundle, options.solver, options.options)) if masked else least
+
+
+def _course(bundle: Bundle, options: Options, guides: int, new: NDArray[np.bool_] | None, steps: int) -> Course:
+    """The rows of a request for G branches in so many steps."""
+    defaults, process, begin = bundle.defaults, bundle.process, _begin(bundle, options, steps)
+    if isinstance(process, Masked):
+        places = None if new is None else new[0].reshape(-1)
+        rows = masked_request.rows(bundle, options.solver, steps, options.options, begin, places)
+        return Course(steps, rows, (False,) * len(rows), np.zeros(len(rows), np.float32))
+    own = options.solver in (None, defaults.solver)  # the sigmas beside the solver are for that solver alone
+    sigmas = options.sigmas
+    if sigmas is None:
+        sigmas = defaults.sigmas if own else "schedule"
+    from mmgen.runtime import solvers  # a dozen files; a process for tokens, or that only reads bundles, needs none
+
+    table = solvers.table(
+        defaults.solver if options.solver is None else options.solver,
+        process,
+        steps,
+        sigmas=sigmas,  # type: ignore[arg-type]  # checked there
+        options=over_defaults(defaults, options.solver, options.options),
+        begin=begin,
+    )
+    guided = np.full(len(table), guides > 1)
+    if options.guidance_interval is not None:
+        low, high = options.guidance_interval
+        guided &= (table.noise_to_data > low) & (table.noise_to_data <= high)
+    alone = ~guided if guides > 1 else guided
+    rescale = np.where(guided, np.float32(options.guidance_rescale), np.float32(0))
+    return Course(steps, table, tuple(map(bool, alone)), rescale)
+
+
+def _begin(bundle: Bundle, options: Options, steps: int) -> int:
+    """How many steps the strength leaves out, as diffusers counts them."""
+    strength = options.strength
+    if strength is None:
+        return 0
+    run = min(int(steps * strength), steps)
+    if run < 1:
+        least = _least(bundle, options)
+        more = "ask for" if least > MOST_STEPS else f"ask for at least {least} steps, or for"
+        raise MmgenError(f"strength {strength:g} leaves none of {steps} steps", remedy=f"{more} more strength")
+    return steps - run
 
 
 def checked_latents(bundle: Bundle, latents: object, batch: int) -> NDArray[Any]:
@@ -235,7 +245,7 @@ def _no_argument(bundle: Bundle, inputs: Inputs, options: Options, name: str) ->
     """The error about a keyword that is neither an option nor a condition."""
     from mmgen.runtime.solvers import options_of
 
-    what = f"unknown argument {name!r}"
+    what = f"unknown argument {shown(name)}"
     solver = bundle.defaults.solver if options.solver is None else options.solver
     if name in {f.name for f in fields(options_of(solver, bundle.process))}:
         return MmgenError(what, remedy=f"it is an option of solver {solver!r}: options={{{name!r}: ...}}")

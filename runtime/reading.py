@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Media
 from mmgen.runtime.distribution import extra
-from mmgen.runtime.errors import MmgenError, said
+from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.numpy_files import MAGIC, NoArray, read_npy
+from mmgen.runtime.regular import open_regular
 
 LIGHT = 128  # of 256 levels
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey in 16 bits
-NPY, ZIP = b"\x93NUMPY", b"PK"  # how files of one array begin, and those of several
+ZIP = b"PK"  # how files of several arrays begin
 
 
 def read_media(path: Path, media: Media) -> NDArray[Any]:
@@ -59,23 +61,18 @@ def read_array(path: Path, wanted: str = "a .npy file of numbers") -> NDArray[An
     Raises:
         MmgenError: the file can't be read, is damaged or cut, or holds anything but one array of numbers or bools.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(NPY))
-            if start != NPY:
-                kind = "empty" if not start else "an archive of arrays" if start.startswith(ZIP) else "no .npy file"
-                raise MmgenError(f"{path} is {kind}", wanted=wanted)
-            file.seek(0)
-            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except OSError as error:
-        raise MmgenError(f"{path} can't be read ({error.strerror or error})", wanted=wanted) from error
-    except MmgenError:
-        raise
-    except Exception as error:  # a header is parsed as Python is, and fails in as many ways
-        raise MmgenError(f"{path} is damaged, cut or no array of numbers ({error})", wanted=wanted) from error
-    if array.dtype.kind not in "biuf":
-        raise MmgenError(f"{path}", got=said(array), wanted=wanted)
-    return array
+    with open_regular(path, wanted=wanted) as (file, size):
+        start = file.read(len(MAGIC))
+        if start != MAGIC:
+            kind = "empty" if not start else "an archive of arrays" if start.startswith(ZIP) else "no .npy file"
+            raise MmgenError(f"{path} is {kind}", wanted=wanted)
+        file.seek(0)
+        try:
+            return read_npy(file, size)
+        except NoArray as error:
+            raise MmgenError(f"{path} is damaged, cut or no array of numbers ({error})", wanted=wanted) from error
+        except MemoryError as error:
+            raise MmgenError(f"{path} is larger than the memory, {size / 1e9:.3g} GB", wanted=wanted) from error
 
 
 def _pixels(path: Path, mode: str, wanted: str) -> NDArray[np.uint8]:
@@ -85,9 +82,9 @@ def _pixels(path: Path, mode: str, wanted: str) -> NDArray[np.uint8]:
     except ImportError as error:
         remedy = f"{extra('images')}, or give a .npy file"
         raise MmgenError(f"{path}: pictures are read with the package Pillow", remedy=remedy) from error
-    try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with open_regular(path, wanted=wanted) as (file, _), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
             with Image.open(file) as picture:
                 if picture.format == "EPS":  # for which Pillow would start Ghostscript
                     raise ValueError("it is a program in PostScript")
@@ -97,14 +94,6 @@ def _pixels(path: Path, mode: str, wanted: str) -> NDArray[np.uint8]:
                 if upright.mode in DEEP:  # Pillow would make 255 of all that is more
                     upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
                 return np.asarray(upright.convert("RGBA").convert(mode))
-    except OSError as error:
-        raise MmgenError(f"{path} can't be read ({_reason(error, path)})", wanted=wanted) from error
-    except Exception as error:  # each of Pillow's readers has its own
-        raise MmgenError(f"{path} can't be read as a picture ({error})", wanted=wanted) from error
-
-
-def _reason(error: OSError, path: Path) -> str:
-    """The system's words; Pillow's own errors have none, and name a file object where it knows no picture."""
-    if error.strerror:
-        return error.strerror
-    return "it is no picture that Pillow knows" if "cannot identify" in str(error) else str(error)
+        except Exception as error:  # each of Pillow's readers has its own; its words name an object
+            reason = "it is no picture that Pillow knows" if "cannot identify" in str(error) else error
+            raise MmgenError(f"{path} can't be read as a picture ({reason})", wanted=wanted) from error

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import stat
 import types
 import typing
 import unicodedata
@@ -15,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from mmgen.runtime.errors import MmgenError, shown
+from mmgen.runtime.regular import read_regular
 
 LARGEST = 32 << 20  # bytes of a file
 DIGITS = 20  # of a whole number; more than 64 bits have
@@ -29,7 +28,7 @@ def read_json(path: Path) -> Any:
         MmgenError: it can't be read, is no regular file or too large for one of ours; or is not JSON, or JSON with
             numbers, letters or a depth that nothing of ours has.
     """
-    content = read_bounded(path, LARGEST)
+    content = read_regular(path, LARGEST, remedy=AGAIN)
     try:
         text = content.decode("utf-8")
         record = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
@@ -40,28 +39,6 @@ def read_json(path: Path) -> Any:
     if letter := _unprintable(record):
         raise MmgenError(f"{path} has the letter {letter!r}, which no text has", remedy=AGAIN)
     return record
-
-
-def read_bounded(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file, which is opened without waiting for anybody.
-
-    Raises:
-        MmgenError: it can't be read, is a device, a pipe or a folder, or has more bytes than the limit.
-    """
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            status = os.fstat(file)
-            if not stat.S_ISREG(status.st_mode):
-                raise MmgenError(f"{path} is no file", remedy=AGAIN)
-            if status.st_size > limit:
-                raise MmgenError(f"{path}: bytes", got=status.st_size, wanted=f"at most {limit}", remedy=AGAIN)
-            with open(file, "rb", closefd=False) as opened:
-                return opened.read(status.st_size)
-        finally:
-            os.close(file)
-    except (OSError, ValueError) as error:  # a name may have a zero byte
-        raise MmgenError(f"{path} can't be read ({getattr(error, 'strerror', error)})", remedy=AGAIN) from error
 
 
 def _whole(digits: str) -> int:

@@ -16,8 +16,20 @@ from mmgen.runtime.numbers import real, whole
 Also = tuple[Mapping[str, object], float]  # conditions by name, and how much they weigh beside what is asked
 Values = dict[str, list[Any]]  # by condition name, one or one for each asked
 MOST = 1 << 20  # samples: no memory holds more
+MOST_ALSO = 1000  # things that are asked for beside, likewise
+FEWER = "ask for fewer at once"
 NO_NULL = "this bundle has no null condition to guide away from"
+PAIRS = "a list of pairs: conditions by name, and a weight"
 BY_NAME = "a dictionary of conditions by name"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked, checked but for what each value is, and not laid out yet."""
+
+    weights: NDArray[np.float32]  # (G,), what is asked first
+    values: tuple[Values, ...]  # of each branch
+    batch: int  # B
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Branches:
     batch: int  # B
 
 
-def branches(
+def ask(
     inputs: Inputs,
     given: Mapping[str, object],
     guidance: object,
@@ -38,8 +50,8 @@ def branches(
     also: Sequence[Also] = (),
     *,
     what: str = "guidance",
-) -> Branches:
-    """Encode a request.
+) -> Asked:
+    """Read a request.
 
     A condition is one value or a list of them; lists have one length n, and every value serves ``count`` samples:
     B = n count.  With D(c) what the denoiser makes of conditions c, guidance w goes from what isn't wanted to what is:
@@ -87,17 +99,38 @@ def branches(
     if len(lengths) > 1:
         raise MmgenError("conditions of different lengths", got=sorted(lengths), remedy="give lists of one length")
     number = lengths.pop() if lengths else 1
-    each_serves = 1 if count is None else whole("count", count, "a whole number, at least 1", 1, MOST // number)
-    arrays = {}
-    for name, each in inputs.items():
-        encoded = [each.encode(conditions[name]) for conditions, _ in used]
-        rows = [np.repeat(made, number * each_serves // len(made), 0) for made in encoded]
-        arrays[each.condition.tensor] = np.concatenate(rows)
+    if number > MOST:
+        raise MmgenError("conditions of as many samples", got=number, wanted=f"at most {MOST}", remedy=FEWER)
+    each_serves, most = 1, MOST // number
+    if count is not None:
+        each_serves = whole("count", count, "a whole number, at least 1", 1, most, remedy="count=4 makes four of each")
     with np.errstate(over="ignore"):
         weights = np.array([w for _, w in used], np.float32)
     if not np.isfinite(weights).all():
-        raise MmgenError(what, got=f"weights {[w for _, w in used]}", wanted="weights that float32 has")
-    return Branches(weights, arrays, number * each_serves)
+        got, remedy = f"weights {shown([w for _, w in used])}", "ask for less guidance, or smaller weights"
+        raise MmgenError(what, got=got, wanted="weights that float32 has", remedy=remedy)
+    return Asked(weights, tuple(values for values, _ in used), number * each_serves)
+
+
+def encoded(inputs: Inputs, asked: Asked) -> Branches:
+    """What was asked, as graphs take it.
+
+    Raises:
+        MmgenError: a value of the wrong type or range.
+    """
+    arrays = {}
+    for name, each in inputs.items():
+        rows = []
+        for branch in asked.values:  # no comprehension: warnings name the caller's line, so many calls from here
+            made = each.encode(branch[name])
+            rows.append(np.repeat(made, asked.batch // len(made), 0))
+        arrays[each.condition.tensor] = np.concatenate(rows)
+    return Branches(asked.weights, arrays, asked.batch)
+
+
+def branches(inputs: Inputs, given: Mapping[str, object], guidance: object, *rest: Any) -> Branches:
+    """Read a request and encode it; arguments and errors are those of ``ask`` and ``encoded``."""
+    return encoded(inputs, ask(inputs, given, guidance, *rest))
 
 
 def by_name(inputs: Inputs, conditions: object, what: str) -> Mapping[str, object]:
@@ -127,7 +160,9 @@ def _pairs(also: object) -> list[tuple[object, object]]:
     """What is asked for beside, with the weight of each."""
     pairs: list[Any] = list(also) if isinstance(also, (list, tuple)) else [also]
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        raise MmgenError("also", got=shown(also), wanted="a list of pairs: conditions by name, and a weight")
+        raise MmgenError("also", got=shown(also), wanted=PAIRS, remedy="such as also=[({'prompt': 'a hat'}, 0.5)]")
+    if len(pairs) > MOST_ALSO:
+        raise MmgenError("also: conditions", got=len(pairs), wanted=f"at most {MOST_ALSO}", remedy=FEWER)
     return [(what, share) for what, share in pairs]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.numbers import whole
 from mmgen.runtime.process import Diffusion, Flow
 
@@ -163,7 +163,7 @@ def respaced(kind: Sigmas, highest: float, lowest: float, steps: int) -> Array:
         case "beta":
             return lowest + beta_quantiles(1 - np.linspace(0, 1, steps)) * (highest - lowest)
         case _:
-            raise MmgenError("sigmas", got=repr(kind), wanted="'karras' or 'exponential' or 'beta'")
+            raise MmgenError("sigmas", got=shown(kind), wanted="'karras' or 'exponential' or 'beta'")
 
 
 def beta_quantiles(probability: Array) -> Array:

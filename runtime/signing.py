@@ -15,7 +15,7 @@ from typing import Any
 from mmgen.runtime.distribution import extra
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import whole_file
-from mmgen.runtime.records import read_bounded
+from mmgen.runtime.regular import read_regular
 
 SUFFIX = ".sig"
 KEY = 1 << 16  # bytes that a key's file may have
@@ -58,7 +58,7 @@ def check(path: Path, content: bytes, public_key: Path) -> None:
     if not file.exists():
         raise MmgenError(f"{path} is not signed", remedy="do not use it, or ask its maker for a signature")
     try:
-        signature = base64.b64decode(read_bounded(file, KEY).strip(), validate=True)
+        signature = base64.b64decode(read_regular(file, KEY).strip(), validate=True)
         from_key.verify(signature, _message(content))
     except binascii.Error as error:
         raise MmgenError(f"{file} is no signature", remedy="do not use what it is of") from error
@@ -73,7 +73,7 @@ def _message(content: bytes) -> bytes:
 
 def _private(file: Path, passphrase: Callable[[], str]) -> Any:
     formats = _library().hazmat.primitives.serialization
-    content = read_bounded(file, KEY)
+    content = read_regular(file, KEY)
     load = formats.load_ssh_private_key if b"OPENSSH PRIVATE" in content else formats.load_pem_private_key
     try:
         return _loaded(file, "private", lambda: load(content, None))
@@ -83,7 +83,7 @@ def _private(file: Path, passphrase: Callable[[], str]) -> Any:
 
 def _public(file: Path) -> Any:
     formats = _library().hazmat.primitives.serialization
-    content = read_bounded(file, KEY).strip()
+    content = read_regular(file, KEY).strip()
     load = formats.load_pem_public_key if b"BEGIN PUBLIC" in content else formats.load_ssh_public_key
     return _loaded(file, "public", lambda: load(content))
 

@@ -89,18 +89,18 @@ def made_anew(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
     wanted = f"bool that broadcasts to {shape}" + (f", or {pixels} as pixels" if pixels else "")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
         raise MmgenError("mask", got=said(mask), wanted=wanted)
-    new = mask
-    if pixels and mask.ndim in (2, 3) and mask.shape[-2:] == pixels:
-        new = _pooled(mask, shape[-2:])  # (h, w) or (B, h, w)
-        if new.ndim == 3 and len(shape) == 4:
-            new = new[:, None]  # (B, 1, h, w)
+    given = mask
+    if pixels and mask.shape[-2:] == pixels and mask.shape[:-2] in ((), (1,), (batch,)):
+        given = _pooled(mask, shape[-2:])  # (h, w) or (B, h, w)
+        if given.ndim == 3 and len(shape) == 4:
+            given = given[:, None]  # (B, 1, h, w)
     try:
-        new = np.broadcast_to(new, shape)
+        new = np.broadcast_to(given, shape)
     except ValueError:
         raise MmgenError("mask", got=f"bool {mask.shape}", wanted=wanted) from None
-    if not new.any():
+    if not given.any():
         raise MmgenError("mask: nothing is to be made anew", wanted="true at some places")
-    if isinstance(bundle.process, Masked) and not (new == new[0]).all():
+    if isinstance(bundle.process, Masked) and given.ndim == len(shape) and not (given == given[0]).all():
         raise MmgenError("mask of a bundle that makes tokens", got="one for each sample", wanted="one for all samples")
     return new
 

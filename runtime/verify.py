@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from mmgen.runtime import limits
 from mmgen.runtime.bundle import GOLDEN, AnyPath, Receipt, Role
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import Generator, load
-from mmgen.runtime.golden import Golden, read_golden
+from mmgen.runtime.golden import Golden, golden_of
 from mmgen.runtime.process import Masked
+from mmgen.runtime.results import Progress
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
@@ -42,18 +43,18 @@ def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None
     with load(folder, backend, threads=threads) as generator:
         if generator.bundle.golden_sha256 is None:
             raise MmgenError(f"bundle {generator.bundle.folder} has no {GOLDEN}", remedy="export the bundle again")
-        return measure(generator, read_golden(generator.bundle.path(GOLDEN)))
+        return measure(generator, golden_of(generator.bundle))
 
 
 def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     """Receipts of levels 3 and 4, passed or not."""
     policy = generator.bundle.precision.policy
-    rows = [progress.latents() for progress in generator.stream(**golden.request)]
-    if len(rows) != len(golden.trajectory):
-        raise MmgenError(
-            f"solver {golden.solver} with {golden.steps} steps: rows", got=len(rows), wanted=len(golden.trajectory),
-            remedy="the bundle was exported with another version of the solver; export it again",
-        )  # fmt: skip
+    rows = []
+    for progress in _rows(generator, golden):
+        rows.append(progress.latents())
+        if (made := rows[0].shape) != golden.other.shape:
+            what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
+            raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
     masked = isinstance(generator.bundle.process, Masked)
     trajectory = _tokens(generator, golden, policy, rows) if masked else (_latents(golden, policy, rows),)
 
@@ -66,6 +67,28 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     if codes is not None and golden.codes is not None:
         end.append(Receipt(4, "loop", "share", share(codes, golden.codes), None, "codes from noise", at_least=True))
     return *trajectory, *alone, *end
+
+
+def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
+    """The golden request, row by row, if it has as many as torch made.
+
+    Raises:
+        MmgenError: it hasn't, or is none that the bundle takes.
+    """
+    try:
+        stream = generator.stream(**golden.request)
+    except MmgenError as error:
+        what = f"the request in {generator.bundle.path(GOLDEN)} is none of this bundle ({error})"
+        raise MmgenError(what, remedy="export the bundle again") from error
+    with stream:
+        for progress in stream:
+            if progress.rows != len(golden.trajectory):
+                raise MmgenError(
+                    f"solver {golden.solver} with {golden.steps} steps: rows", got=progress.rows,
+                    wanted=len(golden.trajectory),
+                    remedy="the bundle was exported with another version of the solver; export it again",
+                )  # fmt: skip
+            yield progress
 
 
 def _latents(golden: Golden, policy: str, rows: list[NDArray[np.float32]]) -> Receipt:
@@ -99,7 +122,7 @@ def _tokens(
 def _given(generator: Generator, golden: Golden, rows: Iterable[NDArray[np.int64]]) -> float:
     """Share of the tokens that differ from these, rows added up, where each row begins from the one before in these."""
     differ = 0.0
-    for progress, tokens in zip(generator.stream(**golden.request), rows, strict=True):
+    for progress, tokens in zip(_rows(generator, golden), rows, strict=True):
         differ += differing(progress.latents(), tokens)
         assert progress.resume is not None
         progress.resume(tokens)

@@ -20,6 +20,7 @@ from mmgen.runtime.backend import NAMES
 from mmgen.runtime.bundle import Condition
 from mmgen.runtime.choices import near
 from mmgen.runtime.conditions import values
+from mmgen.runtime.errors import shown
 from mmgen.runtime.masked import table as masked_table
 from mmgen.runtime.numbers import real, whole
 from mmgen.runtime.process import Flow, Masked
@@ -27,6 +28,7 @@ from mmgen.runtime.solvers import table
 from mmgen.runtime.verify import repeat
 
 ASKED: dict[str, Any] = {"prompt": "red", "label": 1, "steps": 2}
+LATENTS = np.zeros((1, 4, 8, 8), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +197,35 @@ def test_what_is_a_number_to_numpy_is_one_here(generator: Generator, arguments: 
         ({"prompt": ["a", None]}, "condition 'prompt', got None, wanted a string"),
         ({"label": np.array([[1, 2]])}, "condition 'label', got array([1, 2]), wanted a whole number"),
         ({"label": Odd()}, "condition 'label', got Odd, which can't be shown (RuntimeError), wanted a whole number"),
+        ({"strength": 1e-320, "latents": LATENTS}, "leaves none of 2 steps; ask for more strength"),
+        ({"strength": 1e-3, "latents": LATENTS}, "leaves none of 2 steps; ask for at least 1000 steps, or for more"),
+        ({"also": 5}, "also, got 5, wanted a list of pairs: conditions by name, and a weight; such as also=["),
+        ({"also": [({}, math.inf)]}, "weight of also[0], got inf, wanted a finite number"),
+        ({"deadline": 10**400}, "wanted seconds, more than 0"),
+        ({"solver": "x" * 5000}, "xxx..., wanted 'ddpm' or"),
+        ({"options": {"x" * 5000: 1}}, "xxx... of solver 'ddim'"),
+        ({"x" * 5000: 1}, "unknown condition 'xxx"),
+        ({"prompt": [1] * 5000}, "condition 'prompt', got 1, wanted a string"),
+        ({"conditions": [1] * 5000}, "conditions, got a list of 5000, wanted a dictionary"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(generator: Generator, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(MmgenError) as caught:
         generator.generate(**ASKED | arguments)
-    assert message in str(caught.value)
+    assert message in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_message_is_one_line_that_is_read_and_does_nothing_to_a_terminal() -> None:
+    error = MmgenError("a\x1b[31m\n\u202eb é 東", got="x" * 5000, wanted="\x00", remedy="make it shorter")
+    assert str(error).startswith("a\\x1b[31m \\u202eb é 東, got xxx") and str(error).isprintable()
+    assert "xxx ... xxx" in str(error) and str(error).endswith("wanted \\x00; make it shorter")
+    assert len(str(error)) < 500
+
+
+def test_what_is_quoted_is_cut() -> None:
+    for value in ("a" * 10**6, b"a" * 10**6, ["a"] * 10**6, {"a": "b" * 10**6}, 10**400, 10**9999, "\x1b" * 100):
+        assert len(shown(value)) <= 60
+    assert shown("short") == "'short'" and shown([1, 2]) == "[1, 2]" and shown(None) == "None"
 
 
 ARRAYS = [

@@ -87,8 +87,9 @@ def test_no_guidance_is_the_asked_branch_alone_and_a_null_condition_is_indiffere
 
 
 def test_a_long_prompt_is_cut_with_a_warning(generator: Generator) -> None:
-    with pytest.warns(UserWarning, match="cut to 4 tokens"):
+    with pytest.warns(UserWarning, match="cut to 4 tokens") as warned:
         long = generator.generate(prompt="red green blue apple cat rocket", steps=1)
+    assert warned[0].filename == __file__  # the line that asked
     short = generator.generate(prompt="red green blue apple", steps=1)
     assert np.array_equal(long.latents, short.latents)
 

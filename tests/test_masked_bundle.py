@@ -245,6 +245,14 @@ def test_a_loop_that_hands_on_wrong_tokens_fails(
     assert tuple(receipt.passed for receipt in receipts) == passes
 
 
+def test_a_golden_whose_request_makes_other_samples_is_refused(folder: Path) -> None:
+    golden = read_golden(folder / GOLDEN)
+    fewer = dataclasses.replace(golden, conditions={name: value[:1] for name, value in golden.conditions.items()})
+    with load(folder, "ort-cpu", threads=1) as generator, pytest.raises(MmgenError) as caught:
+        measure(generator, fewer)
+    assert f"what its request makes, got (1, {golden.other.shape[1]}" in str(caught.value)
+
+
 def test_in_bfloat16_a_step_that_makes_codes_stays_one_graph(half: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     if "BF16" not in find_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -139,6 +139,72 @@ def test_a_damaged_golden_is_one_clear_error(content: bytes, tmp_path: Path) -> 
         read_golden(tmp_path / GOLDEN)
 
 
+STRANGE = {  # arrays in the place of those in a golden, and what is said of them
+    "trajectory": (np.float32(1), r"trajectory, got float32 \(\), wanted float32 \(1, 2, 4, 8, 8\)"),
+    "other": (np.zeros((0, 4, 8, 8), np.float32), r"trajectory, got .*, wanted float32 \(6, 1, 4, 8, 8\)"),
+    "noise": (np.zeros((2, 4, 8, 8)), r"noise, got float64 .*, wanted float32 \(2, 4, 8, 8\)"),
+    "codes": (np.zeros(3), r"codes, got float64 \(3,\), wanted int64 \(2, 8, 8\)"),
+    "media": (np.zeros((2, 1), np.uint8), r"media, got uint8 \(2, 1\), wanted uint8 \(2, 16, 16, 3\)"),
+    "strange": (np.zeros(2), "it has an array 'strange'"),
+}
+
+
+def regild_arrays(folder: Path, **arrays: object) -> None:
+    with np.load(folder / GOLDEN) as file:
+        before = dict(file)
+    np.savez(folder / GOLDEN, **before | arrays)
+    write_manifest(
+        dataclasses.replace(read_bundle(folder, verify=False), golden_sha256=sha256(folder / GOLDEN)), folder
+    )
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_arrays_of_another_bundle_are_named(copy: Path, name: str) -> None:
+    array, message = STRANGE[name]
+    regild_arrays(copy, **{name: array})
+    with pytest.raises(MmgenError, match=rf"golden\.npz.*{message}.*export the bundle again"):
+        verify(copy)
+
+
+REQUEST = {
+    "conditions": {"prompt": ["red", "blue"], "label": [2, 7]}, "solver": "ddim", "steps": 6, "guidance": 2.0,
+    "sigmas": "schedule", "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ('"x"', "request, got 'x', wanted an object"),
+        ("[" * 100_000, "can't be read as a golden"),
+        ("1" * 5000, "can't be read as a golden"),
+        ("", "can't be read as a golden"),
+        ({**REQUEST, "solver": {}}, "solver, got {}, wanted a name"),
+        ({**REQUEST, "steps": 10**9}, "steps, got 1000000000, wanted at most 100000"),
+        ({**REQUEST, "steps": True}, "steps, got True, wanted a whole number"),
+        ({**REQUEST, "guidance": 10**400}, r"guidance, got 1000.*\.\.\., wanted a finite number"),
+        ({**REQUEST, "guidance": float("nan")}, "guidance, got nan, wanted a finite number"),
+        ({**REQUEST, "conditions": 5}, "conditions, got 5, wanted an object"),
+        ({**REQUEST, "more": 5}, "'more', got a field too many"),
+        ({name: value for name, value in REQUEST.items() if name != "seed"}, "'seed', got no such field"),
+        ({**REQUEST, "solver": "magic"}, "the request in .* is none of this bundle .*solver, got 'magic'"),
+        ({**REQUEST, "conditions": {"prompt": "red"}}, "is none of this bundle .*noise, got"),
+    ],
+)
+def test_a_request_that_is_none_is_named(copy: Path, request_: object, message: str) -> None:
+    text = request_ if isinstance(request_, str) else json.dumps(request_)
+    regild_arrays(copy, request=np.array(text))
+    with pytest.raises(MmgenError, match=message) as caught:
+        verify(copy)
+    assert "export the bundle again" in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_golden_of_another_number_of_samples_is_told_before_all_rows_run(copy: Path) -> None:
+    regild_arrays(copy, request=np.array(json.dumps({**REQUEST, "steps": 900})))
+    with pytest.raises(MmgenError, match="solver ddim with 900 steps: rows, got 900, wanted 6"):
+        verify(copy)
+
+
 def test_figures() -> None:
     one = np.ones((2, 3), np.float32)
     assert relative_rms(1.5 * one, one) == pytest.approx(0.5)
