@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.errors import MmgenError, shown
+from mmgen.runtime.files import followed, whole_file
 from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
 from mmgen.runtime.schedules import Sigmas
@@ -272,10 +273,8 @@ def sha256(path: Path) -> str:
 
 def write_manifest(bundle: Bundle, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, whole or not at all."""
-    text = json.dumps(to_json(bundle), indent=1) + "\n"
-    partial = folder / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as write:
+        write((json.dumps(to_json(bundle), indent=1) + "\n").encode())
 
 
 def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
@@ -294,7 +293,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
     except TypeError as error:
         raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
     manifest = root / MANIFEST
-    if not os.path.isdir(root):  # unlike Path's, false of names that no file can have
+    if not os.path.isdir(root) and not _put_back(root):  # unlike Path's, isdir is false of names that no file can have
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     try:
         record = json.loads(manifest.read_text(encoding="utf-8"))
@@ -323,6 +322,13 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
                 remedy="the file changed; copy or export the bundle again",
             )
     return dataclasses.replace(bundle, folder=root)
+
+
+def _put_back(root: Path) -> bool:
+    """Whether there was a bundle that an export set aside, to replace it, and then was killed."""
+    from mmgen.runtime.folders import put_back  # not for those who load what is there
+
+    return "\0" not in str(root) and put_back(followed(root))
 
 
 def _files(bundle: Bundle) -> list[tuple[str, str | None]]:

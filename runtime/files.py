@@ -1,11 +1,21 @@
 """Files that are whole or not there, and paths that any library takes."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.unfinished import alive, leftovers, unfinished
+
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS}  # of file systems whose folders can't be synced
+
+
+def followed(path: Path) -> Path:
+    """Where a path leads that somebody named: with ``whole_file``, a link that they have there stays a link."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
@@ -13,32 +23,54 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     """A function that writes a file, which takes its place when the block ends well.
 
     A file is opened beside ``path`` at once, so that a place that can't be written shows before any work is done.  An
-    error or Ctrl-C in the block leaves what was at ``path`` untouched and nothing beside it.
+    error or Ctrl-C in the block leaves what was at ``path`` untouched and nothing beside it.  What killed processes
+    left of such files is cleared away first.  A link at ``path`` is replaced, and what it leads to stays as it is.
 
     Raises:
         MmgenError: the place can't be written, or the disk is full.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    if path.exists() and not path.is_file():  # renaming onto a device would replace it
-        raise MmgenError(f"{path} is there and is not a file", remedy="choose another place")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with _explained(path):
-        file = partial.open("wb")
-    try:
-
-        def write(content: bytes) -> None:
-            with _explained(path):
-                file.write(content)
-
-        yield write
+        if not _may_be_replaced(path):
+            raise MmgenError(f"{path} is there and is not a file", remedy="choose another place")
+        for left, pid, _ in leftovers(path, stat.S_ISREG):
+            if not alive(left, pid):
+                left.unlink(missing_ok=True)
+    with unfinished(path) as partial:
         with _explained(path):
-            file.flush()
-            os.fsync(file.fileno())
-            partial.replace(path)
+            file = partial.open("xb")  # exclusive: it follows no link, and opens nothing that was there
+        try:
+
+            def write(content: bytes) -> None:
+                with _explained(path):
+                    file.write(content)
+
+            yield write
+            with _explained(path):
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
+                sync_folder(path.parent)
+        finally:
+            with suppress(OSError):  # a full disk, which flush reported
+                file.close()
+            partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a loss of power, where the system can do that."""
+    if os.name != "posix":
+        return
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one that can be written and not be read
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
-        with suppress(OSError):  # a full disk, which flush reported
-            file.close()
-        partial.unlink(missing_ok=True)
+        os.close(number)
 
 
 @contextmanager
@@ -58,6 +90,15 @@ def as_text(path: Path) -> Iterator[Path]:
             os.close(folder)
     else:
         yield path
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether there is a file, a link or nothing; renaming onto a device would replace it."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 @contextmanager

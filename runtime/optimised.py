@@ -19,6 +19,7 @@ from typing import Any
 from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import identity_of_graph, key_of
+from mmgen.runtime.links import is_link, own
 
 FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
 GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
@@ -64,7 +65,11 @@ def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
     """
     if not bundle.path(FOLDER).is_dir():
         return None
-    folder = _folder(bundle, _identify(bundle, role, onnxruntime))
+    try:
+        folder = _folder(bundle, _identify(bundle, role, onnxruntime))
+    except MmgenError as error:
+        log.warning("%s, so it isn't used", error.what)
+        return None
     if not folder.exists():
         return None
     if wrong := _wrong(folder):
@@ -87,9 +92,10 @@ def make(
         The folder; whether it was there already.
 
     Raises:
-        MmgenError: it can't be written or made, or a file of the bundle isn't the manifest's.
+        MmgenError: it can't be written or made, a link lies in the place of a folder, or a file of the bundle isn't
+            the manifest's.
     """
-    from mmgen.runtime.folders import lock_of, locked  # not for those who only load
+    from mmgen.runtime.locks import lock_of, locked  # not for those who only load
 
     identity = _identify(bundle, role, onnxruntime)
     folder = _folder(bundle, identity)
@@ -105,8 +111,12 @@ def make(
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
-    """Every kept graph's folder with its sidecar, or with the reason why that can't be read."""
-    folder = bundle.path(FOLDER)
+    """Every kept graph's folder with its sidecar, or with the reason why that can't be read.
+
+    Raises:
+        MmgenError: a link lies in the place of the folder that holds them.
+    """
+    folder = own(bundle.folder, FOLDER)
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [(path, _read(path)) for path in found if re.fullmatch("[0-9a-f]{32}", path.name)]
 
@@ -137,7 +147,7 @@ def _identify(bundle: Bundle, role: Role, onnxruntime: Any) -> Identity:
 
 
 def _folder(bundle: Bundle, identity: Identity) -> Path:
-    return bundle.path(FOLDER) / key_of(identity)
+    return own(bundle.folder, FOLDER, key_of(identity))
 
 
 def processor() -> str:
@@ -160,6 +170,8 @@ def _wrong(folder: Path) -> str | None:
 
 def _read(folder: Path) -> Optimised | MmgenError:
     sidecar = folder / SIDECAR
+    if is_link(folder):
+        return MmgenError(f"{folder} is a link")
     try:
         found = from_json(Optimised, json.loads(sidecar.read_text(encoding="utf-8")), str(sidecar))
     except OSError as error:
