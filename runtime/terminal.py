@@ -61,8 +61,8 @@ def _line(error: Exception) -> str:
             return str(error)
         case MemoryError():
             return "out of memory; ask for fewer samples at once"
-        case OSError(strerror=str()):
-            return f"{error.filename or 'a file'}: {error.strerror}"
+        case OSError(strerror=str(said)):
+            return f"{error.filename}: {said}" if error.filename else said
     return " ".join(f"unexpected {type(error).__name__}: {error}; --debug shows where".split())
 
 
