@@ -20,7 +20,7 @@ from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place
 from mmgen.runtime.bundle import Bundle, read_bundle, to_json
 from mmgen.runtime.engine_store import build_command, graph_hashes
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
+from mmgen.runtime.files import explained, whole_file
 from mmgen.runtime.folders import recover, whole_folder
 from mmgen.runtime.identity import differences
 from mmgen.runtime.links import own
@@ -95,7 +95,7 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
         if progress:
             progress("waiting for another builder of the same", 0.0)
 
-    try:
+    with explained(folder.parent, ELSEWHERE):
         folder.parent.mkdir(exist_ok=True)
         with locked(lock_of(folder), waiting) as lock:
             room = round(ROOM * _graph_bytes(bundle))
@@ -103,8 +103,6 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
                 yield partial
                 if any(partial.iterdir()):
                     _unchanged(bundle, identity)
-    except OSError as error:
-        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
 
 
 def publish(folder: Path, build: Build) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.unfinished import alive, leftovers, unfinished
 
-NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS}  # of file systems whose folders can't be synced
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS}  # of file systems whose folders can't be synced
 
 
 def followed(path: Path) -> Path:
@@ -29,23 +29,23 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
         MmgenError: the place can't be written, or the disk is full.
     """
-    with _explained(path):
+    with explained(path):
         if not _may_be_replaced(path):
             raise MmgenError(f"{path} is there and is not a file", remedy="choose another place")
         for left, pid, _ in leftovers(path, stat.S_ISREG):
             if not alive(left, pid):
                 left.unlink(missing_ok=True)
     with unfinished(path) as partial:
-        with _explained(path):
+        with explained(path):
             file = partial.open("xb")  # exclusive: it follows no link, and opens nothing that was there
         try:
 
             def write(content: bytes) -> None:
-                with _explained(path):
+                with explained(path):
                     file.write(content)
 
             yield write
-            with _explained(path):
+            with explained(path):
                 file.flush()
                 os.fsync(file.fileno())
                 partial.replace(path)
@@ -54,6 +54,21 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
             with suppress(OSError):  # a full disk, which flush reported
                 file.close()
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path, remedy: str = "choose another place") -> Iterator[None]:
+    """Say of the system's errors in a block that ``path`` can't be written, unless they name a file somewhere else.
+
+    Raises:
+        MmgenError: it can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str) and not _is_near(Path(error.filename), path):
+            raise
+        raise MmgenError(f"{path} can't be written ({error.strerror or error})", remedy=remedy) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -92,6 +107,11 @@ def as_text(path: Path) -> Iterator[Path]:
         yield path
 
 
+def _is_near(file: Path, path: Path) -> bool:
+    """Whether a file is beside ``path`` or below."""
+    return file.absolute().is_relative_to(path.parent.absolute())
+
+
 def _may_be_replaced(path: Path) -> bool:
     """Whether there is a file, a link or nothing; renaming onto a device would replace it."""
     try:
@@ -99,11 +119,3 @@ def _may_be_replaced(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return True
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MmgenError(f"{path} can't be written ({error.strerror})", remedy="choose another place") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.exchange import exchange
-from mmgen.runtime.files import sync_folder
+from mmgen.runtime.files import explained, sync_folder
 from mmgen.runtime.links import is_link
 from mmgen.runtime.unfinished import alive, beside, leftovers, unfinished
 
@@ -46,7 +46,7 @@ def whole_folder(
     Raises:
         MmgenError: the place can't be written, has too little space, or holds a link or a file.
     """
-    with _explained(out, remedy), _endable() as end_if_asked:
+    with explained(out, remedy), _endable() as end_if_asked:
         recover(out, carry=carry, alone=alone)
         if not out.parent.is_dir():
             raise MmgenError(f"folder {out.parent} is not there", remedy=f"make it, or {remedy}")
@@ -163,14 +163,6 @@ def _to_disk(folder: Path) -> None:
                 with path.open("rb" if os.name == "posix" else "rb+") as file:
                     os.fsync(file.fileno())
         sync_folder(Path(root))
-
-
-@contextmanager
-def _explained(out: Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MmgenError(f"{out} can't be written ({error.strerror or error})", remedy=remedy) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import explained
 from mmgen.runtime.identity import identity_of_graph, key_of
 from mmgen.runtime.links import is_link, own
 
@@ -99,14 +100,12 @@ def make(
 
     identity = _identify(bundle, role, onnxruntime)
     folder = _folder(bundle, identity)
-    try:
+    with explained(folder.parent, ELSEWHERE):
         folder.parent.mkdir(exist_ok=True)
         with locked(lock_of(folder), waiting) as lock:
             if folder.exists() and not _wrong(folder):
                 return folder, True
             _write(bundle, role, identity, folder, optimise, alone=lock == "mine")
-    except OSError as error:
-        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
     return folder, False
 
 

@@ -49,7 +49,7 @@ def leftovers(path: Path, is_kind: Callable[[int], bool] = stat.S_ISDIR) -> list
         owners = {path.parent.stat().st_uid, *([os.geteuid()] if os.name == "posix" else ())}
         with os.scandir(path.parent) as entries:
             found = [(entry, match) for entry in entries if (match := name.fullmatch(entry.name))]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or a folder that can be written and not be read
         return []
     ours = []
     for entry, match in found:

@@ -238,6 +238,14 @@ def test_a_file_that_somebody_else_is_writing_is_no_leftover(tmp_path: Path) -> 
     assert path.read_bytes() == b"first" and beside(path) == [theirs.name]
 
 
+def test_an_error_that_names_a_file_elsewhere_is_not_the_places(tmp_path: Path) -> None:
+    """A model of the user's own may read files of its own."""
+    for name, kind in ((tmp_path.parent / "mine.txt", FileNotFoundError), (tmp_path / "a.mmgen" / "x", MmgenError)):
+        with pytest.raises(kind, match="No such file"), placed(tmp_path / "a.mmgen", 0):
+            name.read_text()
+        assert list(tmp_path.iterdir()) == []
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
