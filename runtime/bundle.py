@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.errors import MmgenError, shown
-from mmgen.runtime.files import followed, whole_file
 from mmgen.runtime.parallel import at_once
 from mmgen.runtime.process import Process
 from mmgen.runtime.schedules import Sigmas
@@ -273,6 +272,8 @@ def sha256(path: Path) -> str:
 
 def write_manifest(bundle: Bundle, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, whole or not at all."""
+    from mmgen.runtime.files import whole_file  # not for those who read
+
     with whole_file(folder / MANIFEST) as write:
         write((json.dumps(to_json(bundle), indent=1) + "\n").encode())
 
@@ -326,7 +327,8 @@ def read_bundle(folder: AnyPath, *, verify: bool = True) -> Bundle:
 
 def _put_back(root: Path) -> bool:
     """Whether there was a bundle that an export set aside, to replace it, and then was killed."""
-    from mmgen.runtime.folders import put_back  # not for those who load what is there
+    from mmgen.runtime.files import followed  # not for those who load what is there
+    from mmgen.runtime.folders import put_back
 
     return "\0" not in str(root) and put_back(followed(root))
 

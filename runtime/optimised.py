@@ -18,7 +18,6 @@ from typing import Any
 
 from mmgen.runtime.bundle import Bundle, Role, from_json, sha256, to_json
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import explained
 from mmgen.runtime.identity import identity_of_graph, key_of
 from mmgen.runtime.links import is_link, own
 
@@ -96,7 +95,8 @@ def make(
         MmgenError: it can't be written or made, a link lies in the place of a folder, or a file of the bundle isn't
             the manifest's.
     """
-    from mmgen.runtime.locks import lock_of, locked  # not for those who only load
+    from mmgen.runtime.files import explained  # not for those who only load
+    from mmgen.runtime.locks import lock_of, locked
 
     identity = _identify(bundle, role, onnxruntime)
     folder = _folder(bundle, identity)

@@ -6,7 +6,6 @@ such a name and put a link there first; by the number whoever comes next sees wh
 
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ _writing: set[Path] = set()  # of this process
 
 def beside(path: Path, kind: Kind) -> Path:
     """A new name beside ``path``; this process has to rename or delete what it puts there."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.{kind}")
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(8).hex()}.{kind}")
 
 
 @contextmanager

@@ -159,8 +159,12 @@ def test_engines_behind_a_link_do_not_go_over_to_a_new_bundle_and_stay_where_the
 @pytest.fixture
 def foreseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
     """The partial name beside a path, as if somebody could guess it."""
-    monkeypatch.setattr(unfinished.secrets, "token_hex", lambda count: "ab" * count)
-    return lambda path: path.with_name(f".{path.name}.{os.getpid()}.{'ab' * 8}.partial")
+
+    def name(path: Path, kind: str = "partial") -> Path:
+        return path.with_name(f".{path.name}.{os.getpid()}.{'ab' * 8}.{kind}")
+
+    monkeypatch.setattr(unfinished, "beside", name)
+    return name
 
 
 WRITERS: dict[str, tuple[Callable[[Bundle], Path], Callable[[Bundle], object]]] = {
