@@ -111,6 +111,8 @@ def put_back(out: Path) -> bool:
 
 def size_text(count: int) -> str:
     """Bytes for people."""
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

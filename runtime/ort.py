@@ -106,7 +106,12 @@ class OrtCpu(HostBackend):
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         with as_text(to) as writable:
             options.optimized_model_filepath = str(writable)
-            self.load(graph, options)
+            try:
+                self.load(graph, options)
+            except MmgenError as error:
+                self.load(graph, self.new_options())  # raises the same error if it is the graph that is wrong
+                what = f"{to.parent.parent}: ONNX Runtime can't write there what it makes of {graph.name}"
+                raise MmgenError(what, remedy=f"make room, or {optimised.ELSEWHERE}") from error
 
     def session(self, graph: Path, options: Any, model: Any = None) -> Any:
         """A session for an ONNX file, or for a ``ModelProto`` in its place, with the weights that lie there.
