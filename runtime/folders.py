@@ -84,6 +84,7 @@ def recover(out: Path, *, carry: tuple[str, ...] = (), alone: bool = False) -> N
             for name in carry:
                 if _goes_over(name, path, out):
                     (path / name).rename(out / name)
+            path = path.rename(beside(out, "partial"))  # half deleted, it must not be put back
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -134,8 +135,7 @@ def _swap(partial: Path, out: Path, carried: list[str]) -> None:
         finally:
             if not out.exists():
                 old.rename(out)
-        sync_folder(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        old.rename(partial)
     sync_folder(out.parent)
 
 

@@ -150,6 +150,27 @@ def test_a_bundle_that_was_set_aside_is_there_again_when_it_is_read(bundle_copy:
     assert mine.is_dir()
 
 
+@pytest.mark.parametrize("recovers", [True, False], ids=["killed while it recovers", "killed while it replaces"])
+def test_what_is_half_deleted_is_never_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recovers: bool
+) -> None:
+    """Not even where somebody takes the new bundle away after that."""
+    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
+    out = tmp_path / "w" / "a.mmgen"
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+
+    def prepare() -> None:
+        again(out.parent)
+        put(out, OLDER)
+        if recovers:
+            put(out.with_name(f".{out.name}.{dead.pid}.old"), OLDER)
+
+    for _ in at_every_call(lambda: folders.recover(out) if recovers else replace(out), prepare):
+        shutil.rmtree(out, ignore_errors=True)
+        assert not folders.put_back(out) or content_of(out) == OLDER
+
+
 def test_builds_that_are_put_in_place_while_a_bundle_is_replaced_are_not_lost(tmp_path: Path) -> None:
     """Another process is at work in the older one's engines; they are the newer one's as they are, it included."""
     out = tmp_path / "a.mmgen"
