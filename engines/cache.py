@@ -6,7 +6,6 @@ leaves nothing that is ever used; the next one that builds the same clears what 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -21,10 +20,13 @@ from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place
 from mmgen.runtime.bundle import Bundle, read_bundle
 from mmgen.runtime.engine_store import build_command, graph_hashes
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
-from mmgen.runtime.folders import leftovers, lock_of, locked, recover, whole_folder
+from mmgen.runtime.files import explained, whole_file
+from mmgen.runtime.folders import recover, whole_folder
 from mmgen.runtime.identity import differences
+from mmgen.runtime.links import own
+from mmgen.runtime.locks import lock_of, locked
 from mmgen.runtime.records import to_json
+from mmgen.runtime.unfinished import LABEL, leftovers, unfinished
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
 
@@ -45,8 +47,12 @@ class Removed:
 
 
 def folder_of(bundle: Bundle, identity: Identity) -> Path:
-    """Where a build lies, or will."""
-    return bundle.path(ENGINES) / identity.key
+    """Where a build lies, or will.
+
+    Raises:
+        MmgenError: that or the engines' folder is a link.
+    """
+    return own(bundle.folder, ENGINES, identity.key)
 
 
 def find(bundle: Bundle, identity: Identity) -> tuple[Path, Build] | None:
@@ -90,7 +96,7 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
         if progress:
             progress("waiting for another builder of the same", 0.0)
 
-    try:
+    with explained(folder.parent, ELSEWHERE):
         folder.parent.mkdir(exist_ok=True)
         with locked(lock_of(folder), waiting) as lock:
             room = round(ROOM * _graph_bytes(bundle))
@@ -98,8 +104,6 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
                 yield partial
                 if any(partial.iterdir()):
                     _unchanged(bundle, identity)
-    except OSError as error:
-        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
 
 
 def publish(folder: Path, build: Build) -> None:
@@ -109,9 +113,13 @@ def publish(folder: Path, build: Build) -> None:
 
 
 def timing_cache(bundle: Bundle, place: Place) -> Path:
-    """The file for TensorRT's timings in a place, which need not be there; its folder is made."""
+    """The file for TensorRT's timings in a place, which need not be there; its folder is made.
+
+    Raises:
+        MmgenError: the folder is a link, or can't be made.
+    """
     digest = hashlib.sha256(json.dumps(to_json(place), sort_keys=True).encode()).hexdigest()[:8]
-    path = bundle.path(ENGINES) / TIMING / f"{place.flavour}.{place.version}.{digest}"
+    path = own(bundle.folder, ENGINES, TIMING) / f"{place.flavour}.{place.version}.{digest}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -132,9 +140,12 @@ def prune(bundle: Bundle, places: Sequence[Place] = (), onnxruntime: str | None 
         onnxruntime: the version that is here; without it, no optimised graph is too old.
 
     Raises:
-        MmgenError: something can't be deleted.
+        MmgenError: something can't be deleted, or a link lies in the place of a folder; then nothing is.
     """
     folder = bundle.path(ENGINES)
+    for name in (ENGINES, optimised.FOLDER):
+        for below in (TIMING, *_keys(own(bundle.folder, name))):
+            own(bundle.folder, name, below)
     kinds: dict[Path, Callable[[Path], str | None]] = {
         folder: lambda build: _stale(build, bundle, places),
         bundle.path(optimised.FOLDER): lambda graph: optimised.stale(bundle, graph, onnxruntime),
@@ -165,7 +176,7 @@ def _unchanged(bundle: Bundle, identity: Identity) -> None:
 
 def _keys(folder: Path) -> list[str]:
     """Of everything in a bundle's engines that is ours: builds, unfinished ones, locks."""
-    name = re.compile(rf"({store.KEY})|\.({store.KEY})\.(?:lock|\d+\.(?:partial|old))")
+    name = re.compile(rf"({store.KEY})|\.({store.KEY})\.(?:lock|{LABEL})")
     names = [match for path in folder.iterdir() if (match := name.fullmatch(path.name))] if folder.is_dir() else []
     return sorted({match[1] or match[2] for match in names})
 
@@ -181,9 +192,9 @@ def _clear_stale(folder: Path, stale: Callable[[Path], str | None]) -> list[Remo
     if not folder.is_dir() or not (reason := stale(folder)):
         return []
     removed = Removed(folder, _bytes(folder), reason)
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.partial")  # half deleted, it would be a damaged build
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    with unfinished(folder) as gone:  # half deleted, it would be a damaged build
+        folder.rename(gone)
+        shutil.rmtree(gone)
     return [removed]
 
 
@@ -225,4 +236,4 @@ def _clear_timings(folder: Path, places: Sequence[Place]) -> list[Removed]:
 
 def _bytes(path: Path) -> int:
     files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.lstat().st_size for file in files if file.is_file())

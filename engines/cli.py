@@ -14,7 +14,7 @@ from mmgen.runtime.build import Place, require_buildable
 from mmgen.runtime.bundle import Axis, read_bundle
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.records import to_json
-from mmgen.runtime.terminal import Command, Progress, json_option, show
+from mmgen.runtime.terminal import Command, Progress, json_option, show, tell
 
 Report = Callable[[str, float], None]
 
@@ -119,7 +119,7 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
 
     def finish(folder: Path, progress: Report) -> str:
         if not wanted:
-            click.echo(found.reason, err=True)
+            tell(found.reason)
             return ""
         bundle = read_bundle(folder, verify=False)  # it has just been written
         return report.text(bundle, *builder.build(bundle, wanted, progress=progress))
@@ -137,7 +137,7 @@ def _possible() -> tuple[str, ...]:
     if not found.names:
         raise MmgenError(found.reason)
     if found.names != (targets.HOST,):
-        click.echo(f"building for {' '.join(found.names)}: {found.reason}", err=True)
+        tell(f"building for {' '.join(found.names)}: {found.reason}")
     return found.names
 
 

@@ -50,13 +50,13 @@ def compile_apart(
         command: what to run.
 
     Raises:
-        MmgenError: the job failed, or the worker died; says how, with the last lines it logged.
+        MmgenError: the job failed, or the worker can't be started or died; says how, with the last lines it logged.
     """
     free = memory.free_bytes()
     home = Path(job.engine).parent  # where a library may leave something
     with (
-        tempfile.TemporaryFile() as printed,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, cwd=home) as worker,
+        tempfile.TemporaryFile(dir=home) as printed,  # it can be written, if no other folder can
+        _started(job, command, printed, home) as worker,
     ):
         try:
             heard = _listen(worker, job, report)
@@ -68,6 +68,14 @@ def compile_apart(
             return heard
         status = worker.wait()
         raise _death(job, status, [*_tail(printed), *heard][-LAST:], expected, free)
+
+
+def _started(job: Job, command: Sequence[str], printed: IO[bytes], home: Path) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, cwd=home)
+    except OSError as error:
+        what = f"graph {job.role}: the compiler can't be started ({error.strerror})"
+        raise MmgenError(what, remedy="mmgen doctor tells what is installed") from error
 
 
 def _listen(worker: "subprocess.Popen[bytes]", job: Job, report: Callable[[float], None]) -> GraphReport | list[str]:

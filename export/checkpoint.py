@@ -12,8 +12,6 @@ its own weights are then the denoiser's alone.
 
 import dataclasses
 import json
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +30,8 @@ from mmgen.export.vqvae import VQVAE, VQVAEConfig
 from mmgen.export.weights import files_sha256, load_safetensors, load_strictly, read_json
 from mmgen.runtime.bundle import Condition, Defaults, Media, sha256
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import followed
+from mmgen.runtime.folders import whole_folder
 from mmgen.runtime.process import Masked, Process
 from mmgen.runtime.records import from_json, to_json
 
@@ -158,7 +158,7 @@ def load(folder: Path) -> Model:
 
 
 def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | TokenDiT, tokenizer: bytes) -> None:
-    """Write a checkpoint folder, replacing one that is there.
+    """Write a checkpoint folder, whole or not at all, replacing one that is there.
 
     Args:
         folder: where to; its parent must exist.
@@ -169,7 +169,7 @@ def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | Toke
 
     Raises:
         MmgenError: a weight that is not finite in the type it is stored in; an autoencoder or a tokenizer that is not
-            the one of the checkpoint it is to be shared with.
+            the one of the checkpoint it is to be shared with; the folder can't be written.
     """
     parts = nn.ModuleDict({DENOISER: dit})
     if checkpoint.shared:
@@ -179,22 +179,13 @@ def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | Toke
     tensors: dict[str, Tensor] = {}
     for name, tensor in parts.state_dict().items():
         tensors |= _stored(name, tensor.detach(), checkpoint.storage)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial.mkdir()
-    try:
+    with whole_folder(followed(folder)) as partial:
         save_file(tensors, partial / WEIGHTS)
         if not checkpoint.shared:
             (partial / TOKENIZER).write_bytes(tokenizer)
         files = {name: sha256(path) for name, path in _files(checkpoint, partial).items()}
         record = to_json(dataclasses.replace(checkpoint, files=files))
         (partial / CONFIG).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        old = partial.with_suffix(".old")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _stored(name: str, weight: Tensor, storage: Storage) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.ort import OrtCpu
+from mmgen.runtime.unfinished import unfinished
 from mmgen.runtime.widen import SUFFIX, widen
 
 MOVES = {
@@ -25,7 +26,7 @@ MOVES = {
 def emulate_half(source: Path, target: Path) -> None:
     """Write a float32 graph that rounds every value which is half in ``source``; inputs and outputs keep their types.
 
-    ``target`` must be in the folder of ``source``: both use the same external weights.
+    ``target`` is new, and in the folder of ``source``: both use the same external weights.
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False))
     graph = model.graph
@@ -43,18 +44,19 @@ def emulate_half(source: Path, target: Path) -> None:
                 nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    onnx.save(model, target)
+    with target.open("xb") as file:
+        onnx.save(model, file)
 
 
 @contextmanager
 def emulated(graph: Path) -> Iterator[Path]:
     """The graph with its halves rounded, as a file for as long as the block lasts."""
-    rounded = graph.with_name(f".{graph.name}.emulated")
-    try:
-        emulate_half(graph, rounded)
-        yield rounded
-    finally:
-        rounded.unlink(missing_ok=True)
+    with unfinished(graph) as rounded:
+        try:
+            emulate_half(graph, rounded)
+            yield rounded
+        finally:
+            rounded.unlink(missing_ok=True)
 
 
 class EmulatedHalf(OrtCpu):

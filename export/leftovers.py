@@ -5,16 +5,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mmgen.runtime.temporary import temporary_place
+
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """The folder that torch makes for a compiler, which is not used here, goes away with the block."""
+    """The folder that torch makes for a compiler, which is not used here, goes away with the block.
+
+    Raises:
+        MmgenError: there is no place for temporary files.
+    """
     if CACHE in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=temporary_place()) as folder:
         os.environ[CACHE] = folder
         try:
             yield

@@ -7,6 +7,7 @@ from pathlib import Path
 from mmgen.runtime.build import ENGINES
 from mmgen.runtime.bundle import MANIFEST
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.files import followed
 from mmgen.runtime.folders import whole_folder
 
 ELSEWHERE = "choose another place with -o"
@@ -18,7 +19,7 @@ def placed(out: Path, wanted_bytes: int) -> Iterator[Path]:
 
     On an error, Ctrl-C or SIGTERM nothing of it stays, and a bundle that was at ``out`` is as it was.  The engines of
     an older bundle go over to the new one: they are known by what they were made from, so those of graphs that did
-    not change can still be used.
+    not change can still be used.  Whenever the process is killed, there is the one bundle or the other, with them.
 
     Args:
         out: the bundle's folder: nothing, or an older bundle.
@@ -28,7 +29,7 @@ def placed(out: Path, wanted_bytes: int) -> Iterator[Path]:
         MmgenError: ``out`` is something else, can't be written, or has too little space.
     """
     with whole_folder(
-        out, wanted_bytes=wanted_bytes, remedy=ELSEWHERE, check=_nothing_or_bundle, carry=(ENGINES,)
+        followed(out), wanted_bytes=wanted_bytes, remedy=ELSEWHERE, check=_nothing_or_bundle, carry=(ENGINES,)
     ) as folder:
         yield folder
 

@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from mmgen.export.weights import check_safetensors, read_json
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.temporary import temporary_place
 
 AGAIN = "copy the whole folder again"
 SHARD = r"-\d{5}-of-\d{5}"
@@ -179,7 +180,7 @@ def _tensors(file: Path) -> set[str]:
 @contextmanager
 def laid_out(weights: Weights) -> Iterator[Path]:
     """A folder, for as long as it is needed, where a library finds these files and its config.json, and no others."""
-    with tempfile.TemporaryDirectory(prefix="mmgen-weights-") as made:
+    with tempfile.TemporaryDirectory(prefix="mmgen-weights-", dir=temporary_place()) as made:
         folder = Path(made)
         _link(weights.folder / "config.json", folder / "config.json")
         if weights.shards is None:

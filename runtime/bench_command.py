@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
+from mmgen.runtime.files import followed, whole_file
 from mmgen.runtime.terminal import Command, Progress, say
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def bench(
     request = {"steps": steps, "guidance": guidance, "solver": solver}
     asked = Options(given, request, golden_negative(bundle, guidance), **options)
     with (
-        _whole(json_file) as write,
+        _whole(json_file and followed(json_file)) as write,
         _whole(report and _made(report) / "index.html") as write_page,
-        _kept(samples_file) as samples,
+        _kept(samples_file and followed(samples_file)) as samples,
         Progress() as progress,
     ):
         measured = measure(folder, asked, samples.append, progress)

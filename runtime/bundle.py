@@ -281,11 +281,12 @@ def checksum_of(record: dict[str, Any]) -> str:
 
 def write_manifest(bundle: Bundle, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, whole or not at all."""
+    from mmgen.runtime.files import whole_file  # not for those who read
+
     record = to_json(bundle)
-    text = json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "\n"
-    partial = folder / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as write:
+        write((json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "
+").encode())
 
 
 def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | None = None) -> Bundle:
@@ -305,7 +306,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
     except TypeError as error:
         raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
     manifest = root / MANIFEST
-    if not os.path.isdir(root):  # unlike Path's, false of names that no file can have
+    if not os.path.isdir(root) and not _put_back(root):  # unlike Path's, isdir is false of names that no file can have
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     record = read_json(manifest)
     got = record.get("format") if isinstance(record, dict) else None
@@ -345,6 +346,14 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
                 remedy=CHANGED,
             )
     return dataclasses.replace(bundle, folder=root, public_key=key)
+
+
+def _put_back(root: Path) -> bool:
+    """Whether there was a bundle that an export set aside, to replace it, and then was killed."""
+    from mmgen.runtime.files import followed  # not for those who load what is there
+    from mmgen.runtime.folders import put_back
+
+    return "\0" not in str(root) and put_back(followed(root))
 
 
 def _files(bundle: Bundle) -> list[tuple[str, str | None]]:

@@ -16,6 +16,7 @@ from mmgen.runtime.build import ENGINES, SCHEMA, SIDECAR, Build, EngineFile, Pla
 from mmgen.runtime.bundle import Bundle, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import differences, identity_of_graph
+from mmgen.runtime.links import is_link, own
 from mmgen.runtime.records import from_json, read_json
 
 KEY = "[0-9a-f]{32}"  # names of builds
@@ -33,7 +34,8 @@ def find(bundle: Bundle, place: Place) -> tuple[Path, Build]:
         The build's folder and sidecar.  The engines themselves are checked by ``engine_bytes``.
 
     Raises:
-        MmgenError: no build fits, with the first field in which the nearest one differs; or there are no builds.
+        MmgenError: no build fits, with the first field in which the nearest one differs; or there are no builds; or
+            they are behind a link.
     """
     misfits: list[list[str]] = []
     skipped: list[str] = []
@@ -61,9 +63,12 @@ def builds(bundle: Bundle) -> list[tuple[Path, Build]]:
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Build | MmgenError]]:
-    """Every build's folder with its sidecar, newest first, or with the reason why it can't be read, those last."""
-    folder = bundle.path(ENGINES)
-    found = [(path, _read(path, bundle)) for path in _folders(folder)]
+    """Every build's folder with its sidecar, newest first, or with the reason why it can't be read, those last.
+
+    Raises:
+        MmgenError: a link lies in the place of the folder that holds them.
+    """
+    found = [(path, _read(path, bundle)) for path in _folders(own(bundle.folder, ENGINES))]
     return sorted(found, key=lambda item: item[1].created if isinstance(item[1], Build) else "", reverse=True)
 
 
@@ -161,8 +166,10 @@ def read_build(folder: Path) -> Build:
     """A build's sidecar, checked: whole, of this schema, of this folder, and naming files in it alone.
 
     Raises:
-        MmgenError: it isn't.
+        MmgenError: it isn't, or the folder is a link.
     """
+    if is_link(folder):
+        raise MmgenError(f"{folder} is a link")
     sidecar = folder / SIDECAR
     record = read_json(sidecar)
     try:

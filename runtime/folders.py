@@ -1,19 +1,21 @@
-"""Folders that appear whole or not at all, and a lock for those who make them."""
+"""Folders that appear whole or not at all."""
 
 import os
-import re
 import shutil
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from mmgen.runtime.errors import MmgenError
-
-_writing: set[Path] = set()  # the partial folders of this process
+from mmgen.runtime.exchange import exchange
+from mmgen.runtime.files import explained, sync_folder
+from mmgen.runtime.links import is_link
+from mmgen.runtime.unfinished import alive, beside, leftovers, unfinished
 
 
 @contextmanager
@@ -28,8 +30,10 @@ def whole_folder(
 ) -> Iterator[Path]:
     """A folder to write in, which becomes ``out`` when the block ends well; left empty, it is dropped.
 
-    It is ``.NAME.PID.partial`` beside ``out``.  On an error, Ctrl-C or SIGTERM it goes, and what was at ``out`` stays
-    as it was.  What a killed process left behind is cleared away first.
+    It lies beside ``out`` under a name of ``unfinished``.  On an error, Ctrl-C or SIGTERM it goes, and what was at
+    ``out`` stays as it was.  What a killed process left behind is cleared away first.  Whenever this process is killed,
+    at ``out`` lies the older folder or the new one, with what is carried over; where the system can't let two folders
+    change places, the older one may lie beside it, until ``recover`` puts it back.
 
     Args:
         out: nothing, or an older folder.
@@ -40,155 +44,127 @@ def whole_folder(
         alone: no other process writes ``out`` now, so whatever lies there unfinished is dead.
 
     Raises:
-        MmgenError: the place can't be written, or has too little space.
+        MmgenError: the place can't be written, has too little space, or holds a link or a file.
     """
-    out = Path(os.path.realpath(out))  # a link stays a link
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
-    with _explained(out, remedy), _endable() as end_if_asked:
+    with explained(out, remedy), _endable() as end_if_asked:
         recover(out, carry=carry, alone=alone)
         if not out.parent.is_dir():
             raise MmgenError(f"folder {out.parent} is not there", remedy=f"make it, or {remedy}")
         check(out)
+        if is_link(out) or (out.exists() and not out.is_dir()):
+            raise MmgenError(f"{out} is there and is not a folder", remedy=f"move it away, or {remedy}")
         if (free := shutil.disk_usage(out.parent).free) < wanted_bytes:
             got, wanted = size_text(free), size_text(wanted_bytes)
             raise MmgenError(
                 f"free space in {out.parent}", got=got, wanted=wanted, remedy=f"make room, or {remedy}"
             )
-        try:
-            partial.mkdir()
-            _writing.add(partial)
-            yield partial
-            if any(partial.iterdir()):
-                _to_disk(partial)
-                end_if_asked()
-                _swap(partial, out, old, carry)
-        finally:
-            _writing.discard(partial)
-            shutil.rmtree(partial, ignore_errors=True)
+        with unfinished(out) as partial:
+            try:
+                partial.mkdir()
+                yield partial
+                if any(partial.iterdir()):
+                    carried = [name for name in carry if _goes_over(name, out, partial)]
+                    for name in carried:
+                        _copy_by_links(out / name, partial / name)
+                    _to_disk(partial)
+                    end_if_asked()
+                    _swap(partial, out, carried)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def recover(out: Path, *, carry: tuple[str, ...] = (), alone: bool = False) -> None:
     """Put back an older folder that a process set aside and was killed; delete what dead processes left."""
-    for path, pid, kind in leftovers(out):
-        if not alone and _alive(path, pid):
-            continue
-        if kind == "partial":
-            shutil.rmtree(path, ignore_errors=True)
-        elif out.exists():
-            _retire(path, out, carry)
-        else:
+    dead = [(path, kind) for path, pid, kind in leftovers(out) if alone or not alive(path, pid)]
+    for path, kind in dead:
+        if kind == "old" and not os.path.lexists(out):
             path.rename(out)
+            continue
+        if kind == "old":
+            for name in carry:
+                if _goes_over(name, path, out):
+                    (path / name).rename(out / name)
+            path = path.rename(beside(out, "partial"))  # half deleted, it must not be put back
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def leftovers(out: Path) -> list[tuple[Path, int, str]]:
-    """Folders that are being written to become ``out``, or were: path, process and ``partial`` or ``old``."""
-    name = re.compile(rf"\.{re.escape(out.name)}\.(\d+)\.(partial|old)")
-    found = sorted(out.parent.iterdir()) if out.parent.is_dir() else ()
-    return [(path, int(match[1]), match[2]) for path in found if (match := name.fullmatch(path.name))]
+def put_back(out: Path) -> bool:
+    """Put back what ``recover`` would, and leave the rest alone: for those who want to read what isn't there.
+
+    Returns:
+        Whether there was something.
+
+    Raises:
+        MmgenError: it can't be renamed.
+    """
+    try:
+        found = [path for path, pid, kind in leftovers(out) if kind == "old" and not alive(path, pid)]
+    except (OSError, ValueError):  # there can't be anything of such a name
+        return False
+    for path in found[:1]:
+        try:
+            path.rename(out)
+        except OSError as error:
+            what = f"{out} was set aside as {path}, and can't be renamed to what it was ({error.strerror})"
+            raise MmgenError(what, remedy="rename it") from error
+    return bool(found)
 
 
 def size_text(count: int) -> str:
     """Bytes for people."""
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def lock_of(folder: Path) -> Path:
-    """The lock of those who write a folder, beside it."""
-    return folder.with_name(f".{folder.name}.lock")
+def _swap(partial: Path, out: Path, carried: list[str]) -> None:
+    """Put the new folder in the place of the older one; what ``partial`` is then is to be deleted.
 
-
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[Literal["mine", "theirs", "none"]]:
-    """Hold a lock that ends with this process; its file is gone afterwards.
-
-    Args:
-        path: of the lock's file, in a folder that is there.
-        waiting: called when somebody else holds it, before waiting for them; None: don't wait.
-
-    Yields:
-        ``mine``; ``theirs`` where somebody else holds it and nobody waits; ``none`` where there are no such locks.
+    What is carried over is in both.  In the end the new one gets the older one's own: somebody may be at work in there.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield "none"
-        return
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is None:
-                file.close()
-                yield "theirs"
-                return
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a network's folder without locks
-            file.close()
-            path.unlink(missing_ok=True)
-            yield "none"
-            return
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            break
-        file.close()  # the one before took its file away
-    try:
-        yield "mine"
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
-
-
-def _swap(partial: Path, out: Path, old: Path, carry: tuple[str, ...]) -> None:
-    """Rename the older folder aside and the new one in; both are on the disk all the time."""
     if not out.exists():
         partial.rename(out)
-        return
-    out.rename(old)
+    elif exchange(partial, out):
+        for name in carried:
+            exchange(partial / name, out / name)
+    else:
+        old = beside(out, "old")
+        out.rename(old)
+        try:
+            partial.rename(out)
+        finally:
+            if not out.exists():
+                old.rename(out)
+        old.rename(partial)
+    sync_folder(out.parent)
+
+
+def _goes_over(name: str, older: Path, newer: Path) -> bool:
+    return (older / name).is_dir() and not is_link(older / name) and not os.path.lexists(newer / name)
+
+
+def _copy_by_links(source: Path, target: Path) -> None:
+    """Copy a folder of finished files in next to no time and room; locks and what isn't finished are left out."""
+    hidden = shutil.ignore_patterns(".*")
+    shutil.copytree(source, target, symlinks=True, ignore=hidden, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name; copy it where the file system has no such thing."""
     try:
-        partial.rename(out)
-    finally:
-        if not out.exists():
-            old.rename(out)
-    _retire(old, out, carry)
-
-
-def _retire(old: Path, out: Path, carry: tuple[str, ...]) -> None:
-    """Delete the older folder, after what is carried over has left it."""
-    for name in carry:
-        if (old / name).exists() and not (out / name).exists():
-            (old / name).rename(out / name)
-    shutil.rmtree(old, ignore_errors=True)
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _to_disk(folder: Path) -> None:
     """Nothing takes its place before it would survive a loss of power."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-
-
-def _alive(path: Path, pid: int) -> bool:
-    if pid == os.getpid():  # in containers, also of the one before
-        return path in _writing
-    if os.name != "posix":  # there, asking with signal 0 would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-@contextmanager
-def _explained(out: Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MmgenError(f"{out} can't be written ({error.strerror or error})", remedy=remedy) from error
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            if stat.S_ISREG(path.lstat().st_mode):
+                with path.open("rb" if os.name == "posix" else "rb+") as file:
+                    os.fsync(file.fileno())
+        sync_folder(Path(root))
 
 
 @contextmanager

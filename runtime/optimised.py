@@ -19,6 +19,7 @@ from typing import Any
 from mmgen.runtime.bundle import Bundle, Role, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import identity_of_graph, key_of
+from mmgen.runtime.links import is_link, own
 from mmgen.runtime.records import from_json, read_json, to_json
 
 FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
@@ -65,7 +66,11 @@ def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
     """
     if not bundle.path(FOLDER).is_dir() or bundle.public_key is not None:  # checksums are no proof of who made it
         return None
-    folder = _folder(bundle, _identify(bundle, role, onnxruntime))
+    try:
+        folder = _folder(bundle, _identify(bundle, role, onnxruntime))
+    except MmgenError as error:
+        log.warning("%s, so it isn't used", error.what)
+        return None
     if not folder.exists():
         return None
     if wrong := _wrong(folder):
@@ -88,26 +93,30 @@ def make(
         The folder; whether it was there already.
 
     Raises:
-        MmgenError: it can't be written or made, or a file of the bundle isn't the manifest's.
+        MmgenError: it can't be written or made, a link lies in the place of a folder, or a file of the bundle isn't
+            the manifest's.
     """
-    from mmgen.runtime.folders import lock_of, locked  # not for those who only load
+    from mmgen.runtime.files import explained  # not for those who only load
+    from mmgen.runtime.locks import lock_of, locked
 
     identity = _identify(bundle, role, onnxruntime)
     folder = _folder(bundle, identity)
-    try:
+    with explained(folder.parent, ELSEWHERE):
         folder.parent.mkdir(exist_ok=True)
         with locked(lock_of(folder), waiting) as lock:
             if folder.exists() and not _wrong(folder):
                 return folder, True
             _write(bundle, role, identity, folder, optimise, alone=lock == "mine")
-    except OSError as error:
-        raise MmgenError(f"{folder.parent} can't be written ({error.strerror})", remedy=ELSEWHERE) from error
     return folder, False
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
-    """Every kept graph's folder with its sidecar, or with the reason why that can't be read."""
-    folder = bundle.path(FOLDER)
+    """Every kept graph's folder with its sidecar, or with the reason why that can't be read.
+
+    Raises:
+        MmgenError: a link lies in the place of the folder that holds them.
+    """
+    folder = own(bundle.folder, FOLDER)
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [(path, _read(path)) for path in found if re.fullmatch("[0-9a-f]{32}", path.name)]
 
@@ -138,7 +147,7 @@ def _identify(bundle: Bundle, role: Role, onnxruntime: Any) -> Identity:
 
 
 def _folder(bundle: Bundle, identity: Identity) -> Path:
-    return bundle.path(FOLDER) / key_of(identity)
+    return own(bundle.folder, FOLDER, key_of(identity))
 
 
 def processor() -> str:
@@ -161,6 +170,8 @@ def _wrong(folder: Path) -> str | None:
 
 def _read(folder: Path) -> Optimised | MmgenError:
     sidecar = folder / SIDECAR
+    if is_link(folder):
+        return MmgenError(f"{folder} is a link")
     try:
         found = from_json(Optimised, read_json(sidecar), str(sidecar))
     except MmgenError as error:

@@ -114,7 +114,12 @@ class OrtCpu(HostBackend):
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         with as_text(to) as writable:
             options.optimized_model_filepath = str(writable)
-            self.load(bundle, role, options)
+            try:
+                self.load(bundle, role, options)
+            except MmgenError as error:
+                self.load(bundle, role, self.new_options())  # raises the same error if it is the graph that is wrong
+                what = f"{to.parent.parent}: ONNX Runtime can't write there what it makes of the graph {role}"
+                raise MmgenError(what, remedy=f"make room, or {optimised.ELSEWHERE}") from error
 
     def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
         """A session for an ONNX file, or for what is given in the place of its bytes, with the weights that lie there.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.bundle import Media
 from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
+from mmgen.runtime.files import followed, whole_file
 from mmgen.runtime.pictures import png, sheet
 
 KEYWORD = "mmgen"  # of the text in a PNG file that says how it was made, as JSON
@@ -52,7 +52,7 @@ def destination(output: str, media: Media) -> Iterator[Callable[[Samples], list[
         with _folder(path):
             yield lambda samples: _save_each(samples, path, suffixes[0])
     elif path.suffix in suffixes:
-        with whole_file(path) as write:
+        with whole_file(followed(path)) as write:
 
             def save(samples: Samples) -> list[Path]:
                 write(samples.content(path.suffix))

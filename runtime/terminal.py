@@ -9,11 +9,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.streams import hush, open_closed_streams
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C
 BAR = 24  # characters
@@ -24,6 +25,7 @@ class Command(click.Command):
     """A command that exits with 0 done, 1 it failed, 2 wrong usage, 130 interrupted.
 
     A failure is one line on stderr; ``--debug``, which every command has, shows the log and the traceback as well.
+    Where stdout or stderr are closed, or nobody reads them any more, a command does its work all the same.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -32,19 +34,25 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug", False)
+        open_closed_streams()
         try:
             with warnings.catch_warnings(), _logged(debug):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            tell("interrupted")
             ctx.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             if debug:
-                traceback.print_exc()
-            raise click.ClickException(_line(error)) from error
+                tell(traceback.format_exc())
+            raise _Failure(_line(error)) from error
+
+
+class _Failure(click.ClickException):
+    def show(self, file: IO[Any] | None = None) -> None:
+        tell(f"Error: {self.format_message()}")
 
 
 def _line(error: Exception) -> str:
@@ -53,14 +61,14 @@ def _line(error: Exception) -> str:
             return str(error)
         case MemoryError():
             return "out of memory; ask for fewer samples at once"
-        case OSError(strerror=str()):
-            return f"{error.filename or 'a file'}: {error.strerror}"
+        case OSError(strerror=str(said)):
+            return f"{error.filename}: {said}" if error.filename else said
     return " ".join(f"unexpected {type(error).__name__}: {error}; --debug shows where".split())
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     if issubclass(category, UserWarning):  # the others speak to programmers
-        click.echo(f"Warning: {message}", err=True)
+        tell(f"Warning: {message}")
 
 
 class _Log(logging.Handler):
@@ -68,7 +76,7 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname.capitalize() if record.levelno >= logging.WARNING else record.name
-        click.echo(f"{level}: {record.getMessage()}", err=True)
+        tell(f"{level}: {record.getMessage()}")
 
 
 @contextmanager
@@ -106,10 +114,10 @@ class Progress:
         new_stage, self._stage = stage != self._stage, stage
         if not self._bar:
             if new_stage:
-                click.echo(stage, err=True)
+                tell(stage)
         elif new_stage or time.monotonic() - self._shown > 0.05:
             done = round(BAR * min(max(fraction, 0.0), 1.0))
-            click.echo(f"\r\033[K[{'#' * done}{'.' * (BAR - done)}] {fraction:4.0%} {stage}", err=True, nl=False)
+            tell(f"\r\033[K[{'#' * done}{'.' * (BAR - done)}] {fraction:4.0%} {stage}", end="")
             self._shown = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -117,7 +125,15 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar and self._stage:
-            click.echo("\r\033[K", err=True, nl=False)
+            tell("\r\033[K", end="")
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Say on stderr how things go; if it can't be written any more, nothing is lost but the words."""
+    try:
+        click.echo(text + end, err=True, nl=False)
+    except OSError:
+        hush(sys.stderr)
 
 
 def show(record: dict[str, Any], as_json: bool, text: Callable[[], str]) -> None:
@@ -129,8 +145,22 @@ def say(text: str) -> None:
     """Print on stdout.
 
     A letter that its encoding lacks is written as an escape, and a byte in the name of a file that was no text as that
-    byte: what was made is told wherever it is told.
+    byte: what was made is told wherever it is told.  If nobody reads it any more, that is no error.
+
+    Raises:
+        MmgenError: it can't be written; what was made is there.
     """
+    try:
+        _write(text)
+    except BrokenPipeError:
+        hush(sys.stdout)
+    except OSError as error:
+        hush(sys.stdout)
+        what = f"the result can't be printed ({error.strerror})"
+        raise MmgenError(what, remedy="send stdout to a place that can be written") from error
+
+
+def _write(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     codecs.register_error(ESCAPED, _escaped)
     sys.stdout.flush()

@@ -170,8 +170,25 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(bundle: Bundle) -> No
 
 def test_a_full_disk_is_said_and_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    with pytest.raises(MmgenError, match=r"free space in .*, got 0 MiB"):
+    with pytest.raises(MmgenError, match=r"free space in .*, got 0 KiB, wanted \d+ [KM]iB"):
         build(bundle)
+    assert list(bundle.path(FOLDER).iterdir()) == []
+
+
+LIMITED = """
+import resource
+from mmgen.runtime.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main()
+"""
+
+
+def test_a_disk_that_fills_up_while_a_graph_is_written_is_said_and_leaves_nothing(bundle: Bundle) -> None:
+    pytest.importorskip("resource", reason="there are no such limits here")
+    command = [sys.executable, "-c", LIMITED, "build", str(bundle.folder), "--target", "cpu"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = f"Error: {bundle.path(FOLDER)}: ONNX Runtime can't write there what it makes of condition.onnx; make room"
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1].startswith(said)
     assert list(bundle.path(FOLDER).iterdir()) == []
 
 
