@@ -41,14 +41,12 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
     anew = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
     error = relative_rms(*_centred(logits[anew], truth[anew]))
 
-    numbers = {name: sample.inputs[name] for name in ROWS}
-    numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
-    row = MaskedTable(**numbers, hidden=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
+    row = _row(sample.inputs)
     after, codes = step(process, row, 0, tokens, logits, choice, order)
     made, found = (got[name].reshape(tokens.shape) for name in (names.NEXT_TOKENS, names.CODES))
-    undecided = _undecided(*draw(process, row, 0, tokens, logits, choice, order)[1:])
+    either = tied(*draw(process, row, 0, tokens, logits, choice, order)[1:], limits.TIED_SCORES["fp32"])
     if ((made == process.mask_id).sum(-1) == (after == process.mask_id).sum(-1)).all():
-        after = np.where(undecided & ((made == process.mask_id) | (made == codes)), made, after)
+        after = np.where(either & ((made == process.mask_id) | (made == codes)), made, after)
     return [
         Receipt(level, "step", "relative RMS", error, limits.GRAPH_RMS[policy], LOGITS),
         *(
@@ -58,19 +56,40 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
     ]
 
 
-def _undecided(score: np.ndarray, stays: np.ndarray) -> np.ndarray:
+def undecided(process: Masked, sample: Sample) -> np.ndarray:
+    """Places (B, *L) of which half precision may decide otherwise than torch whether the row settles them."""
+    logits = sample.outputs[LOGITS]
+    tokens, choice, order = (
+        sample.inputs[name].reshape(logits.shape[:2]) for name in (names.TOKENS, names.CHOICE, names.ORDER)
+    )
+    _, score, stays = draw(process, _row(sample.inputs), 0, tokens, logits, choice, order)
+    return tied(score, stays, limits.TIED_SCORES["fp16"]).reshape(sample.inputs[names.TOKENS].shape)
+
+
+def _row(inputs: Arrays) -> MaskedTable:
+    """A table of the row whose numbers a step is given."""
+    numbers = {name: inputs[name] for name in ROWS}
+    numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
+    return MaskedTable(**numbers, hidden=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
+
+
+def tied(score: np.ndarray, stays: np.ndarray, near: float) -> np.ndarray:
     """Places (B, N) of which rounding decides whether they are settled: those at the limit, if others are as near.
 
     Where all is hidden and nothing is given, a model that knows relative positions alone has the same logits in all
     places, but for rounding.
+
+    Args:
+        score, stays: as ``draw`` returns them.
+        near: of scores that rounding may exchange; of those above 1 a share.
     """
     ranked = np.sort(score, -1)
     at = stays[:, None].astype(np.int64)
     low = np.take_along_axis(ranked, np.maximum(at - 1, 0), -1)  # the best that stays hidden
     high = np.take_along_axis(ranked, np.minimum(at, score.shape[-1] - 1), -1)  # the worst that is settled
-    near = limits.TIED_SCORES * np.maximum(1, np.abs(low))
-    tied: np.ndarray = (high - low <= near) & (score >= low - near) & (score <= high + near)
-    return tied
+    reach = near * np.maximum(1, np.abs(low))
+    found: np.ndarray = (high - low <= reach) & (score >= low - reach) & (score <= high + reach)
+    return found
 
 
 def _centred(got: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmgen.export.graphs import Source
 from mmgen.export.masked_graph import FIXED, MaskedStepGraph
-from mmgen.export.masked_receipts import LOGITS
+from mmgen.export.masked_receipts import LOGITS, undecided
 from mmgen.export.model import Model
 from mmgen.export.torch_run import OTHER_SEED, SEED, Arrays, B, Sample, TorchRun, add_unusual, call, golden_request
 from mmgen.runtime import bundle as names
@@ -48,9 +48,10 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     if "encode" in sources:
         samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
         feeds["encode"] = [{names.MEDIA: media}]
+    drawn = (_with_logits(sources["step"], inputs, "", row) for row, inputs in enumerate(feeds["step"][: len(rows)]))
     golden = Golden(
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, None, trajectory, other,
-        media, negative=request.negative,
+        media, negative=request.negative, undecided=np.stack([undecided(model.process, sample) for sample in drawn]),
     )  # fmt: skip
     return TorchRun(golden, asked.inputs, samples, feeds)
 

@@ -285,8 +285,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> None:
 
     record = to_json(bundle)
     with whole_file(folder / MANIFEST) as write:
-        write((json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "
-").encode())
+        write((json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "\n").encode())
 
 
 def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | None = None) -> Bundle:

@@ -15,6 +15,7 @@ import numpy as np
 from mmgen.runtime.children import python
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.generator import load
+from mmgen.runtime.temporary import temporary_place
 from mmgen.runtime.usage import peak_memory
 
 CODE = "from mmgen.runtime.cold_start import main; main()"
@@ -43,7 +44,7 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping
     """
     asked = {"folder": str(folder), "backend": backend, "threads": threads, "request": dict(request)}
     given = json.dumps(asked, default=lambda array: np.asarray(array).tolist())
-    with tempfile.TemporaryFile("w+", errors="replace") as complaints:
+    with tempfile.TemporaryFile("w+", errors="replace", dir=temporary_place()) as complaints:
         began = time.perf_counter()
         with subprocess.Popen(
             python(CODE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True

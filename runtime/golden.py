@@ -35,6 +35,9 @@ class Golden:
     media: NDArray[Any]  # (B, ...) decoded from trajectory[-1]
     codes: NDArray[np.int64] | None = None  # (B, ...) where there is a codebook
     negative: dict[str, Any] = field(default_factory=dict)  # as ``conditions``: what is guided away from
+    # (N, B, *L) of tokens: where so little decided in a row whether a place is settled that half precision may settle
+    # another one; None: not known
+    undecided: NDArray[np.bool_] | None = None
 
     @property
     def request(self) -> dict[str, Any]:
@@ -46,7 +49,7 @@ class Golden:
 
 
 ARRAYS = ("trajectory", "other", "media")
-OPTIONAL = ("noise", "codes")
+OPTIONAL = ("noise", "codes", "undecided")
 REQUEST = ("solver", "steps", "guidance", "sigmas", "seed")
 GIVEN = {"conditions": "condition.", "negative": "negative."}  # with the prefixes of those that are arrays
 AGAIN = "copy or export the bundle again"
@@ -144,6 +147,8 @@ def _arrays_of(bundle: Bundle, golden: Golden) -> dict[str, tuple[str, tuple[int
     }
     if not masked:
         wanted["noise"] = ("float32", latents)
+    elif golden.undecided is not None:
+        wanted["undecided"] = ("bool", (rows, *latents))
     codes = [spec for spec in bundle.graphs["decode"].outputs if spec.name == CODES]
     if codes and golden.codes is not None:
         wanted["codes"] = (codes[0].dtype, shape_of(codes[0], {"B": samples}))

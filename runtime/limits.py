@@ -12,8 +12,9 @@ GRAPH_PSNR = {"fp32": 55.0, "fp16": 35.0}  # 85, 59
 # Codes of one graph on the same latents, and tokens of one masked step on the same logits: the search and the draw are
 # in float32 everywhere, so only ties may go either way.
 GRAPH_CODES = 0.99  # 1.0
-# Scores of places, logarithms of probabilities, that are so near that rounding in float32 decides between them.
-TIED_SCORES = 1e-5  # 7.2e-7, LLaDA in miniature with nothing given: twelve places whose scores are the same
+# Scores of places, logarithms of probabilities, so near that rounding decides between them; a share of the score above
+# 1.
+TIED_SCORES = {"fp32": 1e-5, "fp16": 2e-2}  # 7.2e-7, 1.1e-3: LLaDA in miniature, whose places have nearly the same
 # Codes of one encoder on the same media: what it makes lies between codes here and there.
 ENCODED_CODES = {"fp32": 0.98, "fp16": 0.9}  # 0.997, 0.979, the embedded VQ-VAE on its own pictures
 # Tokens that rows make otherwise than torch from the same tokens before them, all rows together, as a share of those

@@ -13,7 +13,7 @@ from tiny_tokens import WIDTH, TokenDenoiser, tiny_token_model
 
 from mmgen.export import exporter
 from mmgen.export.exporter import export
-from mmgen.export.masked_receipts import LOGITS, REACH, compare
+from mmgen.export.masked_receipts import LOGITS, REACH, compare, tied, undecided
 from mmgen.export.torch_run import Sample
 from mmgen.runtime import bundle as names
 from mmgen.runtime.bundle import Receipt
@@ -139,3 +139,34 @@ def test_a_fault_of_the_half_graph_fails(
     with pytest.raises(MmgenError, match=r"receipt 2 .*step, relative RMS of logits, row") as caught:
         export(tiny_token_model(), tmp_path / "wrong.mmgen", policy="fp16")
     assert float(caught.value.got) > 0.04
+
+
+class TestTies:
+    """Places of which rounding decides whether they are settled."""
+
+    def test_are_those_at_the_limit_if_others_are_as_near(self) -> None:
+        score = np.array([[-3.0, -2.0, -2.0 + 1e-6, -2.0, -1.0, -0.5]])
+        assert tied(score, np.array([2]), 1e-5).tolist() == [[False, True, True, True, False, False]]
+        assert not tied(score, np.array([1]), 1e-5).any(), "the lowest is far from the others"
+        assert not tied(score, np.array([4]), 1e-5).any()
+
+    def test_may_go_either_way_but_not_more_than_a_row_settles(self) -> None:
+        """Logits that are the same everywhere: which places are settled says nothing, how many does."""
+        same = np.repeat(spread_of(2.0)[:, :1], PLACES, 1)
+        process, tokens = Masked(codes=CODES, mask_id=CODES), np.full((1, PLACES), CODES)
+        rows = table("llada", process, PLACES, 8)
+        inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
+        inputs |= {names.TOKENS: tokens, names.CHOICE: np.zeros((1, PLACES)), names.ORDER: np.full((1, PLACES), 0.5)}
+        after, codes = step(process, rows, 3, tokens, same, inputs[names.CHOICE], inputs[names.ORDER])
+        assert 0 < (after == CODES).sum() < PLACES
+
+        def passes(made: np.ndarray) -> bool:
+            got = {names.NEXT_TOKENS: made, names.CODES: codes, LOGITS: same}
+            return all(r.passed for r in compare(1, "fp32", process, got, Sample(inputs, {LOGITS: same})))
+
+        others = after[:, ::-1]
+        assert passes(after) and passes(others) and (others != after).any()
+        assert not passes(np.where(np.arange(PLACES) < 2, codes, after[:, ::-1])), "more are settled"
+        assert not passes(np.where(others == CODES, CODES, (codes + 1) % CODES)), "with other codes"
+        assert undecided(process, Sample(inputs, {LOGITS: same})).all()
+        assert not undecided(process, Sample(inputs, {LOGITS: spread_of(3.0)})).all()
