@@ -4,7 +4,6 @@ Nothing in it may make far more of a text than there was, or search it for longe
 were trained for anything do neither.
 """
 
-import base64
 import binascii
 import json
 import re
@@ -108,8 +107,8 @@ def _pattern(part: dict[str, Any], kind: str) -> str | None:
 def _longest(charsmap: Any) -> float:
     """The longest text in SentencePiece's table of characters: four bytes of size, as many of a trie, then texts."""
     try:
-        table = base64.b64decode(charsmap)
-    except (binascii.Error, ValueError, TypeError):  # for the library to refuse
+        table = binascii.a2b_base64(charsmap)
+    except (ValueError, TypeError):  # for the library to refuse
         return 1.0
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     return max(1.0, *map(len, texts.split(b"\0")))
