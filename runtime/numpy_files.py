@@ -7,13 +7,15 @@ header is one line of one form, and an array's bytes are in the file, as they ar
 import math
 import re
 import sys
-import zipfile
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.free_memory import free_bytes
+
+if TYPE_CHECKING:
+    import zipfile
 
 MAGIC = b"\x93NUMPY"
 LONGEST = 4096  # bytes of a header; numpy's own have 118
@@ -89,6 +91,8 @@ def read_npz(file: BinaryIO, size: int, kinds: str = "biuf") -> dict[str, NDArra
         NoArray: damaged, cut, or something else is in it.
         MemoryError: more than there is.
     """
+    import zipfile  # and with it every kind of compression, which a request needs not
+
     try:
         with zipfile.ZipFile(_Pieces(file)) as archive:
             members = archive.infolist()
@@ -103,7 +107,7 @@ def read_npz(file: BinaryIO, size: int, kinds: str = "biuf") -> dict[str, NDArra
         raise NoArray(str(error)) from error
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str) -> NDArray[Any]:
+def _member(archive: "zipfile.ZipFile", member: "zipfile.ZipInfo", kinds: str) -> NDArray[Any]:
     with archive.open(member) as file:
         try:
             array = read_npy(file, member.file_size, kinds)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from mmgen.runtime.regular import read_regular
 from mmgen.runtime.tokenizer_limits import excess
 
 Encode = Callable[[Sequence[str]], NDArray[np.int64]]  # texts to ids (len(texts), length)
-LARGEST = 64 << 20  # bytes of a tokenizer; those of a quarter of a million tokens have 33 million
+LARGEST = 40 << 20  # bytes of a tokenizer; those of a quarter of a million tokens have 33 million
 AGAIN, ANOTHER = "export the bundle again", "export the bundle with another tokenizer"
 
 

@@ -4,15 +4,16 @@ Nothing in it may make far more of a text than there was, or search it for longe
 were trained for anything do neither.
 """
 
-import base64
 import binascii
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from mmgen.runtime.errors import shown
+
 PARTS = 64  # normalizers, pre-tokenizers and post-processors, those in sequences counted
-GROWTH = 1000.0  # bytes that may become of one
+GROWTH = 4000.0  # bytes that may become of one, in the worst of texts; published tokenizers stay below 600
 LITERAL = 256  # bytes of a text that is put in
 WORD = 1000  # letters of a word that is looked up piece by piece
 PATTERN = 4096  # letters of a regular expression
@@ -20,6 +21,7 @@ LOOPS = 3  # parts of one that may be of any length, one after the other
 GROWS = {"ByteLevel": 2.0, "NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0, "BertNormalizer": 5.0, "Lowercase": 1.5}
 INSIDE = ("normalizers", "pretokenizers", "processors")  # of sequences
 
+# Of a regular expression only what repeats matters, so that one letter stands for whatever is one letter.
 ESCAPED = re.compile(r"\\(?:[pP]\{[^}]*\}|x\{[^}]*\}|.)", re.S)
 CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]", re.S)
 REPEAT = r"(?:[*+?]|\{[0-9]*,?[0-9]*\})"
@@ -48,7 +50,7 @@ def excess(content: bytes) -> str | None:
             if not isinstance(kind, str) or count > PARTS:
                 return f"a {role} has no type" if count <= PARTS else f"it has more than {PARTS} parts"
             if wrong := _wrong_of(part):
-                return f"{kind[:LITERAL]!r:.40} {wrong}"
+                return f"{shown(kind)} {wrong}"
             if role != "post_processor":
                 growth *= _growth(part, kind)
     if not growth <= GROWTH:
@@ -105,8 +107,8 @@ def _pattern(part: dict[str, Any], kind: str) -> str | None:
 def _longest(charsmap: Any) -> float:
     """The longest text in SentencePiece's table of characters: four bytes of size, as many of a trie, then texts."""
     try:
-        table = base64.b64decode(charsmap)
-    except (binascii.Error, ValueError, TypeError):  # for the library to refuse
+        table = binascii.a2b_base64(charsmap)
+    except (ValueError, TypeError):  # for the library to refuse
         return 1.0
     texts = table[4 + int.from_bytes(table[:4], "little") :]
     return max(1.0, *map(len, texts.split(b"\0")))

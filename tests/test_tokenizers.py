@@ -132,6 +132,20 @@ def test_a_table_of_characters_with_long_texts_is_counted() -> None:
     assert excess(json.dumps({**BASE, "normalizer": part}).encode()) == "it may make 5e+03 letters of one"
 
 
+def test_a_letter_that_is_taken_apart_and_made_again_is_counted(tmp_path: Path) -> None:
+    """U+FDFA has four lams, each of which becomes one again: rounds that each look harmless."""
+    rounds = [{"type": "Replace", "pattern": {"String": "\u0644"}, "content": "\ufdfa"}, {"type": "NFKC"}] * 17
+    with pytest.raises(MmgenError, match="letters of one"):
+        encode(tmp_path, "\u0644", normalizer={"type": "Sequence", "normalizers": rounds})
+
+
+def test_a_file_larger_than_any_tokenizer_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(MmgenError, match=r"tokenizer\.json: bytes, got 1099511627776, wanted at most 41943040"):
+        open_tokenizer(tmp_path / "tokenizer.json", 4, 0)
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
