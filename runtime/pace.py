@@ -40,9 +40,10 @@ class Pace:
         """Take a row into account."""
         (self.alone if alone else self.guided).append(seconds)
 
-    def end(self, alone: bool) -> float:
-        """What to reckon with for the last row and what follows, up to the media."""
-        return self.row(alone, NEARLY_ALWAYS) + _quantile(self.decode, NEARLY_ALWAYS)
+    def end(self, alone: bool, load: float = 1.0) -> float:
+        """What to reckon with for the last row and what follows, up to the media; ``load`` times what usually is."""
+        row = max(self.row(alone, NEARLY_ALWAYS), load * self.row(alone))
+        return row + max(_quantile(self.decode, NEARLY_ALWAYS), load * _quantile(self.decode, USUALLY))
 
     def fixed(self, rows: Sequence[bool]) -> float:
         """What to reckon with for all but the rows before the last, given for each row whether it runs alone."""

@@ -16,6 +16,8 @@ from mmgen.runtime.plans import AnyPlan, Loan
 from mmgen.runtime.results import Progress, Result, Timings
 from mmgen.runtime.turns import Turns
 
+LATEST = 3  # rows that tell how busy the device is now
+
 _R = TypeVar("_R")
 
 
@@ -46,7 +48,13 @@ class Run:
 
     def is_late(self, row: int, now: float) -> bool:
         """Whether the row after this one, and decoding, would end after the deadline."""
-        return self.end is not None and now + self.pace.end(self.course.alone[row]) > self.end
+        return self.end is not None and now + self.pace.end(self.course.alone[row], self._load()) > self.end
+
+    def _load(self) -> float:
+        """How many times as long as usual the last rows took: other programs come and go while a request runs."""
+        first = max(self.row - LATEST, 0)
+        usual = sum(self.pace.row(alone) for alone in self.course.alone[first : self.row])
+        return max(1.0, sum(self.timings.steps[first : self.row]) / usual) if usual else 1.0
 
     def progress(self, row: int, last: bool) -> Progress:
         """What is shown after a row."""

@@ -109,6 +109,18 @@ def test_the_first_request_of_a_size_measures_in_its_own_time(generator: Generat
     assert more.rows_run < 16, "another size"
 
 
+def test_a_load_that_comes_within_a_request_is_reckoned_with_at_once(generator: Generator, clock: Clock) -> None:
+    """What decodes afterwards will be as slow as the rows are now, whatever was usual before."""
+    for _ in range(6):
+        generator.generate(**ASKED)  # 300 rows that were fast
+    rows = iter([1.0] * 6)
+    clock.unsteady = lambda: next(rows, 4.0)
+    clock.decode = 4 * DECODE
+    seconds, result = taken(clock, generator, deadline=0.3)
+    assert seconds <= 0.3 + ROW, "one row that was slow before it was known"
+    assert 6 <= result.rows_run < result.rows and not result.complete
+
+
 def test_a_device_that_slows_down_ends_early_with_what_it_believes(generator: Generator, clock: Clock) -> None:
     generator.generate(**ASKED)
     believed = [p.preview() for p in generator.stream(**ASKED | {"steps": 16})]
