@@ -4,6 +4,8 @@ Modules and commands are called mmgen.  On the package index that name is anothe
 of its own, and what to type depends on where this installation came from.
 """
 
+from mmgen.runtime.errors import MmgenError
+
 NAME = "mmgen-dit"
 
 
@@ -39,3 +41,20 @@ def extra(name: str) -> str:
     path = Path(url2pathname(urlsplit(url).path))
     editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
     return f"pip install {editable}{shlex.quote(f'{path}[{name}]')}" if path.exists() else from_source
+
+
+def unloaded(library: str, error: Exception, remedy: str) -> MmgenError:
+    """The error for a library that can't be imported: it isn't there, or it is and something keeps it from loading.
+
+    Args:
+        library: what people call it.
+        error: of the import.
+        remedy: what installs it.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return MmgenError(f"{library} is not installed", remedy=remedy)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return MmgenError(
+        f"{library} is installed and can't be loaded ({reason})",
+        remedy=f"free memory or raise the process's limit if that is what it lacks, or install it again: {remedy}",
+    )

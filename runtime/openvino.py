@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import CODES, Bundle, Graph, Role
-from mmgen.runtime.distribution import extra
+from mmgen.runtime.distribution import extra, unloaded
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.fork import claim
@@ -214,10 +214,8 @@ def find_openvino() -> Any:
         sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # importing it fails, which OpenVINO takes in its stride
     try:
         import openvino
-    except ModuleNotFoundError as error:
-        raise MmgenError("OpenVINO is not installed", remedy=extra("openvino")) from error
-    except (ImportError, OSError) as error:
-        raise MmgenError(f"OpenVINO can't be loaded ({error})", remedy=extra("openvino")) from error
+    except (ImportError, OSError, MemoryError) as error:
+        raise unloaded("OpenVINO", error, extra("openvino")) from error
     finally:
         if hidden:
             del sys.modules[TELEMETRY]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mmgen.runtime import int8, optimised
 from mmgen.runtime.backend import Block, Call, Runner, log
 from mmgen.runtime.bundle import Bundle, Graph, Role
-from mmgen.runtime.distribution import extra
+from mmgen.runtime.distribution import extra, unloaded
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.graph_file import graph_content
@@ -199,6 +199,6 @@ def open_backend(name: Name, threads: int | None) -> OrtCpu:
     """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
     try:
         onnxruntime = import_onnxruntime()
-    except ImportError as error:
-        raise MmgenError("ONNX Runtime is not installed", remedy=extra("ort")) from error
+    except (ImportError, OSError, MemoryError) as error:
+        raise unloaded("ONNX Runtime", error, extra("ort")) from error
     return (OrtInt8 if name == "ort-cpu-int8" else OrtCpu)(onnxruntime, threads)

@@ -19,7 +19,7 @@ import numpy as np
 from mmgen.runtime.backend import Backend, Block, Call, Runner
 from mmgen.runtime.bundle import Bundle, Role
 from mmgen.runtime.cuda import CudaBlock, Device, open_device
-from mmgen.runtime.distribution import extra
+from mmgen.runtime.distribution import extra, unloaded
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.files import as_text
 from mmgen.runtime.graph_file import graph_content
@@ -154,8 +154,8 @@ def find_onnxruntime() -> Any:
     """
     try:
         onnxruntime = import_onnxruntime()
-    except ImportError as error:
-        raise MmgenError("ONNX Runtime is not installed", remedy=extra("ort-cuda")) from error
+    except (ImportError, OSError, MemoryError) as error:
+        raise unloaded("ONNX Runtime", error, extra("ort-cuda")) from error
     if CUDA not in onnxruntime.get_available_providers():
         raise MmgenError(f"this ONNX Runtime, {onnxruntime.__version__}, was made without CUDA", remedy=PACKAGE)
     package = Path(onnxruntime.__file__).parent

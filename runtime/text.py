@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.distribution import extra
+from mmgen.runtime.distribution import extra, unloaded
 from mmgen.runtime.errors import MmgenError, shown
 from mmgen.runtime.regular import read_regular
 from mmgen.runtime.tokenizer_limits import excess
@@ -26,8 +26,8 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
     """
     try:
         from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MmgenError("text needs the package tokenizers", remedy=extra("ort")) from error
+    except (ImportError, OSError, MemoryError) as error:
+        raise unloaded("tokenizers, a package that text needs,", error, extra("ort")) from error
     content = read_regular(path, LARGEST, remedy=AGAIN)
     try:
         wrong = excess(content)

@@ -12,7 +12,7 @@ from tree import ROOT
 
 from mmgen.runtime import distribution
 from mmgen.runtime.cli import main
-from mmgen.runtime.distribution import NAME, extra
+from mmgen.runtime.distribution import NAME, extra, unloaded
 
 PROJECT = (ROOT / "pyproject.toml").read_text() if (ROOT / "pyproject.toml").is_file() else ""
 
@@ -85,3 +85,11 @@ def test_nothing_says_to_install_the_other_project_of_the_name() -> None:
 def test_the_version_is_that_of_what_is_installed() -> None:
     result = CliRunner().invoke(main, ["--version"], prog_name="mmgen")
     assert (result.exit_code, result.stdout) == (0, f"mmgen, version {distribution.version()}\n")
+
+
+def test_what_is_installed_and_cannot_be_loaded_is_not_called_missing() -> None:
+    missing = unloaded("ONNX Runtime", ModuleNotFoundError("No module named 'onnxruntime'"), "pip install it")
+    assert str(missing) == "ONNX Runtime is not installed; pip install it"
+    for error in (ImportError("libx.so: failed to map segment"), OSError("out of address space"), MemoryError()):
+        told = str(unloaded("ONNX Runtime", error, "pip install it"))
+        assert told.startswith("ONNX Runtime is installed and can't be loaded (") and "memory" in told
