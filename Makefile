@@ -64,12 +64,13 @@ test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
 	.venv/gpu/bin/pip install --quiet --disable-pip-version-check -e '.[$(EXTRA_gpu),images]' pytest pytest-timeout
 	MMGEN_TEST_BUNDLE=$(BUNDLE) .venv/gpu/bin/python -m pytest -m gpu -s
 
-# Wrong bundles by the thousand: SECONDS of them, from SEED on.
+# Wrong bundles by the thousand, and threads that never rest: SECONDS of each, from SEED on.
 campaign: .venv/dev/ready $(TEST_BUNDLE)/bundle.json
 	rm -rf build/campaign.mmgen
 	cp -r $(TEST_BUNDLE) build/campaign.mmgen
 	.venv/dev/bin/mmgen build build/campaign.mmgen --target cpu
 	.venv/dev/bin/python tests/campaign/run.py build/campaign.mmgen --seconds $(SECONDS) --seed $(SEED)
+	.venv/dev/bin/python tests/campaign/soak.py build/campaign.mmgen --seconds $(SECONDS) --seed $(SEED)
 
 test-engines: .venv/dev/ready
 	mkdir -p build/true_sizes
