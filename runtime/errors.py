@@ -3,7 +3,7 @@
 import numpy as np
 
 SHOWN = 60  # characters of a value
-PART = 400  # characters of a part of a message; a vendor's words may be pages, and names of files are long
+PART = 1000  # characters of a part of a message; a vendor's words may be pages, and names of files are long
 
 
 class MmgenError(Exception):
@@ -50,9 +50,9 @@ def shown(value: object) -> str:
 
 
 def _cut(part: str) -> str:
-    """A part of a message without its middle, where it is long."""
-    half = PART // 2
-    return part if len(part) <= PART else f"{part[:half]} ... {part[-half:]}"
+    """A part of a message, where it is long without most of its end."""
+    last = PART // 4
+    return part if len(part) <= PART else f"{part[: PART - last]} ... {part[-last:]}"
 
 
 def _printable(text: str) -> str:

@@ -87,7 +87,8 @@ def test_nothing_else_is_lost(tmp_path: Path) -> None:
 
 def test_it_computes_the_same_without_rounding(tmp_path: Path) -> None:
     path, rng = graph(tmp_path), np.random.default_rng(1)
-    session = open_backend("ort-cpu", 1).load(path, onnxruntime.SessionOptions())
+    content = widened(path).SerializeToString()
+    session = open_backend("ort-cpu", 1).session(path, onnxruntime.SessionOptions(), content)
     x = rng.standard_normal((3, 4)).astype(np.float16)
     y, z = session.run(None, {"x": x, "n": np.array(2)})
     scores = x.astype(np.float64) @ WEIGHT.astype(np.float64) + 3.5
@@ -126,7 +127,7 @@ def test_what_onnx_runtime_makes_of_it_has_softmax_whole(bundle: Bundle, tmp_pat
     path = bundle.path(bundle.graphs["step"].file)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    open_backend("ort-cpu", 1).load(path, options)
+    open_backend("ort-cpu", 1).load(bundle, "step", options)
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node]
     asked = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
     assert kinds.count("Softmax") == asked.count("Softmax") > 0
