@@ -15,6 +15,7 @@ from mmgen.runtime.build import Build, EngineFile, Identity, Options, require_bu
 from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.folders import size_text
+from mmgen.runtime.graph_file import graph_content
 
 Report = Callable[[str, float], None]
 
@@ -69,6 +70,8 @@ def build(
 
 def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> Build:
     """Every graph's engine, one after the other: two compilers at once would need twice the memory."""
+    for role in bundle.graphs:
+        graph_content(bundle, role)  # type: ignore[arg-type]  # TensorRT's parser opens whatever file a graph names
     sizes = {role: LEAST + memory.graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
     total, before = sum(sizes.values()), 0
     engines: dict[str, EngineFile] = {}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import mmgen
 from manifests import edit
 
 from mmgen.runtime import MmgenError, load
@@ -58,6 +59,17 @@ def test_weights_in_a_file_that_the_manifest_does_not_name(copy: Path, cpu: str,
     change(copy, moved(location))
     with pytest.raises(MmgenError, match=r"weights in a file that the manifest doesn't name, got .*do not use this"):
         load(copy, cpu, threads=1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "sm86"])
+def test_nothing_is_built_of_it_either(copy: Path, target: str) -> None:
+    if target != "cpu":
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    (copy.parent / "outside").write_bytes((copy / f"{STEP}.data").read_bytes())
+    change(copy, moved("../../outside"))
+    result = mmgen("build", "b.mmgen", "--target", target)
+    assert result.exit_code == 1 and "weights in a file that the manifest doesn't name" in result.output
+    assert not list(copy.glob("engines/[0-9a-f]*"))
 
 
 def test_tensors_are_found_wherever_onnx_can_have_them() -> None:
