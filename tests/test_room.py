@@ -94,10 +94,10 @@ def test_sizes_that_nothing_holds_are_refused_at_once(
     monkeypatch.setattr(room, "free_bytes", lambda: 16_000_000_000)
     if "latents" in arguments:
         arguments = {**arguments, "latents": np.zeros((1, *generator.bundle.latent_shape), np.float32)}
-    clock = time.perf_counter()
+    clock = time.process_time()
     with pytest.raises(MmgenError, match=message) as caught:
         generator.generate(**{**ASKED, **arguments})
-    assert time.perf_counter() - clock < 2 and len(str(caught.value)) < 300
+    assert time.process_time() - clock < 2 and len(str(caught.value)) < 300
 
 
 def test_an_array_condition_of_absurd_size_is_not_copied() -> None:
