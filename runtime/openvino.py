@@ -230,5 +230,5 @@ def _told(shapes: Shapes) -> str:
 def _explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter of a name in a graph that is no text
         raise MmgenError(f"{what} ({' '.join(str(error).split())})", remedy=remedy) from error

@@ -1,4 +1,4 @@
-"""A minute of the campaign: wrong bundles play or are refused in one line, and threads that never rest lose nothing."""
+"""Half a minute of the campaign: wrong bundles play or are refused in one line, and threads that never rest lose nothing."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tree import TESTS
 
 from mmgen.runtime import load
 
-SECONDS = float(os.environ.get("MMGEN_TEST_SECONDS", "60"))  # `make campaign` takes as many as it is given
+SECONDS = float(os.environ.get("MMGEN_TEST_SECONDS", "30"))  # `make campaign` takes as many as it is given
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forks")
