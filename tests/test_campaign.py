@@ -1,4 +1,4 @@
-"""Half a minute of the campaign: wrong bundles play or are refused in one line, and threads that never rest lose nothing."""
+"""Half a minute of the campaign: wrong bundles play or are refused, and threads that never rest lose nothing."""
 
 import os
 import shutil
