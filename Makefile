@@ -11,6 +11,7 @@
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
+WHICH ?=# tests that test-runtime leaves out or takes, as options of pytest
 SECONDS ?= 600
 SEED ?= 0
 BACKENDS ?= ort# extras that test-runtime installs: ort,openvino tests both backends of the CPU
@@ -56,7 +57,7 @@ test-runtime: $(TEST_BUNDLE)/bundle.json
 	rm -rf .venv/clean build/lib build/bdist.*
 	$(PYTHON) -m venv .venv/clean
 	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),images]' pytest pytest-timeout
-	OMP_NUM_THREADS=1 MMGEN_TEST_SECONDS=6 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest
+	OMP_NUM_THREADS=1 MMGEN_TEST_SECONDS=6 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest $(WHICH)
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
 test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)

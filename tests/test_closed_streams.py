@@ -69,6 +69,7 @@ def test_a_failure_has_its_exit_code_whoever_listens(bundle_copy: Path, how: str
     assert not Path("x.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stderr closed", "both closed"])
 @pytest.mark.parametrize("command", ["inspect", "verify", "doctor", "bench", "build"])
 def test_so_it_is_with_every_command(bundle_copy: Path, command: str, how: str) -> None:

@@ -62,6 +62,7 @@ def test_where_nothing_is_installed_it_is_added_from_the_source(monkeypatch: pyt
     assert extra("ort") == "pip install '.[ort]' in the folder of mmgen's source"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PROJECT, reason="the tree is not here")
 def test_every_extra_that_errors_name_is_one() -> None:
     named = set()

@@ -28,6 +28,7 @@ def test_the_runtime_is_found() -> None:
     assert {"mmgen.runtime.generator", "mmgen.runtime.solvers", *COMMAND_LINE} <= set(MODULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["mmgen.runtime", *MODULES])
 def test_a_module_imports_numpy_alone_and_click_where_it_speaks_to_people(module: str) -> None:
     script = f"""

@@ -52,6 +52,7 @@ def run(command: str, folder: Path) -> str:
     return ran.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_line_as_shown(here: Path, command: str) -> None:
     if command.startswith("mmgen build"):
