@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmgen.runtime.build import ENGINES, SCHEMA, SIDECAR, Build, EngineFile, Place
-from mmgen.runtime.bundle import Bundle, sha256
+from mmgen.runtime.bundle import BRIEF, Bundle, sha256
 from mmgen.runtime.errors import MmgenError
 from mmgen.runtime.identity import differences, identity_of_graph
 from mmgen.runtime.links import is_link, own
 from mmgen.runtime.records import from_json, read_json
 
 KEY = "[0-9a-f]{32}"  # names of builds
-BRIEF = 16  # digits of a hash that messages show
 
 
 def find(bundle: Bundle, place: Place) -> tuple[Path, Build]:

@@ -71,8 +71,10 @@ class OpenVinoRunner:
         infer = request.infer
 
         def call(_alive: object = memory) -> None:  # tensors have addresses, valid as long as the memory lives
-            with _explained(f"{self._path} failed in OpenVINO", "use --backend ort-cpu"):
+            try:
                 infer(share_outputs=True)  # what it returns would be copies
+            except RuntimeError as error:
+                raise _failed(f"{self._path} failed in OpenVINO", error, "use --backend ort-cpu") from error
 
         return call
 
@@ -231,4 +233,8 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, UnicodeDecodeError) as error:  # the latter of a name in a graph that is no text
-        raise MmgenError(f"{what} ({' '.join(str(error).split())})", remedy=remedy) from error
+        raise _failed(what, error, remedy) from error
+
+
+def _failed(what: str, error: Exception, remedy: str) -> MmgenError:
+    return MmgenError(f"{what} ({' '.join(str(error).split())})", remedy=remedy)

@@ -23,7 +23,7 @@ from mmgen.runtime.host import HostBackend, HostBlock
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.onnx_file import read_model
 from mmgen.runtime.ort_import import import_onnxruntime
-from mmgen.runtime.ort_session import check_session, explained
+from mmgen.runtime.ort_session import check_session, explained, failed
 from mmgen.runtime.widen import widen
 
 Name = Literal["ort-cpu", "ort-cpu-int8"]
@@ -52,8 +52,10 @@ class OrtRunner:
         run, role = self._session.run_with_iobinding, self._role
 
         def call(_alive: object = memory) -> None:  # the addresses are valid as long as the memory lives
-            with explained(f"graph {role} failed in ONNX Runtime", "export the bundle again"):
+            try:
                 run(binding)
+            except Exception as error:  # ONNX Runtime's share no base class of their own
+                raise failed(f"graph {role} failed in ONNX Runtime", error, "export the bundle again") from error
 
         return call
 

@@ -25,7 +25,7 @@ from mmgen.runtime.files import as_text
 from mmgen.runtime.graph_file import graph_content
 from mmgen.runtime.memory import Slot
 from mmgen.runtime.ort_import import import_onnxruntime
-from mmgen.runtime.ort_session import check_session, explained
+from mmgen.runtime.ort_session import check_session, explained, failed
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose"}  # what a GPU is for; shapes need none of them
@@ -63,8 +63,11 @@ class OrtCudaRunner:
             if self._session is None:
                 raise MmgenError("this graph is closed", remedy="load the bundle again")
             device.use()
-            with explained(f"graph {self._role} failed in ONNX Runtime", "see what else uses the GPU"):
+            try:
                 self._session.run_with_iobinding(binding)  # it waits until the graph is done
+            except Exception as error:  # ONNX Runtime's share no base class of their own
+                what = f"graph {self._role} failed in ONNX Runtime"
+                raise failed(what, error, "see what else uses the GPU") from error
 
         return call
 

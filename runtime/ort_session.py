@@ -27,11 +27,16 @@ def check_session(session: Any, role: Role, graph: Graph) -> None:
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Make an error of ONNX Runtime one of ours, of one line."""
+    """Make an error of ONNX Runtime one of ours; ``failed`` alone is for what runs in each row."""
     try:
         yield
     except MmgenError:
         raise
     except Exception as error:  # they share no base class of their own
-        said = " ".join(str(error).split())
-        raise MmgenError(f"{what} ({said[:QUOTED]}{'...' if len(said) > QUOTED else ''})", remedy=remedy) from error
+        raise failed(what, error, remedy) from error
+
+
+def failed(what: str, error: Exception, remedy: str) -> MmgenError:
+    """An error of ours, of one line, for one of ONNX Runtime's."""
+    said = " ".join(str(error).split())
+    return MmgenError(f"{what} ({said[:QUOTED]}{'...' if len(said) > QUOTED else ''})", remedy=remedy)
