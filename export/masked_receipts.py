@@ -15,7 +15,7 @@ from mmgen.runtime import limits
 from mmgen.runtime.bundle import Receipt
 from mmgen.runtime.masked import MaskedTable
 from mmgen.runtime.masked_plan import ROWS
-from mmgen.runtime.masked_reference import draw, step
+from mmgen.runtime.masked_reference import draw, settle
 from mmgen.runtime.process import Masked
 from mmgen.runtime.verify import relative_rms, share
 
@@ -42,9 +42,10 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
     error = relative_rms(*_centred(logits[anew], truth[anew]))
 
     row = _row(sample.inputs)
-    after, codes = step(process, row, 0, tokens, logits, choice, order)
+    codes, score, stays = draw(process, row, 0, tokens, logits, choice, order)
+    after = settle(process, row, 0, tokens, codes, score, stays, order)
     made, found = (got[name].reshape(tokens.shape) for name in (names.NEXT_TOKENS, names.CODES))
-    either = tied(*draw(process, row, 0, tokens, logits, choice, order)[1:], limits.TIED_SCORES["fp32"])
+    either = tied(score, stays, limits.TIED_SCORES["fp32"])
     if ((made == process.mask_id).sum(-1) == (after == process.mask_id).sum(-1)).all():
         after = np.where(either & ((made == process.mask_id) | (made == codes)), made, after)
     return [

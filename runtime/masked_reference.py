@@ -39,13 +39,7 @@ def step(
         Tokens (B, N) after the step; the codes (B, N) that every place has before some are hidden again.
     """
     codes, score, stays = draw(process, table, row, tokens, logits, choice, order)
-    hidden = tokens == process.mask_id
-    # Of places of equal score the first is settled first.
-    mine, others = score[:, :, None], score[:, None, :]
-    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
-    rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
-    again = hidden & ((rank <= stays[:, None]) | (order < table.stay[row]))
-    return np.where(again, process.mask_id, codes), codes
+    return settle(process, table, row, tokens, codes, score, stays, order), codes
 
 
 def draw(
@@ -87,6 +81,25 @@ def draw(
 
     stays = np.minimum(table.masked[row], np.maximum(hidden.sum(-1) - 1, 1))  # one place at least is settled
     return codes, score, stays
+
+
+def settle(
+    process: Masked,
+    table: MaskedTable,
+    row: int,
+    tokens: Tokens,
+    codes: Tokens,
+    score: Array,
+    stays: Tokens,
+    order: Array,
+) -> Tokens:
+    """The second half: tokens (B, N) after the row, of what ``draw`` has made."""
+    # Of places of equal score the first is settled first.
+    mine, others = score[:, :, None], score[:, None, :]
+    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
+    rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
+    again = (tokens == process.mask_id) & ((rank <= stays[:, None]) | (order < table.stay[row]))
+    return np.where(again, process.mask_id, codes)
 
 
 def run(
