@@ -28,7 +28,7 @@ EXTRA_dev = dev$(RTX)
 EXTRA_gpu = $(if $(RTX),ort-cuda$(RTX),ort,tensorrt)
 BUNDLE = build/emoji.mmgen
 TEST_BUNDLE = build/test.mmgen
-SOURCES = $(wildcard export/*.py runtime/*.py tests/tiny*.py)
+SOURCES = $(wildcard export/*.py export/*/*.py runtime/*.py runtime/*/*.py runtime/*/*/*.py tests/models/tiny*.py)
 
 # Of every generation that the runtime and the builder are for; tests read what they have, a folder each.
 TENSORRT = 10.3.0 10.7.0 10.9.0.34 10.13.3.9 11.4.0.106
@@ -83,7 +83,7 @@ $(BUNDLE)/bundle.json: .venv/export/ready
 
 $(TEST_BUNDLE)/bundle.json: .venv/dev/ready $(SOURCES)
 	mkdir -p build
-	.venv/dev/bin/mmgen-export tests/tiny_text.py:tiny_text_model --fp16 --no-engines -o $(TEST_BUNDLE)
+	.venv/dev/bin/mmgen-export tests/models/tiny_text.py:tiny_text_model --fp16 --no-engines -o $(TEST_BUNDLE)
 
 .venv/bindings/ready: .venv/dev/ready
 	rm -rf $(@D)

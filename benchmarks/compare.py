@@ -44,12 +44,12 @@ from compare_models import MODELS, OPTIONAL, PEERS, REFERENCE, Model, Peer, peer
 from compare_prepare import ROOT, prepare, python
 from compare_report import drawing, marked, report, summary
 
-from mmgen.runtime.bundle import read_bundle
-from mmgen.runtime.files import whole_file
-from mmgen.runtime.machine import cores
-from mmgen.runtime.machine import record as machine
-from mmgen.runtime.ort_import import SWITCH
-from mmgen.runtime.usage import watched
+from mmgen.runtime.backends.ort.importing import SWITCH
+from mmgen.runtime.bench.machine import cores
+from mmgen.runtime.bench.machine import record as machine
+from mmgen.runtime.bench.usage import watched
+from mmgen.runtime.files.atomic import whole_file
+from mmgen.runtime.storage.bundle import read_bundle
 
 RESULTS = ROOT / "benchmarks" / "results" / "compare.json"
 PAUSE = 0.05  # seconds in which the threads of one peer come to rest before another's turn

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import numpy as np
 from compare_models import PEERS, Peer, Precision
 
-from mmgen.runtime import figures
+from mmgen.runtime.bench import figures
 
 BEGIN, END = "<!-- benchmarks/compare.py -->", "<!-- /benchmarks/compare.py -->"
 FAR_PSNR, FAR_LATENTS = 35.0, 0.05  # dB and relative RMS: beyond, a peer's answer is another one, and tables say so

@@ -13,13 +13,14 @@ import torch
 from compare_models import Made, Model, Peer, Request, rows
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
 Play = Callable[[Request], Made]
 
 
 def emoji() -> SimpleNamespace:
     """The embedded default's modules and the bytes of its tokenizer."""
-    from mmgen.export import checkpoint, embedded
+    from mmgen.export.base import embedded
+    from mmgen.export.sources import checkpoint
 
     model = checkpoint.load(embedded.folder("emoji"))
     parts = {name: getattr(model, name).eval() for name in ("denoiser", "decoder", "quantiser")}
@@ -110,7 +111,7 @@ def _amused(model: Model, folder: Path, dtype: torch.dtype, compiled: Any) -> Pl
     from amused_pipeline import run_pipeline
     from diffusers import AmusedPipeline
 
-    from mmgen.runtime.masked_request import uniforms
+    from mmgen.runtime.request.tokens import uniforms
 
     pipeline = AmusedPipeline.from_pretrained(folder / "diffusers", torch_dtype=dtype)
     clock, _ = _watched(pipeline, pipeline.vqvae, compiled)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mmgen.runtime import load
-from mmgen.runtime.results import Result
+from mmgen.runtime.loop.results import Result
 
 BUSY = "import numpy\na = numpy.ones((256, 256), 'f')\nwhile True: a @ a"
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -17,8 +17,8 @@ from typing import Any
 
 from true_sizes import ROOT, bundle, export
 
-sys.path.insert(0, str(ROOT / "tests"))
-MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli import main; main()"]
+sys.path.insert(0, str(ROOT / "tests" / "models"))
+MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli.main import main; main()"]
 
 
 def main() -> None:

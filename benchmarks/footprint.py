@@ -39,7 +39,7 @@ INSTALL = {
     "diffusers": ["diffusers", "torch==2.13.0", "transformers", "accelerate"],
 }
 IMPORT = {
-    "mmgen": "from mmgen.runtime import load, ort_import; ort_import.import_onnxruntime()",
+    "mmgen": "import mmgen.runtime\nfrom mmgen.runtime.backends.ort import importing; importing.import_onnxruntime()",
     "diffusers": "import torch; from diffusers import DiTPipeline",
 }
 MMGEN = """

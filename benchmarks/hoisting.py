@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmgen.runtime import load
-from mmgen.runtime.bundle import Bundle
+from mmgen.runtime.storage.schema import Bundle
 
 
 def request(bundle: Bundle, rng: np.random.Generator) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from mmgen.runtime import Generator, load
-from mmgen.runtime.bundle import NEXT_STATE, STATE, Bundle
-from mmgen.runtime.openvino import find_openvino
+from mmgen.runtime.backends.openvino.backend import find_openvino
+from mmgen.runtime.storage.schema import Bundle
+from mmgen.runtime.storage.tensors import NEXT_STATE, STATE
 from mmgen.runtime.verify import relative_rms
 
 Sample = tuple[float, float, np.ndarray]  # seconds a row and a request; latents

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from mmgen.runtime import Generator
-from mmgen.runtime.backend import Runner
-from mmgen.runtime.bundle import Bundle, read_bundle
-from mmgen.runtime.ort import OrtCpu
-from mmgen.runtime.ort_import import import_onnxruntime
+from mmgen.runtime.backends.ort.cpu import OrtCpu
+from mmgen.runtime.backends.ort.importing import import_onnxruntime
+from mmgen.runtime.backends.protocol import Runner
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Bundle
 
 onnxruntime = import_onnxruntime()
 

@@ -37,14 +37,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from mmgen.export.base.model import Model
 from mmgen.export.exporter import export
-from mmgen.export.model import Model
 from mmgen.runtime import Generator
-from mmgen.runtime.bundle import NEXT_STATE, STATE, Bundle, Condition, Defaults, Media, read_bundle
-from mmgen.runtime.memory import shape_of
-from mmgen.runtime.ort import OrtCpu
-from mmgen.runtime.ort_import import import_onnxruntime
-from mmgen.runtime.process import Diffusion
+from mmgen.runtime.backends.ort.cpu import OrtCpu
+from mmgen.runtime.backends.ort.importing import import_onnxruntime
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.process import Diffusion
+from mmgen.runtime.storage.schema import Bundle, Condition, Defaults, Media, shape_of
+from mmgen.runtime.storage.tensors import NEXT_STATE, STATE
 
 onnxruntime = import_onnxruntime()
 

@@ -24,7 +24,7 @@ import numpy as np
 
 AMUSED, GUIDANCE = "aMUSEd-256", 3.0
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "models"))
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def amused_parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
     from diffusers_pipeline import psnr
 
     from mmgen.runtime import load
-    from mmgen.runtime.masked_request import uniforms
+    from mmgen.runtime.request.tokens import uniforms
 
     prompts = ["a red apple", "zebra"]
     pipeline = AmusedPipeline.from_pretrained(folder)

@@ -10,12 +10,13 @@ from mmgen.engines.compile import Job
 from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import Target
 from mmgen.engines.worker import compile_apart
-from mmgen.runtime import distribution
-from mmgen.runtime.build import Build, EngineFile, Identity, Options, require_buildable
-from mmgen.runtime.bundle import Axis, Bundle, Graph, HalfShare, sha256
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.folders import size_text
-from mmgen.runtime.graph_file import graph_content
+from mmgen.runtime.base import distribution
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Build, EngineFile, Identity, Options, require_buildable
+from mmgen.runtime.files.folders import size_text
+from mmgen.runtime.storage.graph_file import graph_content
+from mmgen.runtime.storage.hashes import sha256
+from mmgen.runtime.storage.schema import Axis, Bundle, Graph, HalfShare
 
 Report = Callable[[str, float], None]
 

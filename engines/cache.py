@@ -14,19 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmgen.runtime import engine_store as store
-from mmgen.runtime import optimised
-from mmgen.runtime.build import ENGINES, SIDECAR, Build, Identity, Place
-from mmgen.runtime.bundle import Bundle, read_bundle
-from mmgen.runtime.engine_store import build_command, graph_hashes
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import explained, whole_file
-from mmgen.runtime.folders import recover, whole_folder
-from mmgen.runtime.identity import differences
-from mmgen.runtime.links import own
-from mmgen.runtime.locks import lock_of, locked
-from mmgen.runtime.records import to_json
-from mmgen.runtime.unfinished import LABEL, leftovers, unfinished
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds import engine_store as store
+from mmgen.runtime.builds import optimised
+from mmgen.runtime.builds.engine_build import ENGINES, SIDECAR, Build, Identity, Place
+from mmgen.runtime.builds.engine_store import build_command, graph_hashes
+from mmgen.runtime.builds.identity import differences
+from mmgen.runtime.files.atomic import explained, whole_file
+from mmgen.runtime.files.folders import recover, whole_folder
+from mmgen.runtime.files.json_records import to_json
+from mmgen.runtime.files.links import own
+from mmgen.runtime.files.locks import lock_of, locked
+from mmgen.runtime.files.unfinished import LABEL, leftovers, unfinished
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Bundle
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
 

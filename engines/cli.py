@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from mmgen.engines import builder, cache, report, targets
-from mmgen.runtime import ort
-from mmgen.runtime.build import Place, require_buildable
-from mmgen.runtime.bundle import Axis, read_bundle
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.records import to_json
-from mmgen.runtime.terminal import Command, Progress, json_option, show, tell
+from mmgen.runtime.backends.ort import cpu as ort
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Place, require_buildable
+from mmgen.runtime.cli.terminal import Command, Progress, json_option, show, tell
+from mmgen.runtime.files.json_records import to_json
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Axis
 
 Report = Callable[[str, float], None]
 

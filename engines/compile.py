@@ -19,10 +19,10 @@ from mmgen.engines.network import check_tensors, count, parse, require_half, tit
 from mmgen.engines.phases import monitor
 from mmgen.engines.profiles import shapes
 from mmgen.engines.turing import TURING, products_to_convolutions
-from mmgen.runtime.build import Flavour, GraphReport
-from mmgen.runtime.bundle import Axis, Role, TensorSpec
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Flavour, GraphReport
+from mmgen.runtime.files.atomic import whole_file
+from mmgen.runtime.storage.schema import Axis, Role, TensorSpec
 
 PARSED = 0.05  # share of the time that parsing takes
 ERRORS = 3  # how many of the compiler's last errors are told

@@ -4,9 +4,9 @@ import re
 import warnings
 from pathlib import Path
 
-from mmgen.runtime.build import Flavour
-from mmgen.runtime.bundle import Bundle, Graph
-from mmgen.runtime.folders import size_text
+from mmgen.runtime.builds.engine_build import Flavour
+from mmgen.runtime.files.folders import size_text
+from mmgen.runtime.storage.schema import Bundle, Graph
 
 # Resident at the peak: so much, and so many bytes for each byte of weights.  TensorRT for RTX 1.7 took 387 MiB for
 # 14 MiB of weights, 490 for 63 and 4964 for 1434.  TensorRT's own figure is what it logs of its kernels on a desktop;

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmgen.runtime.build import Flavour
-from mmgen.runtime.bundle import Role, TensorSpec
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import as_text
-from mmgen.runtime.library import TITLES, version
+from mmgen.runtime.backends.tensorrt.library import TITLES, version
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Flavour
+from mmgen.runtime.files.atomic import as_text
+from mmgen.runtime.storage.schema import Role, TensorSpec
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "BOOL": "bool"}  # the others but for their case
 WEIGHTS = {  # by type of layer: its class, and where its weights are

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from mmgen.runtime.build import Flavour
-from mmgen.runtime.bundle import Axis, Bundle, TensorSpec
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Flavour
+from mmgen.runtime.storage.schema import Axis, Bundle, TensorSpec
 
 Profile = dict[str, Axis]  # by axis
 Shape = tuple[int, ...]

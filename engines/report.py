@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mmgen.engines.cache import Removed
-from mmgen.runtime.build import Build, GraphReport
-from mmgen.runtime.bundle import Bundle
-from mmgen.runtime.describe import half_text, place_text
-from mmgen.runtime.folders import size_text
-from mmgen.runtime.terminal import table
+from mmgen.runtime.base.text_table import table
+from mmgen.runtime.builds.engine_build import Build, GraphReport
+from mmgen.runtime.cli.describe import half_text, place_text
+from mmgen.runtime.files.folders import size_text
+from mmgen.runtime.storage.schema import Bundle
 
 WIDTH = 110  # characters
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from mmgen.engines.turing import TURING
-from mmgen.runtime import cuda
-from mmgen.runtime.build import Flavour, Place
-from mmgen.runtime.distribution import extra
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.library import find_library, place
+from mmgen.runtime.backends import cuda
+from mmgen.runtime.backends.tensorrt.library import find_library, place
+from mmgen.runtime.base.distribution import extra
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import Flavour, Place
 
 HOST = "host"
 CPU = "cpu"  # which has graphs for ONNX Runtime, and no engines

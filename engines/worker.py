@@ -22,13 +22,13 @@ from typing import IO, Any, NoReturn
 
 from mmgen.engines import memory
 from mmgen.engines.compile import Job, Say, compile_graph
-from mmgen.runtime.build import GraphReport
-from mmgen.runtime.children import python
-from mmgen.runtime.cuda import open_device
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.folders import size_text
-from mmgen.runtime.library import find_library, make_logger
-from mmgen.runtime.records import from_json, to_json
+from mmgen.runtime.backends.cuda import open_device
+from mmgen.runtime.backends.tensorrt.library import find_library, make_logger
+from mmgen.runtime.base.children import python
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import GraphReport
+from mmgen.runtime.files.folders import size_text
+from mmgen.runtime.files.json_records import from_json, to_json
 
 log = logging.getLogger("mmgen.tensorrt")
 log.addHandler(logging.NullHandler())  # for who asks for logs; what a user needs of them is in the errors

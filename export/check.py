@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmgen.export.graphs import example
-from mmgen.export.model import Model
-from mmgen.export.weights import check_finite
-from mmgen.runtime import masked
-from mmgen.runtime.errors import MmgenError, shown
-from mmgen.runtime.nulls import null_array
-from mmgen.runtime.numbers import whole
-from mmgen.runtime.process import Masked
-from mmgen.runtime.solvers import table
+from mmgen.export.base.model import Model
+from mmgen.export.graphs.latent import example
+from mmgen.export.sources.weights import check_finite
+from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.base.numbers import whole
+from mmgen.runtime.request.nulls import null_array
+from mmgen.runtime.solvers import masked
+from mmgen.runtime.solvers.registry import table
+from mmgen.runtime.storage.process import Masked
 
 
 def check(model: Model) -> None:

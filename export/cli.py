@@ -8,12 +8,12 @@ from typing import Literal
 
 import click
 
-from mmgen.export import embedded
-from mmgen.runtime import describe
-from mmgen.runtime.distribution import extra
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.ort_import import import_onnxruntime
-from mmgen.runtime.terminal import Command, Progress, json_option, show
+from mmgen.export.base import embedded
+from mmgen.runtime.backends.ort.importing import import_onnxruntime
+from mmgen.runtime.base.distribution import extra
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.cli import describe
+from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 
 ENGINES = "mmgen.engines"  # entry point of the function that builds engines; exporting imports no compiler
 CPU = "cpu"  # the target that has no engines
@@ -53,7 +53,7 @@ def main(
     """Turn a trained model into a bundle, proven against torch.
 
     SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
-    mmgen.export.model.Model.  Without it, an embedded model is exported: --model says which.
+    mmgen.export.base.model.Model.  Without it, an embedded model is exported: --model says which.
 
     An fp16 bundle gets TensorRT engines where there is a compiler: TensorRT for RTX needs no GPU.
     """
@@ -67,8 +67,8 @@ def main(
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise MmgenError(f"exporting needs {', '.join(missing)}", remedy=extra("export"))
     import_onnxruntime()  # before a model of the user's own does, and reports it
+    from mmgen.export.base.leftovers import nothing_left
     from mmgen.export.exporter import export
-    from mmgen.export.leftovers import nothing_left
     from mmgen.export.sources import resolve
 
     finish = _engines(targets) if not no_engines and (targets or policy == "fp16") else None

@@ -9,29 +9,39 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
+from mmgen.export.base.dtypes import load
+from mmgen.export.base.leftovers import nothing_left
+from mmgen.export.base.lint import lint, lint_for_cpu
+from mmgen.export.base.model import Model
+from mmgen.export.base.naming import named
+from mmgen.export.base.origins import forget
+from mmgen.export.base.place import placed
 from mmgen.export.check import check, modules, weight_bytes
-from mmgen.export.dtypes import load
-from mmgen.export.emulate import EmulatedHalf
-from mmgen.export.examples import made_up
-from mmgen.export.hoist import hoist as hoist_graphs
-from mmgen.export.invariants import follow
-from mmgen.export.leftovers import nothing_left
-from mmgen.export.lint import lint, lint_for_cpu
-from mmgen.export.model import Model
-from mmgen.export.naming import named
-from mmgen.export.origins import forget
-from mmgen.export.parts import run_torch, sources
-from mmgen.export.place import placed
-from mmgen.export.precision import to_half
-from mmgen.export.ranges import measure_ranges
-from mmgen.export.receipts import Policy, against_float, against_torch, of_trace
-from mmgen.export.torch_run import TorchRun
-from mmgen.export.trace import describe, trace
-from mmgen.export.unprocessed import unprocessed
-from mmgen.export.weights import check_there
-from mmgen.runtime import bundle as names
-from mmgen.runtime import distribution
-from mmgen.runtime.bundle import (
+from mmgen.export.half.emulate import EmulatedHalf
+from mmgen.export.half.precision import to_half
+from mmgen.export.half.ranges import measure_ranges
+from mmgen.export.hoisting.hoist import hoist as hoist_graphs
+from mmgen.export.hoisting.unprocessed import unprocessed
+from mmgen.export.proof.examples import made_up
+from mmgen.export.proof.invariants import follow
+from mmgen.export.proof.parts import run_torch, sources
+from mmgen.export.proof.receipts import Policy, against_float, against_torch, of_trace
+from mmgen.export.proof.torch_run import TorchRun
+from mmgen.export.sources.weights import check_there
+from mmgen.export.tracing.trace import describe, trace
+from mmgen.runtime.backends.ort.cpu import open_backend
+from mmgen.runtime.backends.ort.importing import import_onnxruntime
+from mmgen.runtime.base import distribution
+from mmgen.runtime.files.atomic import as_text
+from mmgen.runtime.generator import Generator
+from mmgen.runtime.request.nulls import write_nulls
+from mmgen.runtime.solvers.registry import table as solver_table
+from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.bundle import read_bundle, write_manifest
+from mmgen.runtime.storage.golden import golden_of, write_golden
+from mmgen.runtime.storage.hashes import sha256
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import (
     GOLDEN,
     MANIFEST,
     TOKENIZER,
@@ -43,18 +53,7 @@ from mmgen.runtime.bundle import (
     Provenance,
     Receipt,
     Role,
-    read_bundle,
-    sha256,
-    write_manifest,
 )
-from mmgen.runtime.files import as_text
-from mmgen.runtime.generator import Generator
-from mmgen.runtime.golden import golden_of, write_golden
-from mmgen.runtime.nulls import write_nulls
-from mmgen.runtime.ort import open_backend
-from mmgen.runtime.ort_import import import_onnxruntime
-from mmgen.runtime.process import Masked
-from mmgen.runtime.solvers import table as solver_table
 from mmgen.runtime.verify import measure, require
 
 Report = Callable[[str, float], None]
@@ -234,7 +233,7 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
     """Levels 3 and 4, on the files as they will be; the manifest, written."""
     write_manifest(bundle, folder)
     half = bundle.precision.policy == "fp16"
-    backend = EmulatedHalf(import_onnxruntime(), None) if half else open_backend("ort-cpu", None)
+    backend = EmulatedHalf(import_onnxruntime(), None) if half else open_backend("ort-cpu")
     with Generator(read_bundle(folder, verify=False), backend) as generator:
         receipts = require(measure(generator, golden_of(generator.bundle)))
     bundle = dataclasses.replace(bundle, receipts=(*bundle.receipts, *receipts))

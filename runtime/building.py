@@ -3,14 +3,14 @@
 import subprocess
 from collections.abc import Callable
 
-from mmgen.runtime.backend import log, open_backend
-from mmgen.runtime.build import FLAVOURS, require_buildable
-from mmgen.runtime.bundle import Bundle
-from mmgen.runtime.children import python
-from mmgen.runtime.cuda import open_device
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.backends.cuda import open_device
+from mmgen.runtime.backends.registry import log, open_backend
+from mmgen.runtime.base.children import python
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.builds.engine_build import FLAVOURS, require_buildable
+from mmgen.runtime.storage.schema import Bundle
 
-MMGEN = python("from mmgen.runtime.cli import main; main()")  # this environment's, wherever it is
+MMGEN = python("from mmgen.runtime.cli.main import main; main()")  # this environment's, wherever it is
 
 
 def ensure_built(bundle: Bundle, backend: str) -> None:

@@ -16,27 +16,29 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.backend import Backend, Runner, check_backend, open_backend
-from mmgen.runtime.bundle import AnyPath, Bundle, Role, read_bundle
-from mmgen.runtime.choices import chosen
-from mmgen.runtime.conditions import open_inputs
-from mmgen.runtime.encoding import encode
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.fork import keep_in_children
-from mmgen.runtime.graph_file import check_files
-from mmgen.runtime.masked_plan import MaskedPlan
-from mmgen.runtime.options import Course, Options, Request, check, checked_latents
-from mmgen.runtime.pace import Pace, fitting
-from mmgen.runtime.plan import Plan, decode
-from mmgen.runtime.plans import Loan, Plans
-from mmgen.runtime.process import Masked
-from mmgen.runtime.request import FEWER, Also
-from mmgen.runtime.results import Progress, Result, Timings
-from mmgen.runtime.room import check_decoding, check_for
-from mmgen.runtime.run import Run
-from mmgen.runtime.solver_options import Option
-from mmgen.runtime.stream import Flag, Stream
-from mmgen.runtime.turns import Cancel, Turns, check_cancel
+from mmgen.runtime.backends.protocol import Backend, Runner
+from mmgen.runtime.backends.registry import check_backend, open_backend
+from mmgen.runtime.base.choices import chosen
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.base.fork import keep_in_children
+from mmgen.runtime.loop.encoding import encode
+from mmgen.runtime.loop.fit import check_decoding, check_for
+from mmgen.runtime.loop.masked_plan import MaskedPlan
+from mmgen.runtime.loop.pace import Pace, fitting
+from mmgen.runtime.loop.plan import Plan, decode
+from mmgen.runtime.loop.plans import Loan, Plans
+from mmgen.runtime.loop.results import Progress, Result, Timings
+from mmgen.runtime.loop.run import Run
+from mmgen.runtime.loop.stream import Flag, Stream
+from mmgen.runtime.loop.turns import Cancel, Turns, check_cancel
+from mmgen.runtime.request.branches import FEWER, Also
+from mmgen.runtime.request.conditions import open_inputs
+from mmgen.runtime.request.options import Course, Options, Request, check, checked_latents
+from mmgen.runtime.solvers.options import Option
+from mmgen.runtime.storage.bundle import AnyPath, read_bundle
+from mmgen.runtime.storage.graph_file import check_files
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import Bundle, Role
 
 
 class Generator:
@@ -338,7 +340,7 @@ def load(
 
     Args:
         folder: the ``.mmgen`` folder.
-        backend: ``auto`` or a name of ``mmgen.runtime.backend.NAMES``.
+        backend: ``auto`` or a name of ``mmgen.runtime.backends.registry.NAMES``.
         threads: for CPU backends; None: one a core.
         verify: compare every file with its hash first.
         build: make TensorRT engines for this device first if there are none that fit, or for ``ort-cpu`` optimised

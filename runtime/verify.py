@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime import limits
-from mmgen.runtime.bundle import GOLDEN, AnyPath, Receipt, Role
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.generator import Generator, load
-from mmgen.runtime.golden import Golden, golden_of
-from mmgen.runtime.process import Masked
-from mmgen.runtime.results import Progress
+from mmgen.runtime.loop.results import Progress
+from mmgen.runtime.storage import limits
+from mmgen.runtime.storage.bundle import AnyPath
+from mmgen.runtime.storage.golden import Golden, golden_of
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import GOLDEN, Receipt, Role
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity

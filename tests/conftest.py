@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tree import TESTS, imports, top_level
+from tree import HELPERS, TESTS, imports, top_level
 
-from mmgen.runtime.ort_import import import_onnxruntime
+from mmgen.runtime.backends.ort.importing import import_onnxruntime
 
 with suppress(ImportError):
     import_onnxruntime()  # before a test does, and reports it
@@ -41,7 +41,7 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if without_torch:
         pytest.fail(f"torch is not installed; name an exported bundle in {BUNDLE}, as make test-runtime does")
     folder = tmp_path_factory.mktemp("bundle") / "test.mmgen"
-    source = f"{TESTS / 'tiny_text.py'}:tiny_text_model"
+    source = f"{TESTS / 'models' / 'tiny_text.py'}:tiny_text_model"
     command = "from mmgen.export.cli import main; main()"
     subprocess.run([sys.executable, "-c", command, source, "--fp16", "--no-engines", "-o", str(folder)], check=True)
     return folder
@@ -64,16 +64,16 @@ def cpu(request: pytest.FixtureRequest) -> str:
 
 
 def needs_torch(file: Path) -> bool:
-    """Whether a test file, or a file beside it that it imports, imports torch or what comes with it."""
+    """Whether a test file, or a helper that it imports, imports torch or what comes with it."""
     if top_level(file) & COME_WITH_TORCH or any(name.startswith("mmgen.export.") for name in imports(file)):
         return True
-    beside = [TESTS / f"{name}.py" for name in top_level(file)]
+    beside = [folder / f"{name}.py" for name in top_level(file) for folder in HELPERS]
     return any(needs_torch(helper) for helper in beside if helper.is_file() and helper != file)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leave files out; the header says which."""
-    test = collection_path.parent == TESTS and collection_path.name.startswith("test_")
+    test = collection_path.name.startswith("test_")
     return True if without_torch and test and needs_torch(collection_path) else None
 
 
@@ -87,5 +87,5 @@ def pytest_report_header() -> str | None:
     """Without torch, what is not tested."""
     if not without_torch:
         return None
-    left_out = sorted(file.name for file in TESTS.glob("test_*.py") if needs_torch(file))
+    left_out = sorted(file.name for file in TESTS.rglob("test_*.py") if needs_torch(file))
     return f"torch is not installed; left out: {', '.join(left_out) or 'nothing'}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from train_vqvae import pictures
 
-from mmgen.export.vqvae import VQVAE
+from mmgen.export.networks.vqvae import VQVAE
 
 Generate = Callable[[list[str], int], NDArray[np.uint8]]  # prompts, seed -> pictures (B, 64, 64, 3)
 

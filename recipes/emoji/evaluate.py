@@ -16,11 +16,12 @@ from torch import nn
 from train_vqvae import evaluate as reconstruction
 from train_vqvae import pictures
 
-from mmgen.export import checkpoint, embedded
-from mmgen.export.vqvae import VQVAE
+from mmgen.export.base import embedded
+from mmgen.export.networks.vqvae import VQVAE
+from mmgen.export.sources import checkpoint
 from mmgen.runtime import Generator
 from mmgen.runtime import load as load_bundle
-from mmgen.runtime.process import Masked
+from mmgen.runtime.storage.process import Masked
 
 FLOW = "flow matching"
 MASKED = "masked-token diffusion over codes, 2 x 2 of them a token"

@@ -7,14 +7,15 @@ from pathlib import Path
 from safetensors.torch import load_file
 from train_vqvae import load_vqvae
 
-from mmgen.export import embedded
-from mmgen.export.checkpoint import Checkpoint, save
-from mmgen.export.dit import TextDiT, TextDiTConfig
-from mmgen.export.token_dit import TokenDiT
-from mmgen.export.vqvae import VQVAE
-from mmgen.runtime.bundle import Defaults, from_json
-from mmgen.runtime.process import Flow, Masked
-from mmgen.runtime.solver_options import Option
+from mmgen.export.base import embedded
+from mmgen.export.networks.dit import TextDiT, TextDiTConfig
+from mmgen.export.networks.token_dit import TokenDiT
+from mmgen.export.networks.vqvae import VQVAE
+from mmgen.export.sources.checkpoint import Checkpoint, save
+from mmgen.runtime.solvers.options import Option
+from mmgen.runtime.storage.bundle import from_json
+from mmgen.runtime.storage.process import Flow, Masked
+from mmgen.runtime.storage.schema import Defaults
 
 PROMPTS = ("red apple", "rocket", "sunflower", "tiger face", "grinning face", "pizza", "snowman", "red heart")
 NAMES = ("emoji", "emoji-tokens")  # in this order: the second shares the first one's autoencoder and tokenizer

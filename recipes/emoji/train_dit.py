@@ -11,8 +11,8 @@ from torch import Tensor
 from train_vqvae import load_vqvae, pictures
 from training import arguments, train
 
-from mmgen.export.dit import TextDiT, TextDiTConfig
-from mmgen.export.vqvae import VQVAE
+from mmgen.export.networks.dit import TextDiT, TextDiTConfig
+from mmgen.export.networks.vqvae import VQVAE
 
 
 @torch.no_grad()

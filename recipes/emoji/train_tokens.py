@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from train_vqvae import load_vqvae, pictures
 from training import arguments, train
 
-from mmgen.export.dit import TextDiTConfig
-from mmgen.export.token_dit import TokenDiT
-from mmgen.export.vqvae import VQVAE
+from mmgen.export.networks.dit import TextDiTConfig
+from mmgen.export.networks.token_dit import TokenDiT
+from mmgen.export.networks.vqvae import VQVAE
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmgen.export.vqvae import VQVAE, VQVAEConfig
-from mmgen.runtime.bundle import from_json
+from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
+from mmgen.runtime.storage.bundle import from_json
 
 
 def load_vqvae(folder: Path) -> VQVAE:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError
 
 MEMORY = 4 << 30  # bytes of addresses that a child may have beyond its parent's
 SECONDS = 20.0  # that it may take

@@ -8,7 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mmgen.runtime.bundle import CHECKSUM, GOLDEN, MANIFEST, TOKENIZER, checksum_of, sha256
+from mmgen.runtime.storage.hashes import CHECKSUM, checksum_of, sha256
+from mmgen.runtime.storage.schema import GOLDEN, MANIFEST, TOKENIZER
 
 Mutation = Callable[[Path, Random], str]  # changes a bundle; says what it changed
 

@@ -21,8 +21,11 @@ import numpy as np
 from children import Outcome, attempt
 from mutations import MUTATIONS, Mutation
 
-from mmgen.runtime import describe, engine_store, load, optimised
-from mmgen.runtime.bundle import Condition, read_bundle
+from mmgen.runtime import load
+from mmgen.runtime.builds import engine_store, optimised
+from mmgen.runtime.cli import describe
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Condition
 from mmgen.runtime.verify import repeat
 
 

@@ -1,0 +1,231 @@
+"""The graphs of a bundle as torch modules: a ``Model``'s parts with the arithmetic around them that must not be split.
+
+Tensor names and shapes are those of ``mmgen.runtime.storage.tensors``; ``naming`` keeps them from what the user named.
+B samples, G guidance branches, R = G B rows (branch by branch), L the latent shape, K state slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmgen.export.base.model import Model
+from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import Condition, Media, Role
+from mmgen.runtime.storage.tensors import K
+
+SMALLEST_VARIANCE = 1e-12  # an output that is the same everywhere has no spread to rescale
+EXAMPLE_B, EXAMPLE_G = 3, 2  # sizes to trace with: neither 0 nor 1, which torch specialises on, and not equal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module with what the tracer must know: example inputs by name, which axes may vary, names of the outputs."""
+
+    role: Role
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    axes: Mapping[str, tuple[str, ...]]  # by input: names of its leading axes; "" for one that is fixed
+    outputs: tuple[str, ...]
+
+
+class ConditionGraph(nn.Module):
+    """A request's conditions (R, ...) to the conditioning tensors (R, ...)."""
+
+    def __init__(self, condition: nn.Module) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, *conditions: Tensor) -> tuple[Tensor, ...]:
+        out = self.condition(*conditions)
+        return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+class StepGraph(nn.Module):
+    """One row of a solver's table around one evaluation of the denoiser; ``runtime/table.py`` defines it.
+
+    The update is a product and a sum, not a MatMul: a MatMul of float32 may run in TF32.
+    """
+
+    def __init__(self, denoiser: nn.Module, guided_channels: int | None = None, *, rescale: bool = False) -> None:
+        super().__init__()
+        self.denoiser, self.guided_channels, self.rescale = denoiser, guided_channels, rescale
+
+    def forward(
+        self,
+        state: Tensor,  # (K, B, *L)
+        transition: Tensor,  # (K, K + 3)
+        prediction: Tensor,  # (2,)
+        x0_limit: Tensor,  # (1,)
+        input_scale: Tensor,  # (1,)
+        timestep: Tensor,  # (1,)
+        guidance: Tensor,  # (G,)
+        noise: Tensor,  # (B, *L)
+        known: Tensor,  # (2, B, *L)
+        keep: Tensor,  # (B, *L)
+        next_level: Tensor,  # (2,)
+        *more: Tensor,  # guidance_rescale (1,), if the graph has it; then the conditioning tensors (G, B, ...)
+    ) -> tuple[Tensor, Tensor]:
+        guidance_rescale, conditioning = (more[0], more[1:]) if self.rescale else (None, more)
+        x = state[0]  # (B, *L)
+        branches, batch, ones = guidance.shape[0], x.shape[0], (1,) * x.ndim
+        rows = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
+        out = self.denoiser(rows, timestep.expand(branches * batch), *(c.flatten(0, 1) for c in conditioning))
+        out = self.guide(out.reshape(branches, batch, *x.shape[1:]), guidance, guidance_rescale)  # (B, *L)
+        x0 = prediction[0] * x + prediction[1] * out
+        x0 = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit)  # a limit of infinity leaves it alone
+        columns = torch.cat([state, x0[None], out[None], noise[None]])  # (K + 3, B, *L)
+        next_state = (transition.reshape(K, K + 3, *ones) * columns).sum(1)
+        kept = keep > 0  # in all slots: what the others hold there is never used
+        noised = next_level[0] * known[0] + next_level[1] * known[1]  # (B, *L)
+        return torch.where(kept, noised, next_state), torch.where(kept, known[0], x0)
+
+    def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor | None) -> Tensor:
+        """Outputs (G, B, *L) of all branches to one (B, *L).
+
+        Channels that aren't guided are those of what is asked, the first branch.  Guidance widens the spread of a
+        sample's values; ``rescale`` takes so much of that back (Lin et al. 2023, eq. 15 and 16).
+        """
+        asked, ones = out[0], (1,) * (out.ndim - 1)
+        guided = (guidance.reshape(-1, *ones) * out).sum(0)
+        if self.guided_channels not in (None, asked.shape[1]):
+            guided = torch.cat([guided[:, : self.guided_channels], asked[:, self.guided_channels :]], 1)
+        if rescale is None:
+            return guided
+        ratio = variance(asked) / variance(guided).clamp(min=SMALLEST_VARIANCE)
+        return guided * (1 + rescale * (ratio.sqrt() - 1)).reshape(-1, *ones[1:])
+
+
+def variance(x: Tensor) -> Tensor:
+    """Of each sample's values: (B, *L) to (B,)."""
+    values = x.flatten(1)
+    return (values - values.mean(1, keepdim=True)).square().mean(1)
+
+
+class DecodeGraph(nn.Module):
+    """Latents (B, *L) to media: nearest code, decoder, and for pictures [-1, 1] to uint8 (B, H, W, 3)."""
+
+    def __init__(self, decoder: nn.Module, quantiser: nn.Module | None, media: Media) -> None:
+        super().__init__()
+        self.decoder, self.quantiser, self.media = decoder, quantiser, media
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
+        codes: tuple[Tensor, ...] = ()
+        if self.quantiser is not None:
+            latents, found = self.quantiser(latents)
+            codes = (found,)
+        out = self.decoder(latents)
+        if self.media.kind == "image":
+            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        return out.to(getattr(torch, self.media.dtype)), *codes
+
+
+class EncodeGraph(nn.Module):
+    """Media as decode makes it to latents (B, *L) or, where the process is masked, codes (B, *L) int64."""
+
+    def __init__(self, encoder: nn.Module, media: Media) -> None:
+        super().__init__()
+        self.encoder, self.media = encoder, media
+
+    def forward(self, media: Tensor) -> Tensor:
+        if self.media.kind == "image":
+            media = media.float().permute(0, 3, 1, 2) / 127.5 - 1
+        out: Tensor = self.encoder(media)
+        return out
+
+
+def condition_source(model: Model) -> Source | None:
+    """The condition graph, or None where the denoiser takes the conditions themselves."""
+    if model.condition is None:
+        return None
+    inputs = {c.tensor: example(model, c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
+    axes = dict.fromkeys(inputs, ("R",))
+    return Source("condition", ConditionGraph(model.condition), inputs, axes, model.conditioning)
+
+
+def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:
+    """The step graph.
+
+    Args:
+        conditioning: name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B.
+    """
+    size = (EXAMPLE_B, *model.latent_shape)
+    fixed = {
+        names.STATE: torch.zeros(K, *size),
+        names.TRANSITION: torch.zeros(K, K + 3),
+        names.PREDICTION: torch.zeros(2),
+        names.X0_LIMIT: torch.ones(1),
+        names.INPUT_SCALE: torch.ones(1),
+        names.TIMESTEP: torch.ones(1),
+        names.GUIDANCE: torch.ones(EXAMPLE_G),
+        names.NOISE: torch.zeros(size),
+        names.KNOWN: torch.zeros(2, *size),
+        names.KEEP: torch.zeros(size),
+        names.NEXT_LEVEL: torch.zeros(2),
+    }
+    rescale = model.guidance_rescale and bool(model.conditions)
+    if rescale:
+        fixed[names.RESCALE] = torch.zeros(1)
+    varying = {name: value.unflatten(0, (EXAMPLE_G, EXAMPLE_B)) for name, value in conditioning}
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(varying, ("G", "B")) | {names.GUIDANCE: ("G",)}
+    axes |= dict.fromkeys((names.STATE, names.KNOWN), ("", "B")) | dict.fromkeys((names.NOISE, names.KEEP), ("B",))
+    module = StepGraph(model.denoiser, model.guided_channels, rescale=rescale)
+    return Source("step", module, fixed | varying, axes, (names.NEXT_STATE, names.X0))
+
+
+def decode_source(model: Model) -> Source:
+    """The decode graph."""
+    inputs = {names.LATENTS: torch.zeros(EXAMPLE_B, *model.latent_shape)}
+    outputs = (names.MEDIA, names.CODES) if model.quantiser is not None else (names.MEDIA,)
+    module = DecodeGraph(model.decoder, model.quantiser, model.media)
+    return Source("decode", module, inputs, {names.LATENTS: ("B",)}, outputs)
+
+
+def encode_source(model: Model) -> Source | None:
+    """The encode graph, or None where the model has no encoder."""
+    if model.encoder is None:
+        return None
+    inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=getattr(torch, model.media.dtype))}
+    made = names.CODES if isinstance(model.process, Masked) else names.LATENTS
+    return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (made,))
+
+
+def example(model: Model, condition: Condition, rows: int) -> Tensor:
+    """Rows of a condition as the graphs take it: text int64 (R, length), class int64 (R,), array (R, *shape).
+
+    They are those of the model's examples where it has any, else zeros, which some modules can't do: an attention to
+    nothing but padding.
+    """
+    given = [request[condition.name] for request in model.examples if condition.name in request]
+    match condition.kind:
+        case "text":
+            return torch.zeros(rows, condition.length or 1, dtype=torch.int64)
+        case "class" if given:
+            return torch.tensor([int(given[i % len(given)]) for i in range(rows)])
+        case "class":
+            return torch.zeros(rows, dtype=torch.int64)
+        case "array" if given:
+            values = [np.asarray(given[i % len(given)], condition.dtype) for i in range(rows)]
+            return torch.from_numpy(np.stack(values)).reshape(rows, *condition.shape)
+        case "array":
+            return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
+
+
+def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[str, Tensor]]:
+    """Name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
+    if condition is None:
+        return [(c.tensor, example(model, c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
+    with torch.no_grad():
+        made = condition.module(*condition.inputs.values())
+    return list(zip(model.conditioning, made, strict=True))
+
+
+def sources(model: Model) -> dict[Role, Source]:
+    """Every graph of a model, in the order a request meets them, and encode."""
+    condition = condition_source(model)
+    conditioning = conditioning_examples(model, condition)
+    found = (condition, step_source(model, conditioning), decode_source(model), encode_source(model))
+    return {source.role: source for source in found if source is not None}

@@ -1,0 +1,1 @@
+"""Networks of mmgen's own checkpoints.  Imports torch alone; ``sources`` imports it."""

@@ -1,0 +1,147 @@
+"""What the graphs of a hoisted step hand on to each other in the golden run, and what it should be.
+
+The truth is the step graph as it was traced, asked for the very tensors that were moved, one row of the table at a
+time.  So the comparison shows that nothing got lost on the way, and that many rows at once give what single ones do.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from mmgen.export.base.answer import answers
+from mmgen.export.hoisting.assemble import CONDITION, TIMESTEP
+from mmgen.export.hoisting.hoist import Pack
+from mmgen.export.proof.torch_run import Arrays, Sample, TorchRun
+from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.schema import Role
+
+
+def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> TorchRun:
+    """The golden run as the hoisted graphs meet it.
+
+    Args:
+        run: of the graphs as they were traced.
+        traced: ``step.onnx`` as it was traced.
+        folder: the graphs that ``hoist`` wrote, in float32.
+        packs: what they hand on.
+    """
+    samples, feeds = dict(run.samples), dict(run.feeds)
+    rows = max(sample.row for sample in samples["step"]) + 1
+    loop, further = feeds["step"][:rows], [sample for sample in samples["step"] if sample.conditions is not None]
+    graphs = _Graphs(folder, [feed[names.TIMESTEP] for feed in loop if names.TIMESTEP in feed], packs, _size(loop[0]))
+    usual = graphs.hand(run.conditions)
+    handed = [(usual, _truth(traced, packs, loop))]
+    handed += [(graphs.hand(s.conditions or {}), _truth(traced, packs, [s.inputs])) for s in further]
+    if graphs.condition is not None:
+        said = [sample.outputs for sample in samples.get("condition", [])] or [Arrays() for _ in handed]
+        samples["condition"] = [
+            Sample(made.conditions, {n: truth[n] if n in truth else torch[n] for n in made.made}, place)
+            for (made, truth), torch, place in zip(handed, said, ("", *(s.place for s in further)), strict=True)
+        ]
+        feeds["condition"] = [made.conditions for made, _ in handed]
+    if graphs.timestep is not None:
+        truth, i = handed[0][1], rows // 2
+        inputs = usual.timestep_inputs
+        alone = inputs | {names.TIMESTEP: inputs[names.TIMESTEP][i : i + 1]}
+        samples["timestep"] = [
+            Sample(inputs, {n: truth[n] for n in usual.timed}, "all rows at once"),
+            Sample(alone, {n: truth[n][i : i + 1] for n in usual.timed}, f"row {i + 1} alone"),
+        ]
+        feeds["timestep"] = [made.timestep_inputs for made, _ in handed]
+
+    by_conditions = {id(sample.conditions): made for sample, (made, _) in zip(further, handed[1:], strict=True)}
+    samples["step"] = [
+        dataclasses.replace(s, inputs=graphs.step_inputs(by_conditions.get(id(s.conditions), usual), s.inputs, s.row))
+        for s in samples["step"]
+    ]
+    feeds["step"] = [graphs.step_inputs(usual, feed, row) for row, feed in enumerate(loop)]
+    feeds["step"] += [sample.inputs for sample in samples["step"] if sample.conditions is not None]
+    order: tuple[Role, ...] = ("condition", "timestep", "step", "decode", "encode")
+    return dataclasses.replace(
+        run,
+        samples={role: samples[role] for role in order if role in samples},
+        feeds={role: feeds[role] for role in order if role in feeds},
+    )
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """What the graphs before the loop make of conditions."""
+
+    conditions: Arrays  # (R, ...)
+    made: Arrays  # (R, ...) outputs of the condition graph
+    timestep_inputs: Arrays
+    timed: Arrays  # (N, ...) outputs of the timestep graph
+
+
+class _Graphs:
+    """The hoisted graphs, the timesteps (1,) of each row of the golden run, and its G and B."""
+
+    def __init__(
+        self, folder: Path, timesteps: Sequence[np.ndarray], packs: Sequence[Pack], size: tuple[int, int]
+    ) -> None:
+        paths = {role: folder / f"{role}.onnx" for role in ("condition", "timestep", "step")}
+        self.condition = answers("condition", paths["condition"]) if paths["condition"].exists() else None
+        self.timestep = answers("timestep", paths["timestep"]) if paths["timestep"].exists() else None
+        self._paths, self._timesteps, self._size = paths, timesteps, size
+        self._shared = {pack.name for pack in packs if pack.space == TIMESTEP}  # by all rows of a request
+
+    def hand(self, conditions: Arrays) -> _Handed:
+        """Run what comes before the loop."""
+        made = self.condition(conditions) if self.condition is not None else {}
+        if self.timestep is None:
+            return _Handed(conditions, made, {}, {})
+        given = conditions | made | {names.TIMESTEP: np.concatenate(self._timesteps)}
+        inputs = _taken(self._paths["timestep"], given)
+        return _Handed(conditions, made, inputs, self.timestep(inputs))
+
+    def step_inputs(self, handed: _Handed, given: Arrays, row: int) -> Arrays:
+        """What the step is given in a row, in place of what the step as it was traced was given."""
+        guides, batch = _size(given)
+        of_row = {name: array[row] for name, array in handed.timed.items() if name not in self._shared}
+        in_rows = handed.conditions | handed.made | of_row
+        grouped = {
+            name: array.reshape(*self._size, *array.shape[1:])[-guides:, :batch]
+            for name, array in in_rows.items()
+            if name not in given
+        }
+        shared = {name: handed.timed[name][row : row + 1] for name in self._shared}
+        return _taken(self._paths["step"], given | grouped | shared)
+
+
+def _size(given: Arrays) -> tuple[int, int]:
+    """G and B of a step's inputs."""
+    batch = len(given[names.TOKENS]) if names.TOKENS in given else given[names.STATE].shape[1]
+    return len(given[names.GUIDANCE]), batch
+
+
+def _truth(traced: Path, packs: Sequence[Pack], feeds: Sequence[Arrays]) -> Arrays:
+    """Every pack, from the tensors of the step graph in each row of the golden run."""
+    answer = answers("step", traced, list(dict.fromkeys(piece.name or "" for pack in packs for piece in pack.pieces)))
+    rows = [answer(feed) for feed in feeds]
+    found = {}
+    for pack in packs:
+        if pack.space == CONDITION:
+            found[pack.name] = _packed(pack, rows[0])
+        else:
+            found[pack.name] = np.stack([_packed(pack, row) for row in rows])
+    return found
+
+
+def _packed(pack: Pack, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """One row of the table."""
+    pieces = [tensors[piece.name or ""] for piece in pack.pieces]
+    if not pack.alone:
+        flat = [piece.reshape(len(piece), -1) for piece in pieces]
+        padding = np.zeros((len(flat[0]), sum(pack.sizes) - sum(p.shape[1] for p in flat)), flat[0].dtype)
+        pieces = [np.concatenate([*flat, padding], 1)]
+    return pieces[0][0] if pack.space == TIMESTEP else pieces[0]
+
+
+def _taken(path: Path, feed: Arrays) -> Arrays:
+    """What a graph takes of more."""
+    return {value.name or "": feed[value.name or ""] for value in ir.load(path).graph.inputs}

@@ -1,0 +1,233 @@
+"""What torch makes of a small request: the truth that every graph, loop and backend is compared with.
+
+The loop here is the definition in ``runtime/table.py``, one row after the other; it shares the runtime's solvers,
+noise and encoding of requests, and none of its loop.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmgen.export.base.model import Model
+from mmgen.export.graphs.latent import Source
+from mmgen.export.proof.examples import examples, unusual
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.request.branches import Branches, branches
+from mmgen.runtime.request.conditions import open_inputs
+from mmgen.runtime.request.noise import noise as seeded_noise
+from mmgen.runtime.solvers.registry import table as solver_table
+from mmgen.runtime.solvers.table import Table
+from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.golden import Golden
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import Bundle, Role
+from mmgen.runtime.storage.tensors import K
+
+B = 2  # samples of the golden request
+STEPS = 8  # of its solver, or the model's default where that is less
+GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
+SEED, OTHER_SEED = 0, 1
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of a graph in torch."""
+
+    inputs: Arrays
+    outputs: Arrays
+    place: str = ""  # where in the trajectory
+    row: int = 0  # of the solver's table
+    conditions: Arrays | None = None  # (R, ...) that the request had, where they are not those of the golden one
+
+
+@dataclass(frozen=True)
+class TorchRun:
+    """The golden run, and of each graph what it was given on the way."""
+
+    golden: Golden
+    conditions: Arrays  # (R, ...) encoded
+    samples: dict[Role, list[Sample]]  # with what torch answered: for the comparison of single graphs
+    feeds: dict[Role, list[Arrays]]  # all inputs of the run: for the ranges of its tensors
+
+
+@dataclass(frozen=True)
+class GoldenRequest:
+    """What is asked of a model of any process, and what its condition graph made of it."""
+
+    conditions: dict[str, Any]  # as ``generate`` takes them
+    negative: dict[str, Any]  # likewise: what is guided away from, where no condition has a null
+    guidance: float
+    steps: int
+    asked: Branches
+    conditioning: Arrays  # (R, ...) what the step is given
+    samples: dict[Role, list[Sample]]  # of the condition graph, where there is one; the loop adds the others
+    feeds: dict[Role, list[Arrays]]
+
+
+def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> GoldenRequest:
+    """Choose the golden request, encode it and run the condition graph.
+
+    Args:
+        bundle: the manifest so far; its folder holds the tokenizer.
+    """
+    conditions, defaults = examples(model, B), model.defaults
+    guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
+    negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
+    asked = branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
+    steps = min(defaults.steps, STEPS)
+    if "condition" not in sources:
+        return GoldenRequest(conditions, negative, guidance, steps, asked, asked.inputs, {}, {})
+    sample = call(sources["condition"], asked.inputs)
+    samples: dict[Role, list[Sample]] = {"condition": [sample]}
+    return GoldenRequest(
+        conditions, negative, guidance, steps, asked, sample.outputs, samples, {"condition": [asked.inputs]}
+    )
+
+
+def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:
+    """Run the golden request.
+
+    Args:
+        bundle: the manifest so far; its folder holds the tokenizer.
+    """
+    assert not isinstance(model.process, Masked)
+    request = golden_request(model, sources, bundle)
+    asked, conditioning, samples, feeds = request.asked, request.conditioning, request.samples, request.feeds
+    defaults, steps = model.defaults, request.steps
+    table = solver_table(defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
+
+    noise = seeded_noise(SEED, B, model.latent_shape)
+    feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
+    other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
+    other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
+    samples["step"] = [call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
+    add_unusual(model, sources, request, samples, feeds, call)
+
+    samples["decode"] = [call(sources["decode"], {names.LATENTS: trajectory[-1]})]
+    feeds["decode"] = [{names.LATENTS: trajectory[-1]}, {names.LATENTS: other}]
+    media = samples["decode"][0].outputs[names.MEDIA]
+    if "encode" in sources:
+        samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
+        feeds["encode"] = [{names.MEDIA: media}]
+    golden = Golden(
+        request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, noise, trajectory, other,
+        media, samples["decode"][0].outputs.get(names.CODES), request.negative,
+    )  # fmt: skip
+    return TorchRun(golden, asked.inputs, samples, feeds)
+
+
+def add_unusual(
+    model: Model,
+    sources: Mapping[Role, Source],
+    request: GoldenRequest,
+    samples: dict[Role, list[Sample]],
+    feeds: dict[Role, list[Arrays]],
+    step: Callable[[Source, Arrays, str, int], Sample],
+) -> None:
+    """Add unusual conditions to what the condition and the step graphs are given; not those that torch can't do.
+
+    Args:
+        step: calls the step graph.
+    """
+    row = len(feeds["step"]) // 2
+    usual = feeds["step"][row]
+    for place, conditions in unusual(model, request.asked.inputs):
+        made = call(sources["condition"], conditions, place) if "condition" in sources else None
+        conditioning = conditions if made is None else made.outputs
+        grouped = {n: x.reshape(usual[n].shape) for n, x in conditioning.items() if n in usual}
+        sample = step(sources["step"], usual | grouped, place, row)
+        if not all(np.isfinite(x).all() for x in (*sample.outputs.values(), *conditioning.values())):
+            continue
+        samples["step"].append(dataclasses.replace(sample, conditions=conditions))
+        feeds["step"].append(sample.inputs)
+        if made is not None:
+            samples["condition"].append(made)
+            feeds["condition"].append(conditions)
+
+
+def _loop(
+    step: Source, table: Table, asked: Branches, conditioning: Arrays, noise: NDArray[np.float32], seed: int
+) -> tuple[list[Arrays], NDArray[np.float32]]:
+    """Inputs of every row, and the latents (N, B, *L) after it."""
+    batch, *shape = noise.shape
+    state = np.zeros((K, *noise.shape), np.float32)
+    state[0] = table.initial_scale * noise
+    grouped = {n: array.reshape(len(asked.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
+    feeds: list[Arrays] = []
+    latents: list[NDArray[np.float32]] = []
+    nothing_kept = {names.KNOWN: np.zeros((2, *noise.shape), np.float32), names.KEEP: np.zeros_like(noise)}
+    for i in range(len(table)):
+        drawn = seeded_noise(seed, batch, tuple(shape), stream=i + 1) if table.stochastic[i] else np.zeros_like(noise)
+        feeds.append(
+            {
+                names.STATE: state,
+                names.TRANSITION: table.transition[i],
+                names.PREDICTION: table.prediction[i],
+                names.X0_LIMIT: table.x0_limit[i : i + 1],
+                names.INPUT_SCALE: table.input_scale[i : i + 1],
+                names.TIMESTEP: table.timestep[i : i + 1],
+                names.GUIDANCE: asked.weights,
+                **({names.RESCALE: np.zeros(1, np.float32)} if names.RESCALE in step.inputs else {}),
+                names.NOISE: drawn,
+                **nothing_kept,
+                names.NEXT_LEVEL: table.next_level[i],
+                **grouped,
+            }
+        )
+        state = call(step, feeds[-1]).outputs[names.NEXT_STATE]
+        latents.append(state[0])
+        if not np.isfinite(state[0]).all():
+            raise MmgenError(
+                f"torch's own latents are not finite after row {i + 1} of {len(table)}",
+                remedy="check the model's process and its default solver",
+            )
+    return feeds, np.stack(latents)
+
+
+def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
+    """First, middle and last row, changed so that an error of the denoiser shows as it is.
+
+    Guidance would amplify it, so each takes one branch alone; the update would shrink it, so the last slot, which few
+    solvers use, gets the model's output.  One more is a single sample in a single branch, of which every other value
+    is kept.
+    """
+    branches = len(feeds[0][names.GUIDANCE])
+    chosen = []
+    for turn, i in enumerate(sorted({0, len(feeds) // 2, len(feeds) - 1})):
+        transition = feeds[i][names.TRANSITION].copy()
+        transition[K - 1] = 0
+        transition[K - 1, K + 1] = 1
+        one = np.eye(branches, dtype=np.float32)[(turn + 1) % branches]
+        changed = feeds[i] | {names.TRANSITION: transition, names.GUIDANCE: one}
+        if names.RESCALE in changed:
+            changed[names.RESCALE] = np.full(1, turn / 2, np.float32)
+        chosen.append((changed, f"row {i + 1} of {len(feeds)}", i))
+    inputs, place, row = chosen[len(chosen) // 2]
+    fixed = {
+        names.TRANSITION, names.PREDICTION, names.X0_LIMIT, names.INPUT_SCALE, names.TIMESTEP, names.RESCALE,
+        names.NEXT_LEVEL,
+    }  # fmt: skip
+    single = {name: array for name, array in inputs.items() if name in fixed} | {
+        names.STATE: inputs[names.STATE][:, :1],
+        names.NOISE: inputs[names.NOISE][:1],
+        names.KNOWN: inputs[names.STATE][:2, :1],
+        names.KEEP: (np.indices(inputs[names.NOISE][:1].shape).sum(0) % 2).astype(np.float32),
+        names.GUIDANCE: np.ones(1, np.float32),
+    }
+    single |= {name: array[-1:, :1] for name, array in inputs.items() if name not in single}
+    return [*chosen, (single, f"{place}, one sample alone", row)]
+
+
+def call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sample:
+    """A graph's module on these inputs."""
+    with torch.no_grad():
+        made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
+    outputs = (made,) if isinstance(made, torch.Tensor) else made
+    return Sample(inputs, {name: out.numpy() for name, out in zip(source.outputs, outputs, strict=True)}, place, row)

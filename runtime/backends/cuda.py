@@ -1,0 +1,403 @@
+"""CUDA as the backends need it: a device with one stream, memory, copies, and recorded graphs of calls.
+
+Every status is checked, and a failure is an ``MmgenError`` that names the call.  What was allocated is freed once: by
+``Device.release``, some time after nobody refers to it, or with the device.  Simulated, not run on a device: statuses
+and signatures are those of NVIDIA's bindings, whose calls fail on a machine with no driver.
+"""
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.backends.memory import ALIGNMENT, Layout, Slot
+from mmgen.runtime.backends.protocol import Call
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.base.fork import check_forked, claim
+
+CONTAINER = "in a container start it with --gpus all, on a Jetson with --runtime nvidia"
+NO_DRIVER = "no NVIDIA driver is on this machine"
+
+log = logging.getLogger("mmgen")
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Device memory, aligned to at least 256 bytes."""
+
+    address: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pinned:
+    """Host memory that the device copies from and to by itself."""
+
+    address: int
+    bytes: int
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "data": (self.address, False), "shape": (self.bytes,), "typestr": "|u1"}
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The bytes, as a view that keeps them from being collected."""
+        return np.asarray(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """A place in the stream that the host can wait for."""
+
+    handle: Any
+
+
+class Device:
+    """A GPU and one stream of it.  Used by one thread at a time, whichever that is."""
+
+    def __init__(self, runtime: Any, index: int) -> None:
+        self._runtime = runtime
+        self._held: dict[weakref.ref[object], Callable[[], object]] = {}  # in the order in which it was made
+        self._complained = False
+        self._stream: Any = None
+        self._closed = False
+        self.index = index
+        claim("CUDA")
+        try:
+            self.use()
+            self._call("cudaFree", 0)  # makes the device's context, where cudaSetDevice didn't
+            facts = self._call("cudaGetDeviceProperties", index)
+            self.name: str = facts.name.decode(errors="replace").rstrip("\0")
+            self.compute_capability = f"sm{facts.major}{facts.minor}"
+            self.multiprocessors: int = facts.multiProcessorCount
+            self.memory_bytes: int = facts.totalGlobalMem
+            self.driver_cuda = _version(self._call("cudaDriverGetVersion"))
+            # With cudaStreamNonBlocking no work of the default stream, whoever's it is, orders itself with ours.
+            self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for libraries that enqueue on it."""
+        return int(self._stream)
+
+    def free_bytes(self) -> int:
+        """Memory that is free now; on a Jetson the host shares it."""
+        self.use()
+        free, _ = self._call("cudaMemGetInfo")
+        return int(free)
+
+    def use(self) -> None:
+        """Make this the device of the calling thread, as every thread that calls CUDA or TensorRT must."""
+        if self._closed:
+            raise MmgenError("this CUDA device is closed", remedy="load the bundle again")
+        self._call("cudaSetDevice", self.index)
+
+    def memory(self, size: int) -> Memory:
+        """Device memory of ``size`` bytes, uninitialized.
+
+        Raises:
+            MmgenError: there isn't as much, saying how much there is.
+        """
+        self.collect()
+        size = max(size, ALIGNMENT)  # CUDA's answer to 0 is a null pointer
+        address = int(self._call("cudaMalloc", size, asked=size))
+        memory = Memory(address, size)
+        self.hold(memory, lambda: self._call("cudaFree", address))
+        return memory
+
+    def pinned(self, size: int) -> Pinned:
+        """Pinned host memory of ``size`` bytes, uninitialized."""
+        self.collect()
+        size = max(size, ALIGNMENT)
+        address = int(self._call("cudaMallocHost", size, asked=size))
+        pinned = Pinned(address, size)
+        self.hold(pinned, lambda: self._call("cudaFreeHost", address))
+        return pinned
+
+    def event(self) -> Event:
+        """An event; waiting for it before ``mark`` returns at once."""
+        self.use()
+        handle = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)
+        event = Event(handle)
+        self.hold(event, lambda: self._call("cudaEventDestroy", handle))
+        return event
+
+    def mark(self, event: Event) -> None:
+        """Move an event to the end of what is enqueued."""
+        self._call("cudaEventRecord", event.handle, self._stream)
+
+    def wait(self, event: Event | None = None) -> None:
+        """Return when what is enqueued is done, or what was when the event was marked.
+
+        Raises:
+            MmgenError: something of it failed; usually the process must be started again.
+        """
+        self.use()
+        if event is None:
+            self._call("cudaStreamSynchronize", self._stream)
+        else:
+            self._call("cudaEventSynchronize", event.handle)
+
+    def to_device(self, to: int, source: int, size: int) -> None:
+        """Enqueue a copy from pinned memory."""
+        self.use()
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
+
+    def to_host(self, to: int, source: int, size: int) -> None:
+        """Enqueue a copy to pinned memory."""
+        self.use()
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Enqueue a copy within the device's memory."""
+        self.use()
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
+
+    def record(self, calls: Sequence[Call]) -> Call:
+        """What these calls enqueue, as one call; they live as long as it does.
+
+        Nothing of it runs now.  Each call must have run before, or a library may still have work to do that can't be
+        recorded.
+
+        Raises:
+            MmgenError: CUDA can't record it.  The stream works as before.
+            Exception: what a call raised, likewise.
+        """
+        self.use()
+        # The thread's own mode: in the global one, another thread that allocates memory would spoil the recording.
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+        try:
+            for call in calls:
+                call()
+        except BaseException:
+            self._abandon()
+            raise
+        graph = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._quietly(lambda: self._call("cudaGraphDestroy", graph))
+        recorded = Recorded(self, executable, tuple(calls))
+        self.hold(recorded, lambda: self._call("cudaGraphExecDestroy", executable))
+        self._call("cudaGraphUpload", executable, self._stream)
+        return recorded
+
+    def launch(self, executable: Any) -> None:
+        """Enqueue what was recorded."""
+        self.use()
+        self._call("cudaGraphLaunch", executable, self._stream)
+
+    def hold(self, owner: object, free: Callable[[], object]) -> None:
+        """Call ``free`` once: when ``owner`` is released, was collected, or with the device.
+
+        Never from Python's garbage collector, which may come in the middle of a recording.
+        """
+        self._held[weakref.ref(owner)] = free
+
+    def release(self, *owners: object) -> None:
+        """Free what these own, after everything enqueued before; what was freed is left alone."""
+        self._free([ref for owner in owners if (ref := weakref.ref(owner)) in self._held])
+
+    def collect(self) -> None:
+        """Free what nobody refers to any more, after everything enqueued before."""
+        self.use()
+        self._free([ref for ref in self._held if ref() is None])
+
+    def close(self) -> None:
+        """Free everything, after everything enqueued before; closing twice does no harm.
+
+        Failures are logged: what made the device fail was raised where it showed.
+        """
+        if self._closed:
+            return
+        self._free(list(self._held), regardless=True)
+        if self._stream is not None:
+            self._quietly(lambda: self._call("cudaStreamDestroy", self._stream))
+        self._closed = True
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # half made, or the interpreter is leaving
+            self.close()
+
+    def _free(self, refs: list[weakref.ref[object]], regardless: bool = False) -> None:
+        """Wait for the device and free; where waiting fails, leave it to ``close``."""
+        if not refs:
+            return
+        self._quietly(self.use)
+        if not self._quietly(lambda: self._call("cudaStreamSynchronize", self._stream)) and not regardless:
+            return
+        frees = [self._held.pop(ref) for ref in refs]
+        for free in reversed(frees):  # what was made last may need what was made before
+            self._quietly(free)
+
+    def _abandon(self) -> None:
+        """End a recording that won't be used, so that the stream runs work again."""
+        _, graph = self._runtime.cudaStreamEndCapture(self._stream)
+        if graph is not None and int(graph):
+            self._runtime.cudaGraphDestroy(graph)
+
+    def _quietly(self, call: Callable[[], object]) -> bool:
+        """Make a call that frees; whether it went well."""
+        try:
+            call()
+        except MmgenError as error:  # after a failure of the device, each call repeats it
+            log.log(logging.DEBUG if self._complained else logging.WARNING, "while freeing: %s", str(error))
+            self._complained = True
+            return False
+        return True
+
+    def _call(self, name: str, *arguments: Any, asked: int | None = None) -> Any:
+        """A function of CUDA's runtime API: its value or values, the status checked."""
+        status, *values = getattr(self._runtime, name)(*arguments)
+        if int(status):
+            raise self._error(name, status, asked)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _error(self, name: str, status: Any, asked: int | None) -> MmgenError:
+        runtime = self._runtime
+        what = f"{name} failed: {_described(runtime, status)}"
+        if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
+            unknown, free, total = runtime.cudaMemGetInfo()
+            return MmgenError(
+                what,
+                got=None if int(unknown) else f"{_mib(free)} free of {_mib(total)}",
+                wanted=_mib(asked) if asked else None,
+                remedy="ask for fewer samples at once, or close other programs",
+            )
+        return MmgenError(what, remedy="start the program again; mmgen doctor describes this machine")
+
+
+class Recorded:
+    """Calls as one CUDA graph.  It replays the addresses that they had."""
+
+    def __init__(self, device: Device, executable: Any, calls: tuple[Call, ...]) -> None:
+        self._device, self._executable = device, executable
+        self._calls = calls  # what they refer to is what it runs on
+
+    def __call__(self) -> None:
+        self._device.launch(self._executable)
+
+
+class CudaBlock:
+    """A request's memory: all of it on the device, and the part that the host writes in pinned memory as well."""
+
+    def __init__(self, device: Device, host_bytes: int, other_bytes: int) -> None:
+        self._device = device
+        self._host_bytes = host_bytes
+        self._memory = device.memory(host_bytes + other_bytes)
+        self._staging = device.pinned(host_bytes)
+        self._uploaded = device.event()
+        self._landing: Pinned | None = None  # what is read comes here first
+        self._closed = False
+
+    @property
+    def host(self) -> NDArray[np.uint8]:
+        self._check()
+        self._device.wait(self._uploaded)
+        return self._staging.array[: self._host_bytes]
+
+    def upload(self, end: int | None = None) -> None:
+        self._check()
+        self._device.to_device(self._memory.address, self._staging.address, self._host_bytes if end is None else end)
+        self._device.mark(self._uploaded)
+
+    def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
+        self._check()
+        layout = Layout()
+        places = [layout.slot(slot.shape, slot.dtype) for slot in slots]
+        if self._landing is None or self._landing.bytes < layout.bytes:
+            self._landing = self._device.pinned(layout.bytes)
+        for slot, place in zip(slots, places, strict=True):
+            self._device.to_host(self._landing.address + place.offset, self.address(slot), slot.bytes)
+        self._device.wait()
+        landed = self._landing.array
+        return tuple(place.of(landed).copy() for place in places)
+
+    def address(self, slot: Slot) -> int:
+        """Where a slot lies on the device."""
+        self._check()
+        return self._memory.address + slot.offset
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            landing = () if self._landing is None else (self._landing,)
+            self._device.release(self._memory, self._staging, self._uploaded, *landing)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise MmgenError("the memory of this request was freed", remedy="make the request again")
+
+
+def open_device(index: int = 0) -> Device:
+    """Open a GPU.
+
+    Raises:
+        MmgenError: no bindings of CUDA, no driver or one too old for them, no such device, or a process that was forked
+            from one that used CUDA.
+    """
+    check_forked("CUDA")
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MmgenError(
+            "Python's bindings of CUDA are not installed",
+            got=None if isinstance(error, ModuleNotFoundError) else error,
+            remedy="pip install 'cuda-bindings>=12.6,<13' for a driver with CUDA 12, cuda-bindings for a later one",
+        ) from error
+    try:
+        status, count = runtime.cudaGetDeviceCount()
+    except RuntimeError as error:  # of cuda-bindings 12.8, whose later releases return a status
+        raise MmgenError(NO_DRIVER, got=error, remedy=f"install one; {CONTAINER}") from error
+    if status == runtime.cudaError_t.cudaErrorInsufficientDriver:
+        raise _driver_error(runtime)
+    if status == runtime.cudaError_t.cudaErrorNoDevice or not (int(status) or count):
+        raise MmgenError("no CUDA device is visible", remedy=f"look at CUDA_VISIBLE_DEVICES; {CONTAINER}")
+    if int(status):
+        raise MmgenError(
+            f"cudaGetDeviceCount failed: {_described(runtime, status)}",
+            remedy="restart the machine if its driver was updated; mmgen doctor describes it",
+        )
+    if not 0 <= index < count:
+        raise MmgenError("CUDA device", got=index, wanted=f"less than {count}")
+    return Device(runtime, index)
+
+
+def _driver_error(runtime: Any) -> MmgenError:
+    """CUDA says the same where there is no driver and where it is too old."""
+    driver, needed = runtime.cudaDriverGetVersion()[1], runtime.cudaRuntimeGetVersion()[1]
+    if not driver:
+        return MmgenError(NO_DRIVER, remedy=f"install one; {CONTAINER}")
+    return MmgenError(
+        "CUDA of the NVIDIA driver",
+        got=_version(driver),
+        wanted=f"{_version(needed)} or later",
+        remedy=f"update the driver, or pip install 'cuda-bindings<{needed // 1000}'",
+    )
+
+
+def _described(runtime: Any, status: Any) -> str:
+    _, text = runtime.cudaGetErrorString(status)
+    return f"{status.name} ({text.decode(errors='replace')})"
+
+
+def _version(number: int) -> str:
+    """``12.6`` of 12060."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

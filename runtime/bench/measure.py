@@ -1,0 +1,353 @@
+"""How long requests take on this machine, and how far to trust it: ``mmgen bench``.
+
+Every request is a call of ``Generator.generate`` as users make it; its parts are those of its ``Timings``.
+"""
+
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mmgen.runtime.backends.registry import ON_GPU
+from mmgen.runtime.backends.tensorrt.library import find_library, version
+from mmgen.runtime.base import distribution
+from mmgen.runtime.base.numbers import real, whole
+from mmgen.runtime.bench import machine
+from mmgen.runtime.bench.ceilings import Ceilings, device_ceilings, host_ceilings
+from mmgen.runtime.bench.cold_start import Start, cold_start
+from mmgen.runtime.bench.energy import Power, metered
+from mmgen.runtime.bench.figures import Noise, Summary, noise, summary
+from mmgen.runtime.bench.roofline import Point, roofline
+from mmgen.runtime.bench.usage import Cores, free_device_memory, peak_memory, watched
+from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.loop.results import Result
+from mmgen.runtime.request.branches import MOST
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.golden import golden_of
+from mmgen.runtime.storage.hashes import sha256
+from mmgen.runtime.storage.schema import MANIFEST, Bundle
+
+New = Literal["all", "condition", "nothing"]
+Phase = Literal["warm-up", "measured", "row by row"]
+FORGET: dict[New, tuple[Literal["condition", "timestep"], ...]] = {
+    "all": ("condition", "timestep"),
+    "condition": ("condition",),
+    "nothing": (),
+}
+STREAMED = 10  # requests, where a GPU runs the loop as one graph, to time its rows
+PACKAGES = {  # that a backend may come from, by its name; TensorRT says its version itself
+    "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "ort-cpu-int8": ("onnxruntime", "onnxruntime-gpu"),
+    "ort-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+    "openvino-bf16": ("openvino",),
+}
+INCLUDED = (
+    "from the call of generate to the media in host memory: checking the request, tokenizing, drawing noise, copies to "
+    "and from the device, waiting for it",
+    "what Python's garbage collector does meanwhile",
+)
+EXCLUDED = (
+    "loading the bundle and the first requests (see cold start and --warmup)",
+    "encoding and writing pictures",
+    "requests that queue for the same generator",
+)
+NEWS: dict[New, str] = {
+    "all": "all graphs in every request, as with a new condition and a new schedule",
+    "condition": "the graph condition in every request; what the timestep graph makes is there from the last one",
+    "nothing": "neither condition nor timestep graph: what they make is there from the last request",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    conditions: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name; a batch takes them in turn
+    request: Mapping[str, Any] = field(default_factory=dict)  # further arguments of ``generate``
+    negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # as ``conditions``
+    batch: tuple[int, ...] = (1,)  # samples at once
+    threads: tuple[int | None, ...] = (None,)  # of a CPU backend; None: one a core
+    backend: str = "auto"
+    runs: int = 100  # requests of each batch size on each number of threads
+    warmup: int = 3  # requests before them
+    seconds: float = 20.0  # for the requests of each; fewer are made then, but at least one
+    new: New = "all"  # what in a request is not as in the one before
+    starts: int = 3  # of fresh processes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request; all times in seconds."""
+
+    threads: int | None
+    batch: int
+    phase: Phase
+    number: int  # from 0 in its phase
+    began: float  # since the first request of these threads and this batch
+    total: float  # end to end
+    condition: float
+    timestep: float
+    loop: float
+    steps: tuple[float, ...]  # each row of the loop; empty where a GPU ran it as one graph
+    decode: float
+    host: float  # what is left of the total
+    jitter: float | None  # the slowest row less the median one
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the requests of one batch size took on one number of threads.  Seconds, samples, bytes."""
+
+    threads: int | None
+    batch: int
+    rows: int  # evaluations of the denoiser in a request
+    parts: dict[str, Summary]  # total, condition, timestep, row, loop, decode, host, jitter
+    throughput: float  # samples a second, one request after the other
+    noise: Noise | None
+    cores: Cores
+    power: Power
+    joules: float | None  # for a sample, of the whole board or GPU
+    median: Sample  # the request in the middle
+    device_memory: int | None = None  # taken since before the bundle was loaded, by any program
+    roofline: tuple[Point, ...] = ()  # by the median times
+
+
+@dataclass(frozen=True)
+class Context:
+    """What figures mean nothing without."""
+
+    bundle: str
+    sha256: str  # of bundle.json, which has the hashes of all other files
+    precision: str
+    backend: str
+    branches: int  # of guidance, run at once for each sample
+    versions: dict[str, str]
+    request: dict[str, Any]
+    included: tuple[str, ...]
+    excluded: tuple[str, ...]
+    machine: dict[str, Any]
+    after: dict[str, Any]  # what may have changed of the machine: clocks, temperature, power mode
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A whole benchmark."""
+
+    context: Context
+    starts: tuple[Start, ...]
+    series: tuple[Series, ...]
+    ceilings: tuple[Ceilings, ...]  # of the machine, for each number of threads
+    peak_memory: int  # bytes of host memory, of this process
+
+
+def measure(
+    folder: Path, options: Options, keep: Callable[[Sample], None], progress: Callable[[str, float], None]
+) -> Measured:
+    """Run a benchmark.
+
+    Args:
+        folder: the ``.mmgen`` folder.
+        options: what to measure.
+        keep: called with each sample as soon as it is there, those of the warm-up included.
+        progress: called with what is being done and the share of it that is done.
+
+    Raises:
+        MmgenError: the bundle or the backend can't be had, a bad option or request, or a fresh process fails.
+    """
+    _check(options)
+    before = machine.record()
+    bundle = read_bundle(folder)
+    guidance = options.request.get("guidance")
+    branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
+    series: list[Series] = []
+    ceilings = []
+    for threads in dict.fromkeys(options.threads):  # each once
+        progress("loading", 0.0)
+        free = free_device_memory() if options.backend in ("auto", *ON_GPU) else None
+        with load(folder, options.backend, threads=threads, verify=False) as generator:
+            backend = generator.backend
+            of_these = []
+            for batch in dict.fromkeys(options.batch):
+                arguments = {**options.request, **_batched(options, batch)}
+                one = _series(generator, arguments, threads, batch, options, keep, progress)
+                now = free_device_memory() if backend in ON_GPU else None
+                of_these.append(replace(one, device_memory=free and now and max(free - now, 0)))
+        progress("measuring what the machine can do", 0.0)
+        ceilings.append(device_ceilings() if backend in ON_GPU else host_ceilings(threads))
+        series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
+    after = machine.state()
+    first = {**options.request, **_batched(options, options.batch[0])}
+    starts = []
+    for number in range(options.starts):
+        progress("cold starts", number / options.starts)
+        starts.append(cold_start(folder, backend, options.threads[0], first))
+    context = Context(
+        bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, branches, _versions(backend),
+        _told(bundle, options), (*INCLUDED, NEWS[options.new]), EXCLUDED, before, after,
+    )  # fmt: skip
+    return Measured(context, tuple(starts), tuple(series), tuple(ceilings), peak_memory())
+
+
+def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Conditions for a benchmark: those of the bundle's golden request, if none are given; else what must be there."""
+    needed = {c.name for c in bundle.conditions if not given or c.null is None} - set(given)
+    if not needed or bundle.golden_sha256 is None:
+        return dict(given)
+    golden = golden_of(bundle).conditions
+    return {**{name: list(values) for name, values in golden.items() if name in needed}, **given}
+
+
+def golden_negative(bundle: Bundle, guidance: float | None) -> dict[str, Sequence[Any]]:
+    """What to guide away from in a benchmark: that of the golden request, where the bundle has nothing else for it."""
+    weight = bundle.defaults.guidance if guidance is None else guidance
+    if weight == 1 or bundle.golden_sha256 is None or any(c.null is not None for c in bundle.conditions):
+        return {}
+    return {name: list(values) for name, values in golden_of(bundle).negative.items()}
+
+
+def _check(options: Options) -> None:
+    for name in ("runs", "warmup", "starts", "batch", "threads"):
+        value = getattr(options, name)
+        least = 0 if name in ("warmup", "starts") else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None:
+                most = MOST if name == "batch" else sys.maxsize
+                whole(name, number, f"a whole number, at least {least}", least, most)
+    real("seconds", options.seconds, "more than 0", lambda seconds: seconds > 0)
+
+
+def _batched(options: Options, batch: int) -> dict[str, Any]:
+    """Conditions of ``batch`` samples: those given, in turn."""
+    if not options.conditions:
+        return {"count": batch}
+
+    def in_turn(conditions: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        return {name: [values[i % len(values)] for i in range(batch)] for name, values in conditions.items()}
+
+    return {"conditions": in_turn(options.conditions), "negative": in_turn(options.negative)}
+
+
+def _series(
+    generator: Generator,
+    arguments: Mapping[str, Any],
+    threads: int | None,
+    batch: int,
+    options: Options,
+    keep: Callable[[Sample], None],
+    progress: Callable[[str, float], None],
+) -> Series:
+    name = f"batch {batch}" + (f", {threads} threads" if threads else "")
+    clock = time.perf_counter()
+
+    def requests(phase: Phase) -> Iterator[Sample]:
+        number = 0
+        while True:
+            generator.forget(*FORGET[options.new])
+            began = time.perf_counter()
+            result = _streamed(generator, arguments) if phase == "row by row" else generator.generate(**arguments)
+            total = time.perf_counter() - began
+            sample = _sample(result, threads, batch, phase, number, began - clock, total)
+            keep(sample)
+            yield sample
+            number += 1
+
+    progress(f"warming up, {name}", 0.0)
+    for _ in islice(requests("warm-up"), options.warmup):
+        pass
+    samples: list[Sample] = []
+    end = time.perf_counter() + options.seconds
+    with watched() as cores, metered(gpu=generator.backend in ON_GPU) as power:
+        for sample in islice(requests("measured"), options.runs):
+            samples.append(sample)
+            progress(f"measuring, {name}", len(samples) / options.runs)
+            if time.perf_counter() > end:
+                break
+    by_row = samples if samples[0].steps else list(islice(requests("row by row"), min(STREAMED, options.runs)))
+    throughput = batch * len(samples) / sum(s.total for s in samples)
+    watts = power.total
+    return Series(
+        threads=threads,
+        batch=batch,
+        rows=len(by_row[0].steps),
+        parts=_parts(samples, by_row),
+        throughput=throughput,
+        noise=noise([s.total for s in samples]),
+        cores=cores,
+        power=power,
+        joules=watts and watts[1] * power.seconds / (batch * len(samples)),
+        median=sorted(by_row, key=lambda s: s.total)[len(by_row) // 2],
+    )
+
+
+def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Summary]:
+    parts = {
+        name: summary([getattr(s, name) for s in samples])
+        for name in ("total", "condition", "timestep", "loop", "decode", "host")
+    }
+    return parts | {
+        "row": summary([row for s in by_row for row in s.steps]),
+        "jitter": summary([s.jitter or 0.0 for s in by_row]),
+    }
+
+
+def _roofline(bundle: Bundle, series: Series, branches: int, ceilings: Ceilings) -> tuple[Point, ...]:
+    """Each graph at the median of its part; what isn't a graph's in a part counts as its own time."""
+    rows = branches * series.batch
+    axes = {"B": series.batch, "G": branches, "R": rows, "N": series.rows}
+    parts = {"condition": "condition", "timestep": "timestep", "step": "row", "decode": "decode"}
+    seconds = {role: series.parts[part].p50 for role, part in parts.items()}
+    return tuple(roofline(bundle, axes, seconds, ceilings))
+
+
+def _sample(
+    result: Result, threads: int | None, batch: int, phase: Phase, number: int, began: float, total: float
+) -> Sample:
+    timings = result.timings
+    return Sample(
+        threads, batch, phase, number, began, total, timings.condition, timings.timestep, timings.loop,
+        tuple(timings.steps), timings.decode, total - timings.total, timings.jitter,
+    )  # fmt: skip
+
+
+def _streamed(generator: Generator, arguments: Mapping[str, Any]) -> Result:
+    """A request row by row."""
+    for row in generator.stream(**arguments):
+        if row.last:
+            result = row.result()
+    return result
+
+
+def _versions(backend: str) -> dict[str, str]:
+    versions = {"mmgen": distribution.version(), "numpy": np.__version__}
+    match backend:
+        case "tensorrt" | "tensorrt-rtx":
+            versions[backend] = version(find_library(backend))
+        case _:
+            for package in PACKAGES[backend]:
+                try:
+                    versions[package] = importlib.metadata.version(package)
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+                break
+    return {**versions, "python": platform.python_version()}
+
+
+def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
+    """The request with the bundle's defaults where it was silent, and how it was repeated."""
+    defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
+    given = {name: value for name, value in options.request.items() if value is not None}
+    asked = {
+        kind: {name: [v if isinstance(v, (str, int)) else f"array {np.shape(v)}" for v in values]
+               for name, values in getattr(options, kind).items()}
+        for kind in ("conditions", "negative") if kind == "conditions" or options.negative
+    }  # fmt: skip
+    repeated = {name: getattr(options, name) for name in ("runs", "warmup", "seconds", "new")}
+    return {**defaults, **given, **asked, **repeated}

@@ -1,0 +1,35 @@
+"""Signing a bundle: its manifest, and the sidecar of each build of engines that it has."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mmgen.runtime.builds import engine_store
+from mmgen.runtime.builds.engine_build import SIDECAR
+from mmgen.runtime.builds.engine_store import check_engines
+from mmgen.runtime.files.json_records import to_json
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.hashes import checksum_of
+from mmgen.runtime.storage.schema import MANIFEST
+from mmgen.runtime.storage.signatures import sign
+
+
+def sign_bundle(folder: Path, private_key: Path, passphrase: Callable[[], str]) -> list[Path]:
+    """Sign what is in a bundle, after comparing it with its hashes.
+
+    Args:
+        private_key: a file.
+        passphrase: asked if the key is encrypted.
+
+    Returns:
+        The signatures' paths.
+
+    Raises:
+        MmgenError: a file isn't what the bundle says, there is no such key, or the bundle can't be written.
+    """
+    bundle = read_bundle(folder)
+    builds = engine_store.builds(bundle)
+    for path, build in builds:
+        check_engines(path, build)
+    contents = {bundle.path(MANIFEST): checksum_of(to_json(bundle)).encode()}
+    contents |= {path / SIDECAR: (path / SIDECAR).read_bytes() for path, _ in builds}
+    return [sign(path, content, private_key, passphrase) for path, content in contents.items()]

@@ -1,0 +1,1 @@
+"""The command ``mmgen``.  Imports all rooms; no room imports it."""

@@ -1,0 +1,273 @@
+"""``mmgen``: generate, inspect, verify, bench, doctor, and the commands that other packages add.
+
+What only one command needs is imported by that command.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from mmgen.runtime.backends.registry import NAMES
+from mmgen.runtime.base import distribution
+from mmgen.runtime.cli.arguments import also as read_also
+from mmgen.runtime.cli.arguments import conditions as read_conditions
+from mmgen.runtime.cli.arguments import negative as read_negative
+from mmgen.runtime.cli.arguments import options as read_options
+from mmgen.runtime.cli.bench import bench
+from mmgen.runtime.cli.save import Samples, destination
+from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.generator import load
+from mmgen.runtime.loop.results import Result
+from mmgen.runtime.request.media_files import read_array, read_mask, read_media
+from mmgen.runtime.solvers.options import over_defaults
+from mmgen.runtime.solvers.registry import SOLVERS
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Bundle
+
+ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
+
+
+class Commands(click.Group):
+    """The commands here and those that installed packages add."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        import importlib.metadata
+
+        return sorted({*super().list_commands(ctx), *importlib.metadata.entry_points(group=ADDED).names})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if built_in := super().get_command(ctx, name):
+            return built_in
+        import importlib.metadata
+
+        for entry in importlib.metadata.entry_points(group=ADDED, name=name):
+            command: click.Command = entry.load()
+            return command
+        return None
+
+
+@click.group("mmgen", cls=Commands)
+@click.version_option(package_name=distribution.NAME)
+def main() -> None:
+    """Generate media from a bundle, with no torch on board."""
+
+
+main.add_command(bench)
+
+bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
+backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
+                              help=f"What runs the graphs: {', '.join(NAMES)}; or the first that works.")  # fmt: skip
+key_option = click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE",
+                          help="Take only a bundle, and engines, that mmgen sign signed with its key.")  # fmt: skip
+threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
+
+
+@main.command()
+@bundle_argument
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to generate from; may be repeated.")
+@click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated.")
+@click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
+              help="Any condition, by name: text, a class, JSON numbers or a .npy file; may be repeated.")  # fmt: skip
+@click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
+              help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
+@click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
+              help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
+@click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
+              help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
+@click.option("--guidance-interval", type=(float, float), metavar="LOW HIGH",
+              help="Ratios of noise to data; outside it there is no guidance, at half the cost.")  # fmt: skip
+@click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
+              help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
+@click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
+              help="Start from a picture, of any kind that Pillow reads, or from media in a .npy file.")  # fmt: skip
+@click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
+              help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
+@click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --image or --latents: what to make anew, the rest is kept; white in a picture, true in a "
+              ".npy file, of the picture's size or the latents'; what is transparent is kept.")  # fmt: skip
+@click.option("--strength", type=float,
+              help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
+@click.option("--deadline", type=float, metavar="SECONDS",
+              help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
+              help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
+@click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
+@click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
+@click.option("-o", "--output", required=True, metavar="OUT",
+              help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
+              "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
+@backend_option
+@threads_option
+@key_option
+@json_option
+def generate(
+    folder: Path,
+    prompts: tuple[str, ...],
+    class_ids: tuple[int, ...],
+    others: tuple[str, ...],
+    negative_prompts: tuple[str, ...],
+    negatives: tuple[str, ...],
+    also_arguments: tuple[str, ...],
+    options: tuple[str, ...],
+    image: Path | None,
+    latents: Path | None,
+    mask: Path | None,
+    output: str,
+    backend: str,
+    threads: int | None,
+    public_key: Path | None,
+    as_json: bool,
+    **request: Any,
+) -> None:
+    """Make samples and write them to OUT.
+
+    Options that are left out take the bundle's defaults; mmgen inspect shows them.
+    """
+    with Progress() as progress:
+        progress(f"loading {folder}", 0.0)
+        with load(folder, backend, threads=threads, public_key=public_key) as generator:
+            bundle = generator.bundle
+            conditions = read_conditions(bundle, prompts, class_ids, others)
+            more: dict[str, Any] = {
+                "negative": read_negative(bundle, negative_prompts, negatives),
+                "also": read_also(bundle, also_arguments),
+                "options": read_options(bundle, request["solver"], options),
+            }
+            start: dict[str, Any] = {
+                "image": None if image is None else read_media(image, bundle.media),
+                "latents": None if latents is None else read_array(latents),
+                "mask": None if mask is None else read_mask(mask),
+            }
+            rows = generator.stream(**start, **more, **request, conditions=conditions)
+            with destination(output, bundle.media) as save:
+                for row in rows:
+                    progress("denoising", row.row / row.rows)
+                    if row.last:
+                        progress("decoding", 1.0)
+                        result = row.result()
+                files_given = {"image": image, "latents": latents, "mask": mask}
+                started = {name: str(file) for name, file in files_given.items() if file is not None}
+                asked = _asked(bundle, {**request, **more, **started}, conditions)
+                columns = request["count"] if 1 < request["count"] < len(result.media) else None
+                files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
+    record = {
+        "files": [str(file) for file in files],
+        "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
+        "backend": generator.backend,
+        "request": asked,
+        "delivered": {n: getattr(result, n) for n in ("steps_asked", "steps", "rows", "rows_run", "complete")},
+        "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
+    }
+    show(record, as_json, lambda: _said(files, result, generator.backend))
+
+
+@main.command()
+@bundle_argument
+@key_option
+@json_option
+def inspect(folder: Path, public_key: Path | None, as_json: bool) -> None:
+    """Check a bundle's files and say what it is."""
+    from mmgen.runtime.cli import describe
+
+    bundle = read_bundle(folder, public_key=public_key)
+    show(describe.record(bundle), as_json, lambda: describe.text(bundle))
+
+
+@main.command()
+@bundle_argument
+@backend_option
+@threads_option
+@json_option
+def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
+    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail."""
+    from mmgen.runtime.cli import describe
+    from mmgen.runtime.verify import repeat, require
+
+    with Progress() as progress:
+        progress(f"verifying {folder}", 0.0)
+        receipts = repeat(folder, backend, threads=threads)
+    record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
+    show(record, as_json, lambda: describe.receipts(receipts))
+    require(receipts)
+
+
+@main.command()
+@bundle_argument
+@click.option("--key", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Private key, as ssh-keygen -t ed25519 makes it.")  # fmt: skip
+@json_option
+def sign(folder: Path, key: Path, as_json: bool) -> None:
+    """Sign a bundle and the engines that it has, for those who load it with --public-key."""
+    from mmgen.runtime.builds.signed_bundle import sign_bundle
+
+    signed = sign_bundle(folder, key, lambda: click.prompt(f"Passphrase of {key}", hide_input=True, err=True))
+    show({"signatures": [str(path) for path in signed]}, as_json, lambda: "\n".join(map(str, signed)))
+
+
+@main.command()
+@click.argument("folder", metavar="[BUNDLE]", required=False, type=click.Path(path_type=Path))
+@json_option
+def doctor(folder: Path | None, as_json: bool) -> None:
+    """Say what this machine is and which backends work on it; for a BUNDLE, which one auto takes."""
+    from mmgen.runtime.cli import doctor as machine
+
+    found = machine.record(None if folder is None else read_bundle(folder))
+    show(found, as_json, lambda: machine.text(found))
+
+
+def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[Any]]) -> dict[str, Any]:
+    """The request as JSON can hold it, with the bundle's defaults where it was silent; what is off isn't told."""
+    defaults = {"steps", "guidance", "solver", "sigmas"}
+    full = {key: getattr(bundle.defaults, key) if key in defaults and value is None else value
+            for key, value in request.items() if key in {*defaults, "seed", "count"} or value}  # fmt: skip
+    if request["sigmas"] is None and full["solver"] != bundle.defaults.solver:
+        full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
+    if own := over_defaults(bundle.defaults, request["solver"], request["options"]):
+        full["options"] = own
+    told: dict[str, Any] = _plain({**full, "conditions": conditions})
+    return told
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tuples and what holds them, as JSON does."""
+    match value:
+        case np.ndarray():
+            return value.tolist()
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
+def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
+    """For each sample its text and classes, as a file name may hold them."""
+    words = [values for values in conditions.values() if all(isinstance(v, (str, int)) for v in values)]
+    each = [" ".join(str(values[i * len(values) // count]) for values in words) for i in range(count)]
+    return tuple(re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:40] for label in each)
+
+
+def _said(files: list[Path], result: Result, backend: str) -> str:
+    """The files, one a line, and where the time went."""
+    timings = result.timings
+    times = (
+        f"{backend}: condition {timings.condition:.3f} s, timesteps {timings.timestep:.3f} s, "
+        f"{len(timings.steps)} steps {timings.loop:.3f} s, "
+        f"decode {timings.decode:.3f} s, {timings.total:.3f} s in all; samples: {len(result.media)}"
+    )
+    if not result.complete:
+        steps = f"{result.steps} steps of the {result.steps_asked} asked for"
+        times += f"\nthe deadline left time for {steps}, {result.rows_run} of {result.rows} rows run"
+    return "\n".join([*map(str, files), times])

@@ -1,0 +1,160 @@
+"""JSON of a schema: dataclasses written as it, and read strictly, whoever wrote the file."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.files.regular import read_regular
+
+LARGEST = 32 << 20  # bytes of a file
+DIGITS = 20  # of a whole number; more than 64 bits have
+
+AGAIN = "export or copy the bundle again"
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        MmgenError: it can't be read, is no regular file or too large for one of ours; or is not JSON, or JSON with
+            numbers, letters or a depth that nothing of ours has.
+    """
+    content = read_regular(path, LARGEST, remedy=AGAIN)
+    try:
+        text = content.decode("utf-8")
+        record = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise MmgenError(f"{path} is not JSON of ours (it is nested too deeply)", remedy=AGAIN) from error
+    except ValueError as error:
+        raise MmgenError(f"{path} is not JSON ({error})", remedy=AGAIN) from error
+    if letter := _unprintable(record):
+        raise MmgenError(f"{path} has the letter {letter!r}, which no text has", remedy=AGAIN)
+    return record
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(number: str) -> float:
+    """JSON has neither infinity nor NaN, but Python reads and writes them."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"the number {number:.{DIGITS}}")
+    return value
+
+
+def _unprintable(value: object) -> str | None:
+    """A letter that could change a terminal or can't be written, anywhere in parsed JSON."""
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict):
+            todo += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            todo += item
+        elif isinstance(item, str) and not item.isprintable():
+            for letter in item:
+                if unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t":
+                    return letter
+    return None
+
+
+def to_json(value: object) -> Any:
+    """Dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
+        return {f.name: to_json(getattr(value, f.name)) for f in fields}
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+_T = TypeVar("_T")
+
+
+def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
+    """A dataclass from parsed JSON, every field checked; ``where`` begins each error."""
+    if not isinstance(record, dict):
+        raise MmgenError(where, got=type(record).__name__, wanted="an object")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("transient")}  # type: ignore[arg-type]
+    unknown = set(record) - set(fields)
+    if unknown:
+        raise MmgenError(f"{where}: unknown field {shown(min(unknown))}", remedy="update mmgen, or export again")
+    values = {}
+    for name, item in fields.items():
+        if name in record:
+            values[name] = _convert(hints[name], record[name], f"{where}: {name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise MmgenError(f"{where}: field {name!r} is missing", remedy="export or copy the bundle again")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    wrong = MmgenError(
+        where,
+        got=shown(value),
+        wanted=getattr(hint, "__name__", str(hint)),
+        remedy="export or copy the bundle again",
+    )
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(args, value, where, wrong)
+    if origin is Literal:
+        if not any(type(value) is type(arg) and value == arg for arg in args):
+            raise MmgenError(
+                where, got=shown(value), wanted=" or ".join(map(repr, args)), remedy="update mmgen, or export again"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise wrong
+        each = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and type(value) is int:
+        return float(value)  # of no more digits than any has
+    if type(value) is not hint:
+        raise wrong
+    return value
+
+
+def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenError) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [a for a in args if a is not type(None)]
+    kinds = {a.kind: a for a in choices if dataclasses.is_dataclass(a) and hasattr(a, "kind")}
+    if kinds:  # dataclasses told apart by their ``kind``
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in kinds:
+            raise MmgenError(
+                f"{where}: kind",
+                got=shown(kind),
+                wanted=" or ".join(map(repr, kinds)),
+                remedy="update mmgen, or export again",
+            )
+        return from_json(kinds[kind], value, where)  # type: ignore[arg-type]
+    for choice in choices:
+        try:
+            return _convert(choice, value, where)
+        except MmgenError:
+            continue
+    raise wrong

@@ -1,0 +1,135 @@
+"""Conditions as a request has them, to the arrays that graphs take."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.base.arrays import as_array
+from mmgen.runtime.base.errors import MmgenError, said, shown
+from mmgen.runtime.base.numbers import whole
+from mmgen.runtime.request.nulls import read_null
+from mmgen.runtime.request.tokenizer import open_tokenizer
+from mmgen.runtime.storage.schema import TOKENIZER, Bundle, Condition
+
+LETTERS, LETTERS_A_TOKEN = 10_000, 16  # of a text, whichever is more: all that is longer would be cut
+Encode = Callable[[Sequence[Any]], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A condition of a bundle, ready to be asked."""
+
+    condition: Condition
+    null: Any  # the value that asks for nothing; None: it isn't guided
+    encode: Encode  # n values to an array (n, ...) as graphs take it
+
+
+Inputs = Mapping[str, Input]  # by name
+
+
+def open_inputs(bundle: Bundle) -> dict[str, Input]:
+    """The conditions of a bundle, by name.
+
+    Raises:
+        MmgenError: the tokenizer or a null can't be read, or the package ``tokenizers`` isn't here.
+    """
+    return {condition.name: _open(bundle, condition) for condition in bundle.conditions}
+
+
+def values(condition: Condition, given: object) -> list[Any]:
+    """What is asked of a condition, a value for each sample, or one for all.
+
+    Args:
+        given: one value, or a list of them; of an array, lists of numbers too.
+
+    Raises:
+        MmgenError: an empty list; of an array, another shape or type.
+    """
+    if condition.kind == "array":
+        return _arrays(condition, given)
+    if isinstance(given, np.ndarray):
+        given = list(given) if given.ndim else given[()]
+    if not isinstance(given, (list, tuple)):
+        return [given]
+    if not given:
+        raise MmgenError(f"condition {condition.name!r} is an empty list", wanted=wanted(condition))
+    return list(given)
+
+
+def wanted(condition: Condition) -> str:
+    """What a condition takes, for an error."""
+    match condition.kind:
+        case "text":
+            return "a string"
+        case "class":
+            null = f" or {condition.null} for none" if condition.null is not None else ""
+            return f"a whole number from 0 to {(condition.count or 1) - 1}{null}"
+        case "array":
+            return f"{condition.dtype} {condition.shape}"
+
+
+def _open(bundle: Bundle, condition: Condition) -> Input:
+    match condition.kind:
+        case "text":
+            tokenize = open_tokenizer(bundle.path(TOKENIZER), condition.length or 0, condition.pad_id)
+            return Input(condition, condition.null, partial(_texts, condition, tokenize))
+        case "class":
+            return Input(condition, condition.null, partial(_classes, condition))
+        case "array":
+            null = None if condition.null is None else read_null(bundle, condition)
+            return Input(condition, null, np.stack)
+
+
+def _texts(condition: Condition, tokenize: Encode, given: Sequence[Any]) -> NDArray[Any]:
+    most = max(LETTERS, LETTERS_A_TOKEN * (condition.length or 0))
+    texts = []
+    for text in given:
+        what = f"condition {condition.name!r}"
+        if not isinstance(text, str):
+            raise MmgenError(what, got=shown(text), wanted=wanted(condition))
+        if len(text) > most:
+            raise MmgenError(what, got=f"a text of {len(text)} letters", wanted=f"at most {most}", remedy="shorten it")
+        texts.append(_as_utf8(what, text))
+    return tokenize(texts)
+
+
+def _as_utf8(what: str, text: str) -> str:
+    """A text; bytes that Python keeps in one, of a locale that knows ASCII alone, as the letters that they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        at, letter = next((i, letter) for i, letter in enumerate(text, 1) if "\ud800" <= letter <= "\udfff")
+    remedy = "give text, or bytes of it that are UTF-8"
+    raise MmgenError(f"{what}: letter {at}", got=shown(letter), wanted="text that UTF-8 can hold", remedy=remedy)
+
+
+def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
+    what, described = f"condition {condition.name!r}", wanted(condition)
+    numbers = [whole(what, value, described) for value in given]
+    for number in numbers:
+        if not (0 <= number < (condition.count or 0) or number == condition.null):
+            raise MmgenError(what, got=shown(number), wanted=described)
+    return np.array(numbers, np.int64)
+
+
+def _arrays(condition: Condition, given: object) -> list[Any]:
+    what, described = f"condition {condition.name!r}", wanted(condition)
+    if isinstance(given, np.ndarray):
+        _check_shape(condition, given)  # before it is copied
+    array = as_array(what, given, condition.dtype, described)
+    _check_shape(condition, array)
+    if array.shape == condition.shape:
+        return [array]
+    if len(array) == 0:
+        raise MmgenError(f"{what} is an empty list", wanted=described)
+    return list(array)
+
+
+def _check_shape(condition: Condition, array: NDArray[Any]) -> None:
+    if array.shape != condition.shape and (array.ndim == 0 or array.shape[1:] != condition.shape):
+        wanted_ = f"{wanted(condition)}, or (n, ...) for n samples"
+        raise MmgenError(f"condition {condition.name!r}", got=said(array), wanted=wanted_)

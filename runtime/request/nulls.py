@@ -1,0 +1,68 @@
+"""What stands for "nothing asked" in a condition that is an array: a number that fills it, or a file of the bundle."""
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.base.arrays import as_array
+from mmgen.runtime.base.errors import MmgenError, said
+from mmgen.runtime.request.media_files import read_array
+from mmgen.runtime.storage.hashes import sha256
+from mmgen.runtime.storage.schema import Bundle, Condition
+
+FOLDER = "nulls"
+
+
+def null_array(condition: Condition, null: object, what: str) -> NDArray[Any]:
+    """The null of an array condition, of its type and shape.
+
+    Args:
+        null: a number, or an array of this shape.
+        what: begins the error.
+
+    Raises:
+        MmgenError: another shape, or numbers that aren't finite or that the type doesn't have.
+    """
+    wanted = f"a number, or {condition.dtype} {condition.shape}, finite"
+    array = as_array(what, null, condition.dtype, wanted)
+    if array.ndim and array.shape != condition.shape:
+        raise MmgenError(what, got=said(array), wanted=wanted)
+    return np.broadcast_to(array, condition.shape)
+
+
+def write_nulls(conditions: tuple[Condition, ...], folder: Path) -> tuple[Condition, ...]:
+    """The conditions as a manifest has them: with files in the place of nulls that are arrays, written here.
+
+    An array that is one number everywhere becomes that number.
+    """
+    return tuple(_written(condition, number, folder) for number, condition in enumerate(conditions))
+
+
+def read_null(bundle: Bundle, condition: Condition) -> NDArray[Any]:
+    """The null of an array condition of a bundle.
+
+    Raises:
+        MmgenError: its file can't be read, or isn't of the condition's type and shape.
+    """
+    file = condition.null_file
+    null = condition.null if file is None else read_array(bundle.path(file))
+    return null_array(condition, null, f"null of condition {condition.name!r}")
+
+
+def _written(condition: Condition, number: int, folder: Path) -> Condition:
+    if condition.kind != "array" or condition.null is None:
+        return condition
+    array = null_array(condition, condition.null, f"null of condition {condition.name!r}")
+    if array.size and (array == array.flat[0]).all():
+        one = array.flat[0].item()
+        return dataclasses.replace(condition, null=int(one) if isinstance(one, bool) else one)
+    file = folder / FOLDER / f"{number}-{condition.tensor}.npy"
+    file.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    file.write_bytes(content.getvalue())
+    return dataclasses.replace(condition, null=file.relative_to(folder).as_posix(), null_sha256=sha256(file))

@@ -1,0 +1,94 @@
+"""Solvers that go from one training timestep to another and remember nothing: DDPM, DDIM."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.solvers.schedules import Array, alphas_cumprod, timesteps
+from mmgen.runtime.solvers.table import Table
+from mmgen.runtime.solvers.transitions import NOISE, OUT, X0, X, limit_of, no_transition, noise_from, rows_at
+from mmgen.runtime.storage.process import Diffusion
+from mmgen.runtime.storage.schema import Sigmas
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """Options of ``ddpm``.  A variance that the model predicts can't be had: a row's numbers know nothing of x."""
+
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] = "fixed_small"
+    # fixed_small: of the posterior, the least there can be; fixed_small_log is the same, a logarithm apart.
+    # fixed_large: of the forward step, the most there can be.
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """Options of ``ddim``."""
+
+    eta: float = 0.0  # fresh noise: 0 none, 1 as much as DDPM
+
+
+def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM, begin: int = 0) -> Table:
+    """Ancestral sampling (Ho et al. 2020, eq. 6, 7 and 11), x0 clamped if the process says so.
+
+    With a and a' the shares of signal at a timestep and the next that is visited, alpha = a / a', beta = 1 - alpha:
+
+        x' = sqrt(a') beta / (1 - a) x0 + sqrt(alpha) (1 - a') / (1 - a) x + sqrt(variance) noise
+        variance = beta (1 - a') / (1 - a)  (fixed_small)  or  beta  (fixed_large)
+
+    The last step ends at a' = 1 and has no noise where it starts at timestep 0; fixed_large has some elsewhere.
+    """
+    now, a = visit("ddpm", process, steps, sigmas, begin)
+    a_next = np.append(a[1:], 1.0)
+    alpha = a / a_next
+    large = 1 - alpha
+    variance = large if options.variance_type == "fixed_large" else large * (1 - a_next) / (1 - a)
+    transition = no_transition(len(now))
+    transition[:, X, X] = np.sqrt(alpha) * (1 - a_next) / (1 - a)
+    transition[:, X, X0] = np.sqrt(a_next) * large / (1 - a)
+    transition[:, X, NOISE] = np.sqrt(variance) * (now > 0)
+    return rows_at(process, now, np.sqrt(a), np.sqrt(1 - a), transition, x0_limit=limit_of(process))
+
+
+def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM, begin: int = 0) -> Table:
+    """DDIM (Song et al. 2021, eq. 12 and 16), x0 clamped if the process says so.
+
+    The clamp acts on x0 alone: the direction to the next x keeps the unclamped prediction.  A step goes from timestep
+    t to t - T // N whatever the spacing is, as in diffusers.
+    """
+    if not 0 <= options.eta <= 1:
+        raise MmgenError("option 'eta' of solver 'ddim'", got=options.eta, wanted="0 to 1")
+    now, a = visit("ddim", process, steps, sigmas, begin)
+    a_next = shares_after(process, now - process.train_timesteps // steps)
+    alpha, sigma = np.sqrt(a), np.sqrt(1 - a)
+    deviation = options.eta * np.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+    direction = np.sqrt(np.maximum(1 - a_next - deviation**2, 0))
+    noise = noise_from(process.prediction, alpha, sigma)
+    transition = no_transition(len(now))
+    transition[:, X, X] = direction * noise[:, 0]
+    transition[:, X, X0] = np.sqrt(a_next)
+    transition[:, X, OUT] = direction * noise[:, 1]
+    transition[:, X, NOISE] = deviation
+    return rows_at(process, now, alpha, sigma, transition, x0_limit=limit_of(process))
+
+
+def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas, begin: int) -> tuple[Array, Array]:
+    """Whole timesteps (N,) that a solver visits from step ``begin`` and the shares of signal (N,) there."""
+    if sigmas != "schedule":
+        raise MmgenError(f"sigmas with solver {solver!r}", got=repr(sigmas), wanted="'schedule'")
+    now = timesteps(process, steps).round()[begin:]
+    a = alphas_cumprod(process)[now.astype(np.int64)]
+    if process.prediction == "epsilon" and not a.all():
+        raise MmgenError(
+            f"{solver!r} starts at pure noise (zero_terminal_snr), where prediction 'epsilon' says nothing of x0",
+            remedy="use solver 'euler' or 'dpmpp-2m', or a spacing that leaves the last training timestep out",
+        )
+    return now, a
+
+
+def shares_after(process: Diffusion, after: Array) -> Array:
+    """Shares of signal (N,) at whole timesteps (N,), those below 0 being the end."""
+    shares = alphas_cumprod(process)
+    last = 1.0 if process.final_alpha_one else shares[0]
+    return np.where(after >= 0, shares[after.clip(min=0).astype(np.int64)], last)

@@ -1,0 +1,111 @@
+"""The folder of a bundle, read and written: the exporter builds a ``Bundle``, and everybody else reads it here."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.base.parallel import at_once
+from mmgen.runtime.files.json_records import from_json, read_json, to_json
+from mmgen.runtime.storage.consistency import check_parts
+from mmgen.runtime.storage.hashes import BRIEF, CHANGED, CHECKSUM, checksum_of, sha256
+from mmgen.runtime.storage.schema import FORMAT, GOLDEN, MANIFEST, TOKENIZER, Bundle
+
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def write_manifest(bundle: Bundle, folder: Path) -> None:
+    """Write ``bundle.json`` into a folder, whole or not at all."""
+    from mmgen.runtime.files.atomic import whole_file  # not for those who read
+
+    record = to_json(bundle)
+    with whole_file(folder / MANIFEST) as write:
+        write((json.dumps({**record, CHECKSUM: checksum_of(record)}, indent=1) + "\n").encode())
+
+
+def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | None = None) -> Bundle:
+    """Read and check a bundle.
+
+    Args:
+        folder: the ``.mmgen`` folder.
+        verify: also compare every file with its hash; False checks only that the files are there.
+        public_key: the file of a key that it must be signed with; engines are then taken only if they are, too.
+
+    Raises:
+        MmgenError: not a bundle or not signed with the key, unknown format, a missing or unknown field, a wrong type,
+            parts that don't fit, a path that leaves the folder, a missing file, a wrong hash.
+    """
+    try:
+        root = Path(os.fsdecode(folder))
+    except TypeError as error:
+        raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
+    manifest = root / MANIFEST
+    if not os.path.isdir(root) and not _put_back(root):  # unlike Path's, isdir is false of names that no file can have
+        raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
+    record = read_json(manifest)
+    got = record.get("format") if isinstance(record, dict) else None
+    if got != FORMAT:
+        raise MmgenError(
+            f"{manifest}: format", got=shown(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
+        )
+    wanted = checksum_of({name: value for name, value in record.items() if name != CHECKSUM})
+    if (checksum := record.pop(CHECKSUM, wanted)) != wanted:  # older bundles have none
+        raise MmgenError(f"{manifest}: {CHECKSUM}", got=str(checksum)[:BRIEF], wanted=wanted[:BRIEF], remedy=CHANGED)
+    key = None if public_key is None else Path(os.fsdecode(public_key))
+    if key is not None:
+        from mmgen.runtime.storage import signatures as signing  # few ask for it
+
+        if not verify:
+            raise MmgenError("a signature proves nothing of files that aren't compared", remedy="leave verify as it is")
+        signing.check(manifest, wanted.encode(), key)
+
+    bundle = from_json(Bundle, record, str(manifest))
+    files = {root / _inside(file, manifest): wanted for file, wanted in _files(bundle)}
+    check_parts(bundle, str(manifest))
+    for path in files:
+        if not os.path.isfile(path):  # unlike Path's, false of names that no file can have
+            raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
+    try:
+        hashes = list(at_once(sha256, files)) if verify else []
+    except OSError as error:
+        what = f"{error.filename} can't be read ({error.strerror})"
+        raise MmgenError(what, remedy="copy the bundle again") from error
+    for (path, hashed), found in zip(files.items(), hashes, strict=False):
+        if found != hashed:
+            raise MmgenError(
+                f"{path}: sha256",
+                got=found[:BRIEF],
+                wanted=str(hashed)[:BRIEF],
+                remedy=CHANGED,
+            )
+    return dataclasses.replace(bundle, folder=root, public_key=key)
+
+
+def _put_back(root: Path) -> bool:
+    """Whether there was a bundle that an export set aside, to replace it, and then was killed."""
+    from mmgen.runtime.files.atomic import followed  # not for those who load what is there
+    from mmgen.runtime.files.folders import put_back
+
+    return "\0" not in str(root) and put_back(followed(root))
+
+
+def _files(bundle: Bundle) -> list[tuple[str, str | None]]:
+    files: list[tuple[str, str | None]] = []
+    for graph in bundle.graphs.values():
+        files.append((graph.file, graph.sha256))
+        if graph.data:
+            files.append((graph.data, graph.data_sha256))
+    if bundle.tokenizer_sha256:
+        files.append((TOKENIZER, bundle.tokenizer_sha256))
+    if bundle.golden_sha256:
+        files.append((GOLDEN, bundle.golden_sha256))
+    files += [(c.null_file, c.null_sha256) for c in bundle.conditions if c.null_file is not None]
+    return files
+
+
+def _inside(file: str, manifest: Path) -> str:
+    pure = PurePosixPath(file)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
+        raise MmgenError(f"{manifest}: path {file!r} leaves the bundle", remedy="do not use this bundle")
+    return file

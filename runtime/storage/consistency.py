@@ -1,0 +1,260 @@
+"""Whether the parts of a bundle fit together: what one graph makes is what the next one takes, and sizes are sizes."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import get_args
+
+from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import Bundle, Condition, Graph, Role, TensorSpec
+from mmgen.runtime.storage.tensors import K
+
+Shape = tuple[int | str, ...]
+Tensor = tuple[str, Shape]  # dtype and shape
+
+MOST = 2**31 - 1  # of a count or a size: graphs and TensorRT have 32 bits for it
+NUMBERS = 2**36  # in a tensor of one sample
+DTYPES = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
+    "float16", "float32", "bool"
+}  # fmt: skip
+TIMES = {  # numbers of a row, float32
+    names.TRANSITION: (K, K + 3), names.PREDICTION: (2,), names.X0_LIMIT: (1,), names.INPUT_SCALE: (1,),
+    names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
+    names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
+}  # fmt: skip
+AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
+TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # shapes that agree in both agree
+
+
+def check_parts(bundle: Bundle, where: str) -> None:
+    """See that a manifest, whose fields have the right types, describes a bundle that can be played.
+
+    Args:
+        bundle: as read.
+        where: begins each error.
+
+    Raises:
+        MmgenError: it doesn't; the first thing that is wrong.
+    """
+
+    def wrong(what: str, got: object, wanted: object) -> MmgenError:
+        remedy = "export the bundle again, or copy it again"
+        return MmgenError(f"{where}: {what}", got=_text(got), wanted=_text(wanted), remedy=remedy)
+
+    for what, value in _numbers(bundle):
+        if not (math.isfinite(value) and abs(value) <= MOST):
+            raise wrong(what, value, f"a number from -{MOST} to {MOST}")
+    for what, value, least in _counts(bundle):
+        if value < least:
+            raise wrong(what, value, f"at least {least}")
+    for what, shape in _shapes(bundle):
+        if any(size < 1 for size in shape) or math.prod(shape) > NUMBERS:
+            raise wrong(what, shape, f"sizes from 1, and not more than {NUMBERS} numbers")
+    for what, found in _names(bundle):
+        if twice := [name for name, count in Counter(found).items() if count > 1 or not name]:
+            raise wrong(what, twice[0], "names, each once")
+    # One after the other: each relies on what those before it have found right.
+    for what, got, wanted in chain(_choices(bundle), _axes(bundle), _conditions(bundle), _graphs(bundle)):
+        if got != wanted:
+            raise wrong(what, got, wanted)
+
+
+def _text(value: object) -> str:
+    """A value for an error; words as they are, and of a tensor its dtype and shape."""
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        value = f"{value[0]} {value[1]}"
+    return shown(value)[1:-1] if isinstance(value, str) else shown(value)
+
+
+def _numbers(bundle: Bundle) -> Iterable[tuple[str, int | float]]:
+    """All numbers that decide what is made, by their place in the manifest."""
+    parts = {"process": bundle.process, "defaults": bundle.defaults, "media": bundle.media, "axes": bundle.axes}
+    for name, part in parts.items():
+        yield from _inside(name, part)
+    for i, condition in enumerate(bundle.conditions):
+        yield from _inside(f"conditions[{i}]", condition)
+
+
+def _inside(where: str, value: object) -> Iterable[tuple[str, int | float]]:
+    if isinstance(value, (int, float)):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _inside(f"{where}.{key}", item)
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _inside(f"{where}[{i}]", item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _inside(f"{where}.{field.name}", getattr(value, field.name))
+
+
+def _counts(bundle: Bundle) -> Iterable[tuple[str, int, int]]:
+    """Numbers that have a least one: their place, what they are, and that one."""
+    yield "defaults: steps", bundle.defaults.steps, 1
+    process = bundle.process
+    if isinstance(process, Masked):
+        yield from (("process: codes", process.codes, 1), ("process: candidates", process.candidates, 1))
+        yield from (("process: mask_id", process.mask_id, 0), ("process: train_timesteps", process.train_timesteps, 0))
+    else:
+        yield "process: train_timesteps", process.train_timesteps, 1
+    for i, condition in enumerate(bundle.conditions):
+        if condition.kind == "text":
+            yield f"conditions[{i}]: length", condition.length or 0, 1
+        if condition.kind == "class":
+            yield f"conditions[{i}]: count", condition.count or 0, 1
+    for name, axis in bundle.axes.items():
+        yield from ((f"axes.{name}: min", axis.min, 1), (f"axes.{name}: opt", axis.opt, axis.min))
+        yield f"axes.{name}: max", axis.max, axis.opt
+
+
+def _shapes(bundle: Bundle) -> Iterable[tuple[str, tuple[int, ...]]]:
+    yield "latent_shape", bundle.latent_shape
+    yield "media: shape", bundle.media.shape
+    for i, condition in enumerate(bundle.conditions):
+        yield f"conditions[{i}]: shape", condition.shape
+    for role, graph in bundle.graphs.items():
+        for spec in (*graph.inputs, *graph.outputs):
+            yield f"graphs.{role}: shape of {spec.name}", tuple(n for n in spec.shape if not isinstance(n, str))
+
+
+def _names(bundle: Bundle) -> Iterable[tuple[str, list[str]]]:
+    yield "conditions", [condition.name for condition in bundle.conditions]
+    yield "conditions' tensors", [condition.tensor for condition in bundle.conditions]
+    yield "graphs' files", [file for graph in bundle.graphs.values() for file in (graph.file, graph.data) if file]
+    for role, graph in bundle.graphs.items():
+        yield f"graphs.{role}: inputs and outputs", [spec.name for spec in (*graph.inputs, *graph.outputs)]
+
+
+def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
+    """What must be one of several: its place, what it is, and the same again or, where it is none of them, those."""
+    roles = get_args(Role)
+    for role, graph in bundle.graphs.items():
+        yield "graphs", role, _one_of(role, roles)
+        yield f"graphs.{role}: data_sha256", _there(graph.data_sha256), _there(graph.data)
+        if graph.data is not None:
+            yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
+    for role in ("step", "decode"):
+        yield f"graphs.{role}", _there(bundle.graphs.get(role)), "there"
+    yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
+    if bundle.media.kind == "image":
+        yield "media", (bundle.media.shape[2:], bundle.media.dtype), ((3,), "uint8")
+    for i, condition in enumerate(bundle.conditions):
+        yield f"conditions[{i}]: dtype", condition.dtype, _one_of(condition.dtype, DTYPES)
+
+
+def _there(value: object) -> str:
+    return "missing" if value is None else "there"
+
+
+def _one_of(value: str, choices: Iterable[str]) -> str:
+    return value if value in choices else " or ".join(sorted(choices))
+
+
+def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
+    needed = {"B", "G", "R"} | ({"N"} if "timestep" in bundle.graphs else set())
+    known = set(TRIES[0])
+    yield "axes", sorted(set(bundle.axes) & needed), sorted(needed)
+    yield "axes", sorted(set(bundle.axes) | known), sorted(known)
+    for role, graph in bundle.graphs.items():
+        for spec in (*graph.inputs, *graph.outputs):
+            for name in spec.shape:
+                if isinstance(name, str):
+                    yield f"graphs.{role}: axis of {spec.name}", name, _one_of(name, tuple(AXES[role]))
+
+
+def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
+    """Nulls, and what a kind of condition needs."""
+    for i, condition in enumerate(bundle.conditions):
+        null, what = condition.null, f"conditions[{i}]: null"
+        match condition.kind:
+            case "text":
+                yield "tokenizer_sha256", _there(bundle.tokenizer_sha256), "there"
+                yield what, null if isinstance(null, str) or null is None else type(null), null
+            case "class":
+                yield what, null, null if null is None or (type(null) is int and null >= 0) else "a whole number from 0"
+            case "array" if condition.null_file is not None:
+                yield f"conditions[{i}]: null_sha256", _there(condition.null_sha256), "there"
+
+
+def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
+    """Each graph's inputs and outputs against what the loop or another graph gives and takes."""
+    latents: Shape = ("B", *bundle.latent_shape)
+    conditions = {condition.tensor: _of_condition(condition) for condition in bundle.conditions}
+    made, timed = _outputs(bundle, "condition"), _outputs(bundle, "timestep")
+    tokens = isinstance(bundle.process, Masked)
+    state: Tensor = ("int64", latents) if tokens else ("float32", (K, *latents))
+    given: dict[str, Tensor] = {name: ("float32", shape) for name, shape in TIMES.items()}
+    given |= dict.fromkeys((names.NOISE, names.KEEP, names.CHOICE, names.ORDER), ("float32", latents))
+    given |= {names.GUIDANCE: ("float32", ("G",)), names.KNOWN: ("float32", (2, *latents))}
+    given[names.TOKENS if tokens else names.STATE] = state
+    x: Tensor = ("int64", latents) if tokens else ("float32", latents)
+    answer = names.NEXT_TOKENS if tokens else names.NEXT_STATE
+    media: Tensor = (bundle.media.dtype, ("B", *bundle.media.shape))
+    takes: dict[Role, Mapping[str, Tensor]] = {
+        "condition": conditions,
+        "timestep": {names.TIMESTEP: ("float32", ("N",)), **conditions, **made},
+        "step": given,
+        "decode": {names.CODES if tokens else names.LATENTS: x},
+        "encode": {names.MEDIA: media},
+    }
+    makes: dict[Role, Mapping[str, Tensor]] = {
+        "step": {answer: state, names.CODES if tokens else names.X0: x},
+        "decode": {names.MEDIA: media},
+        "encode": {names.CODES if tokens else names.LATENTS: x},
+    }
+    for role in get_args(Role):
+        if role not in bundle.graphs:
+            continue
+        inputs, outputs = (_tensors(specs) for specs in (bundle.graphs[role].inputs, bundle.graphs[role].outputs))
+        handed = {**conditions, **made, **timed} if role == "step" else {}
+        for name, tensor in inputs.items():
+            if name in takes[role]:
+                yield f"graphs.{role}: input {name}", tensor, takes[role][name]
+            else:
+                yield f"graphs.{role}: input {name}, which nothing makes", _one_of(name, handed), name
+                yield from _handed(f"graphs.{role}: input {name}", tensor, handed[name], name in timed)
+        for name, tensor in makes.get(role, {}).items():
+            yield f"graphs.{role}: output {name}", outputs.get(name), tensor
+        for name, (dtype, _) in {**inputs, **outputs}.items():
+            yield f"graphs.{role}: dtype of {name}", dtype, _one_of(dtype, DTYPES)
+    yield "graphs.decode: inputs", len(bundle.graphs["decode"].inputs), 1
+    yield "graphs.step: inputs", names.TOKENS if tokens else names.STATE, _first_of(bundle.graphs["step"], given)
+    yield "tensors of the condition and the timestep graph", sorted(set(made) & set(timed)), []
+
+
+def _first_of(step: Graph, given: Mapping[str, Tensor]) -> str | None:
+    found = [spec.name for spec in step.inputs if spec.name in (names.TOKENS, names.STATE) and spec.name in given]
+    return found[0] if found else None
+
+
+def _handed(what: str, taken: Tensor, made: Tensor, timed: bool) -> Iterable[tuple[str, object, object]]:
+    """A tensor that another graph made, or of its items one; its axes may have been put together."""
+    yield f"{what}: dtype", taken[0], made[0]
+    for axes in TRIES:
+        of_all = math.prod(axes[n] if isinstance(n, str) else n for n in made[1])
+        wanted = of_all // axes["N"] if timed else of_all
+        yield f"{what}: size", math.prod(axes[n] if isinstance(n, str) else n for n in taken[1]), wanted
+
+
+def _of_condition(condition: Condition) -> Tensor:
+    match condition.kind:
+        case "text":
+            return "int64", ("R", condition.length or 0)
+        case "class":
+            return "int64", ("R",)
+        case "array":
+            return condition.dtype, ("R", *condition.shape)
+
+
+def _outputs(bundle: Bundle, role: Role) -> dict[str, Tensor]:
+    return _tensors(bundle.graphs[role].outputs) if role in bundle.graphs else {}
+
+
+def _tensors(specs: Iterable[TensorSpec]) -> dict[str, Tensor]:
+    return {spec.name: (spec.dtype, spec.shape) for spec in specs}

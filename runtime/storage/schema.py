@@ -1,0 +1,214 @@
+"""The bundle, format 1: ``bundle.json`` as dataclasses, written and read as they are by ``json_records``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from mmgen.runtime.storage.process import Process
+
+FORMAT = "mmgen/1"
+MANIFEST = "bundle.json"
+TOKENIZER = "tokenizer.json"
+GOLDEN = "golden.npz"
+
+Role = Literal["condition", "timestep", "step", "decode", "encode"]
+Sigmas = Literal["schedule", "karras", "exponential", "beta"]
+MOST_STEPS = 100_000  # what is laid out for each takes memory before anything runs
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype and shape of a graph's input or output; a string is a named axis.
+
+    B samples, G guidance branches, R = G B rows, N rows of a solver's table.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """A tensor's shape with its named axes filled in."""
+    return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file, with external data where it has any."""
+
+    file: str  # relative to the bundle, with '/'
+    sha256: str  # of the ONNX file
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: str | None = None  # external weights, relative to the bundle
+    data_sha256: str | None = None
+    # Floating-point operations of products and convolutions, by the named axes over which they are repeated: "B G",
+    # "N", or "" for once; a multiplication and an addition are two.  None: not counted, by an older exporter.
+    operations: dict[str, int] | None = None
+    weight_bytes: int | None = None  # that a run reads; of a table that is looked up, one sample's rows
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One input of a request.
+
+    text: a string, encoded by ``tokenizer.json`` to int64 (length,), padded with ``pad_id``; null is "" unless given.
+    class: an int in [0, count), or the null class.  array: numbers of the given shape and dtype; null is a number that
+    fills it, or the file of the bundle, ``.npy``, that holds it.  The exporter takes an array there, and writes it.
+    """
+
+    name: str
+    kind: Literal["text", "class", "array"]
+    null: str | int | float | NDArray[Any] | None = None  # is "nothing asked" in guidance; None: it isn't guided
+    length: int | None = None  # text: tokens
+    pad_id: int = 0  # text
+    count: int | None = None  # class: number of classes, the null class not included
+    shape: tuple[int, ...] = ()  # array, without the batch axis
+    dtype: str = "float32"  # array
+    null_sha256: str | None = None  # array: of the file, where null is one
+    graph_name: str | None = None  # of its tensor, where that can't have the condition's name
+
+    @property
+    def tensor(self) -> str:
+        """Name of its tensor in the graphs."""
+        return self.graph_name or self.name
+
+    @property
+    def null_file(self) -> str | None:
+        """The file of the bundle that holds its null, if one does."""
+        return self.null if self.kind == "array" and isinstance(self.null, str) else None
+
+
+@dataclass(frozen=True)
+class Media:
+    """What decode makes.  Pictures are uint8 (height, width, 3)."""
+
+    kind: Literal["image", "array"]
+    shape: tuple[int, ...]  # without the batch axis
+    dtype: str
+    range: tuple[float, float] | None = None
+    rate: float | None = None  # samples or frames per second, where time passes
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Range of a named axis, for engine profiles."""
+
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Island:
+    """A tensor that stays float32 in an fp16 bundle, and why."""
+
+    graph: Role
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HalfShare:
+    """How much of a graph is half precision; counted, not intended."""
+
+    weight_bytes: float  # share of the bytes of floating-point weights, 0 to 1
+    operations: float  # share of the nodes with floating-point outputs, 0 to 1
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What is half in a bundle, what isn't and why."""
+
+    policy: Literal["fp32", "fp16"]
+    half_share: dict[str, HalfShare] = field(default_factory=dict)  # by role
+    islands: tuple[Island, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hoisting:
+    """What was moved from the step graph to before the loop, and what a step has less of: figures before and after."""
+
+    weight_bytes: tuple[int, int]  # that a step reads, in float32
+    operations: tuple[int, int]  # of products and convolutions in a step, for one row; a multiply-add is two
+    tensors: dict[str, int]  # by name of what the graphs hand on: how many of the denoiser's tensors it holds
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One comparison that passed before the bundle was written.
+
+    Levels: 1 fp32 ONNX against torch; 2 fp16 against fp32, per graph; 3 the trajectory; 4 the media.
+    """
+
+    level: int
+    graph: str  # role, or "loop" for level 3 and the end of the loop in level 4
+    figure: str  # what was measured, e.g. "relative RMS"
+    measured: float
+    limit: float | None  # None: reported without a gate
+    tensor: str = ""  # the worst tensor, or the place in the trajectory
+    at_least: bool = False  # the limit is a lower one: PSNR in dB, shares
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure is within its limit; NaN never is."""
+        if self.limit is None:
+            return True
+        return self.measured >= self.limit if self.at_least else self.measured <= self.limit
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights came from and what exported them."""
+
+    source: str
+    sha256: str  # over the source's weights
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What ``generate`` uses where a request is silent."""
+
+    solver: str
+    steps: int
+    guidance: float = 1.0  # 1: no guidance
+    sigmas: Sigmas = "schedule"
+    solver_options: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """``bundle.json`` as checked data.
+
+    ``folder``, where it was read from, and ``public_key``, a file with the key that it is signed with, aren't written.
+    """
+
+    name: str
+    licence: str
+    provenance: Provenance
+    process: Process
+    latent_shape: tuple[int, ...]
+    conditions: tuple[Condition, ...]
+    media: Media
+    graphs: dict[str, Graph]  # by role
+    axes: dict[str, Axis]
+    precision: Precision
+    receipts: tuple[Receipt, ...]
+    defaults: Defaults
+    tokenizer_sha256: str | None = None
+    golden_sha256: str | None = None
+    made_up: tuple[str, ...] = ()  # conditions of which the exporter had no example: the receipts are of made-up ones
+    hoisting: Hoisting | None = None  # None: the step graph does all that the denoiser does
+    cpu_only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by role: why TensorRT can't build its graph
+    format: str = FORMAT
+    folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
+    public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)
+
+    def path(self, relative: str) -> Path:
+        """A file of the bundle."""
+        return self.folder / relative

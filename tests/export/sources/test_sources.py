@@ -1,0 +1,551 @@
+"""Sources: what may be exported, and what each kind of damage is called."""
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from diffusers_models import TINY_DIT, TINY_KL, build, edit
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import tiny_checkpoint
+from tree import ROOT
+
+from mmgen.export.base import embedded
+from mmgen.export.base.model import Model
+from mmgen.export.sources import checkpoint, diffusers_parts, resolve
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.storage.hashes import sha256
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good diffusers folder; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("sources") / "tiny"
+    build(folder, count=16)
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(written, tmp_path / "tiny"))
+
+
+def same_weights(a: Model, b: Model) -> bool:
+    left, right = a.denoiser.state_dict(), b.denoiser.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# What a source may be
+
+
+@pytest.mark.parametrize("name", embedded.names())
+def test_embedded_models_are_checkpoints_inside_the_package_named_after_their_folders(name: str) -> None:
+    model = resolve(str(embedded.folder(name)))
+    assert model.name == name
+    assert [c.kind for c in model.conditions] == ["text"]
+    assert model.tokenizer and model.media.kind == "image"
+
+
+def test_without_a_source_it_is_the_default() -> None:
+    assert resolve(None).name == embedded.DEFAULT
+
+
+def test_embedded_models_are_small() -> None:
+    files = [file for file in embedded.CHECKPOINTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 25_000_000
+
+
+@pytest.mark.parametrize(
+    "source", ["no/such/folder", "facebook/DiT-XL-2-256", "weights.safetensors", "file.py:", "a b:c d"]
+)
+def test_anything_else_is_refused_with_the_list_of_what_is_accepted(source: str) -> None:
+    with pytest.raises(MmgenError, match=r"model_index\.json.*package\.module:function"):
+        resolve(source)
+
+
+def test_a_folder_of_something_else_is_refused_with_the_list(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(MmgenError, match=r"holds no model.*model_index\.json"):
+        resolve(str(tmp_path))
+
+
+def test_a_bundle_is_told_from_a_source(tmp_path: Path) -> None:
+    (tmp_path / "bundle.json").write_text("{}")
+    with pytest.raises(MmgenError, match="is a bundle already"):
+        resolve(str(tmp_path))
+
+
+# Diffusers folders
+
+
+def test_a_diffusers_folder_says_what_it_takes_and_makes(written: Path) -> None:
+    model = resolve(str(written))
+    (label,) = model.conditions
+    assert (label.name, label.kind, label.count, label.null) == ("class_id", "class", 1000, 1000)
+    assert model.latent_shape == (3, 8, 8) and model.media.shape == (16, 16, 3)
+    assert (model.defaults.steps, model.defaults.guidance) == (50, 4.0)  # DiTPipeline's own
+    assert model.name == "tiny" and len(model.source_sha256) == 64 and "diffusers" in model.versions
+    assert not any(p.requires_grad for p in model.denoiser.parameters()) and not model.denoiser.training
+
+
+def test_a_model_of_ten_classes_has_a_null_class_of_its_own(tmp_path: Path) -> None:
+    """DiTPipeline writes 1000 whatever the model; LabelEmbedding's extra row is the last."""
+    build(tmp_path / "ten", TINY_DIT | {"num_embeds_ada_norm": 10}, count=16)
+    model = resolve(str(tmp_path / "ten"))
+    assert (model.conditions[0].count, model.conditions[0].null) == (10, 10)
+    model.denoiser(torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.tensor([10]))
+
+
+BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
+    ("model_index.json", {"_class_name": "PixArtAlphaPipeline"}, "_class_name.*DiTPipeline"),
+    (
+        "model_index.json",
+        {"transformer": ["my_code", "DiTTransformer2DModel"]},
+        "model_index.json: transformer.*my_code",
+    ),
+    ("model_index.json", {"vae": ["diffusers", "AsymmetricAutoencoderKL"]}, "model_index.json: vae.*VQModel"),
+    ("model_index.json", {"vae": ...}, "model_index.json: vae, wanted"),
+    ("model_index.json", {"scheduler": ["my_code", "DDIMScheduler"]}, "model_index.json: scheduler.*my_code"),
+    ("transformer/config.json", {"norm_type": "ada_norm_single"}, "norm_type, got 'ada_norm_single'"),
+    ("transformer/config.json", {"num_embeds_ada_norm": None}, "num_embeds_ada_norm, got None"),
+    ("transformer/config.json", {"activation_fn": "swiglu"}, "activation_fn, got 'swiglu'"),
+    ("transformer/config.json", {"out_channels": 4}, "out_channels, got 4, wanted 3, or 6"),
+    ("transformer/config.json", {"sample_size": 9}, "sample_size, got 9, wanted a multiple of patch_size 2"),
+    ("transformer/config.json", {"patch_size": 0}, "patch_size, got 0"),
+    ("transformer/config.json", {"cross_attention_dim": 768}, "cross_attention_dim = 768 isn't supported"),
+    ("transformer/config.json", {"quantization_config": {"bits": 4}}, "quantization_config = .*isn't supported"),
+    ("vae/config.json", {"norm_type": "spatial"}, "norm_type, got 'spatial', wanted 'group'"),
+    ("vae/config.json", {"out_channels": 1}, "out_channels, got 1, wanted 3"),
+    ("vae/config.json", {"up_block_types": ["UpDecoderBlock2D", "UNetUpBlock"]}, "up_block_types.*UNetUpBlock"),
+    ("vae/config.json", {"block_out_channels": 16}, "block_out_channels, got 16, wanted a list"),
+    ("vae/config.json", {"scaling_factor": 0}, "scaling_factor, got 0, wanted a positive number"),
+    ("vae/config.json", {"latent_channels": 4}, "transformer in_channels, got 3, wanted the 4 latent channels"),
+    ("vae/config.json", {"vq_embed_dim": 8}, "transformer in_channels, got 3, wanted the 8 latent channels"),
+]
+
+
+@pytest.mark.parametrize(("file", "changes", "message"), BAD_FIELDS)
+def test_what_is_not_supported_is_named(folder: Path, file: str, changes: dict[str, Any], message: str) -> None:
+    edit(folder / file, **changes)
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize("field", ["shift_factor", "latents_mean", "latents_std"])
+def test_what_the_pipeline_does_not_apply_is_not_applied_either_and_said(tmp_path: Path, field: str) -> None:
+    value = 0.25 if field == "shift_factor" else [0.5, 0.25, 2.0]
+    pipeline = build(tmp_path / "kl", autoencoder=TINY_KL | {"scaling_factor": 0.5, field: value}, count=16)
+    with pytest.warns(UserWarning, match=rf"vae/config\.json: {field} = .* isn't applied, as DiTPipeline doesn't"):
+        model = resolve(str(tmp_path / "kl"))
+    seen: list[torch.Tensor] = []
+    with patch.object(pipeline.vae, "decode", lambda z, decode=pipeline.vae.decode: (seen.append(z), decode(z))[1]):
+        theirs = pipeline([3], num_inference_steps=2, guidance_scale=1.0, output_type="pt").images
+    torch.testing.assert_close((model.decoder(seen[0] * 0.5) / 2 + 0.5).clamp(0, 1), theirs)
+    picture = torch.randn(2, 3, 16, 16)
+    assert model.encoder  # as there is nothing to compare with: what the decoder is the inverse of
+    torch.testing.assert_close(model.encoder(picture), pipeline.vae.encode(picture).latent_dist.mode() * 0.5)
+
+
+def test_of_more_classes_than_the_pipeline_knows_the_null_is_the_trained_one_and_said(tmp_path: Path) -> None:
+    build(tmp_path / "many", TINY_DIT | {"num_embeds_ada_norm": 1200}, count=16)
+    with pytest.warns(UserWarning, match="1200 classes, so guidance takes 1200 for no class"):
+        assert resolve(str(tmp_path / "many")).conditions[0].null == 1200
+
+
+def test_the_scheduler_is_of_the_class_that_the_index_names(folder: Path) -> None:
+    """As of the pipeline, whatever class the file says that it was written by."""
+    edit(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
+    theirs = diffusers_parts.import_library("diffusers").DiTPipeline.from_pretrained(folder).scheduler
+    assert type(theirs).__name__ == "EulerDiscreteScheduler"
+    assert resolve(str(folder)).defaults.solver == "euler"
+
+
+def test_a_folder_with_the_class_name_and_settings_of_2022_loads(folder: Path) -> None:
+    """facebook/DiT-XL-2-256 still says Transformer2DModel, with that class's settings, all of them off."""
+    edit(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"], id2label={"0": "tench"})
+    old = {
+        "cross_attention_dim": None,
+        "num_vector_embeds": None,
+        "only_cross_attention": False,
+        "use_linear_projection": False,
+    }
+    edit(
+        folder / "transformer" / "config.json",
+        _class_name="Transformer2DModel",
+        _diffusers_version="0.12.0.dev0",
+        **old,
+    )
+    edit(folder / "vae" / "config.json", scaling_factor=...)
+    assert resolve(str(folder)).latent_shape == (3, 8, 8)
+
+
+def test_attention_weights_by_their_names_of_2022_load(folder: Path, written: Path) -> None:
+    path = folder / "vae" / WEIGHTS
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    tensors = load_file(path)
+    for new_name in [name for name in tensors if any(part in name for part in old)]:
+        part = next(part for part in old if part in new_name)
+        tensors[new_name.replace(part, old[part])] = tensors.pop(new_name)
+    assert any(".proj_attn." in name for name in tensors)
+    save_file(tensors, path)
+    z = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(resolve(str(folder)).decoder(z), resolve(str(written)).decoder(z), rtol=0, atol=0)
+
+
+def test_weights_stored_as_half_become_float(folder: Path, written: Path) -> None:
+    path = folder / "transformer" / WEIGHTS
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+    model = resolve(str(folder))
+    assert {p.dtype for p in model.denoiser.parameters()} == {torch.float32}
+    assert model.source_sha256 != resolve(str(written)).source_sha256
+
+
+def test_weights_in_several_files_are_the_same_weights(folder: Path, written: Path) -> None:
+    shutil.rmtree(folder / "transformer")
+    diffusers = diffusers_parts.import_library("diffusers")
+    transformer = diffusers.DiTTransformer2DModel.from_pretrained(written / "transformer")
+    transformer.save_pretrained(folder / "transformer", max_shard_size="200KB")
+    shards = sorted((folder / "transformer").glob("*-of-*.safetensors"))
+    assert len(shards) > 1
+    assert same_weights(resolve(str(folder)), resolve(str(written)))
+    shards[1].unlink()
+    with pytest.raises(MmgenError, match=f"{shards[1].name} is missing"):
+        resolve(str(folder))
+
+
+def test_a_shard_outside_the_folder_is_refused(folder: Path) -> None:
+    (folder / "transformer" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "../vae/x.safetensors"}}')
+    with pytest.raises(MmgenError, match="leaves the folder"):
+        resolve(str(folder))
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_tensors_are_read_from_a_pickle_with_a_note(folder: Path, written: Path) -> None:
+    path = folder / "transformer" / WEIGHTS
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.warns(UserWarning, match="only its tensors are read"):
+        assert same_weights(resolve(str(folder)), resolve(str(written)))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(folder: Path, tmp_path: Path) -> None:
+    path = folder / "transformer" / WEIGHTS
+    path.unlink()
+    path.with_suffix(".bin").write_bytes(pickle.dumps({"a": Trap(tmp_path / "ran")}, protocol=2))
+    with pytest.warns(UserWarning, match="pickle"), pytest.raises(MmgenError, match="transformer can't be loaded"):
+        resolve(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def damage(path: Path, change: Any) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["pos_embed.proj.bias"].__setitem__(0, float("nan")), r".*embed\.proj\.bias'.*NaN"),
+        (lambda t: t["proj_out_2.bias"].__setitem__(0, float("inf")), r"proj_out_2\.bias'.*infinity"),
+        (lambda t: t.pop("proj_out_1.weight"), r"missing keys: proj_out_1\.weight"),
+        (lambda t: t.update(extra=torch.ones(1)), "unexpected keys: extra"),
+        (lambda t: t.update({"proj_out_1.bias": torch.ones(3)}), r"transformer can't be loaded.*proj_out_1\.bias"),
+    ],
+)  # fmt: skip
+def test_bad_tensors_are_named(folder: Path, change: Any, message: str) -> None:
+    damage(folder / "transformer" / WEIGHTS, change)
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(folder))
+
+
+def test_a_codebook_with_nan_is_found(folder: Path) -> None:
+    damage(folder / "vae" / WEIGHTS, lambda t: t["quantize.embedding.weight"].fill_(float("nan")))
+    with pytest.raises(MmgenError, match="quantiser of tiny: tensor 'codebook', got NaN"):
+        resolve(str(folder))
+
+
+def test_files_cut_short_or_missing_are_named(folder: Path) -> None:
+    path = folder / "vae" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(MmgenError, match=f"vae/{WEIGHTS} is damaged or cut short"):
+        resolve(str(folder))
+    path.unlink()
+    with pytest.raises(MmgenError, match=f"vae has no {WEIGHTS}"):
+        resolve(str(folder))
+    (folder / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(MmgenError, match=r"scheduler_config\.json is not JSON"):
+        resolve(str(folder))
+    (folder / "vae" / "config.json").unlink()
+    edit_me = folder / "scheduler" / "scheduler_config.json"
+    edit_me.unlink()
+    with pytest.raises(MmgenError, match=r"scheduler_config\.json can't be read"):
+        resolve(str(folder))
+
+
+# mmgen checkpoints
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "small"
+    checkpoint.save(folder, *tiny_checkpoint())
+    return folder
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    record, vqvae, dit, tokenizer = tiny_checkpoint()
+    record = dataclasses.replace(record, storage="float32")
+    checkpoint.save(tmp_path / "small", record, vqvae, dit, tokenizer)
+    model = resolve(str(tmp_path / "small"))
+    x, t = torch.randn(2, *model.latent_shape), torch.tensor([1000.0, 10.0])
+    prompt = torch.randint(0, 10, (2, record.denoiser.text_length))
+    with torch.no_grad():
+        assert model.condition and model.quantiser and model.encoder
+        (context,) = model.condition(prompt)
+        assert torch.equal(model.denoiser(x, t, context), dit(x, t, context))
+        mean, std = (
+            torch.tensor(v)[:, None, None] for v in (record.autoencoder.latents_mean, record.autoencoder.latents_std)
+        )
+        vectors, codes = model.quantiser(x)
+        assert torch.equal(codes, vqvae.nearest_codes(x * std + mean))
+        assert torch.equal(vectors, vqvae.lookup(codes)) and torch.equal(model.decoder(vectors), vqvae.decode(vectors))
+        pictures = model.decoder(vectors)
+        torch.testing.assert_close(model.encoder(pictures) * std + mean, vqvae.encode(pictures))
+    assert (model.name, model.licence, model.process, model.defaults) == (
+        record.name,
+        record.licence,
+        record.process,
+        record.defaults,
+    )
+    assert model.examples == ({"prompt": "red apple"},) and model.tokenizer == tokenizer
+
+
+def test_half_storage_rounds_and_loads_as_float(saved: Path) -> None:
+    _, _, dit, _ = tiny_checkpoint()
+    stored = load_file(saved / "weights.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    weight = resolve(str(saved)).denoiser.get_parameter("patch_in.weight")
+    assert torch.equal(weight, dit.patch_in.weight.half().float())
+
+
+def test_a_weight_too_large_for_half_is_not_saved_and_the_old_checkpoint_stays(saved: Path) -> None:
+    record, vqvae, dit, tokenizer = tiny_checkpoint()
+    before = sha256(saved / "weights.safetensors")
+    torch.nn.init.constant_(dit.patch_in.bias, 1e6)
+    with pytest.raises(MmgenError, match=r"patch_in\.bias' is not finite as torch\.float16.*as float32"):
+        checkpoint.save(saved, record, vqvae, dit, tokenizer)
+    assert sha256(saved / "weights.safetensors") == before and [p.name for p in saved.parent.iterdir()] == [saved.name]
+    checkpoint.save(saved, dataclasses.replace(record, storage="float32"), vqvae, dit, tokenizer)
+    assert resolve(str(saved)).source_sha256 != before and [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def rehash(folder: Path) -> None:
+    files = {name: sha256(folder / name) for name in ("weights.safetensors", "tokenizer.json")}
+    edit(folder / "config.json", files=files)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def lie_about_size(path: Path) -> None:
+    """A header that claims more than the file holds."""
+    path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:])
+
+
+@pytest.mark.parametrize("damaged", [cut, lie_about_size])
+def test_a_damaged_checkpoint_fails_by_its_hash_and_without_one_by_its_content(saved: Path, damaged: Any) -> None:
+    damaged(saved / "weights.safetensors")
+    with pytest.raises(MmgenError, match=r"weights\.safetensors: sha256, got .* wanted .*the file changed"):
+        resolve(str(saved))
+    rehash(saved)
+    with pytest.raises(MmgenError, match=r"weights\.safetensors is damaged or cut short"):
+        resolve(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("denoiser.patch_in.weight"), r"tensor 'denoiser\.patch_in\.weight' is missing \(1 are\)"),
+        (lambda t: t.update(extra=torch.ones(1)), "tensor 'extra' has no place in the model"),
+        (lambda t: t.update({"denoiser.patch_in.bias": torch.ones(3)}), r"patch_in\.bias', got \(3,\), wanted \(32,\)"),
+        (lambda t: t.update({"denoiser.patch_in.bias": torch.ones(32).int()}), r"got torch\.int32, wanted a floating"),
+        (lambda t: t["autoencoder.codebook"].fill_(float("nan")), "quantiser of small: tensor 'codebook', got NaN"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_named(saved: Path, change: Any, message: str) -> None:
+    damage(saved / "weights.safetensors", change)
+    rehash(saved)
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"format": "mmgen-checkpoint/2"},
+            "format, got 'mmgen-checkpoint/2', wanted 'mmgen-checkpoint/1'; update mmgen",
+        ),
+        ({"process": ...}, "field 'process' is missing"),
+        ({"flavour": "sweet"}, "unknown field 'flavour'"),
+        ({"process": {"kind": "poisson"}}, "kind, got 'poisson', wanted 'diffusion' or 'flow' or 'masked'"),
+        ({"pad_id": "none"}, "pad_id, got 'none', wanted int"),
+        ({"files": {}}, "sha256, got .* wanted None"),
+    ],
+)
+def test_a_bad_config_is_named(saved: Path, changes: dict[str, Any], message: str) -> None:
+    edit(saved / "config.json", **changes)
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("denoiser", {"latent_shape": [4, 8, 8]}, r"latent_shape, got .4, 8, 8., wanted .8, 4, 4., the autoenc"),
+        ("autoencoder", {"latents_std": [1.0]}, "latents_std, got 1 numbers, wanted one for each of 8 channels"),
+        ("denoiser", {"heads": 0}, "config.json: denoiser.heads, got 0"),
+        ("autoencoder", {"channels": [8, -16]}, r"config.json: autoencoder.channels, got \(8, -16\)"),
+        ("denoiser", {"heads": 3}, "denoiser.width, got 32, wanted a multiple of heads 3"),
+        ("autoencoder", {"channels": [8, 12]}, "config.json describes no network"),
+        ("denoiser", {"vocabulary": 4}, r"tokenizer\.json: tokens, got \d+, wanted at most denoiser\.vocabulary 4"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_together_are_named(
+    saved: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    record = json.loads((saved / "config.json").read_text())
+    edit(saved / "config.json", **{part: record[part] | changes})
+    with pytest.raises(MmgenError, match=message):
+        resolve(str(saved))
+
+
+def test_a_checkpoint_without_its_tokenizer_is_not_whole(saved: Path) -> None:
+    (saved / "tokenizer.json").unlink()
+    with pytest.raises(MmgenError, match=r"tokenizer\.json is missing"):
+        resolve(str(saved))
+
+
+# Users' own code
+
+CODE = """
+import dataclasses
+from tiny import tiny_model
+from mmgen.runtime.errors import MmgenError
+
+def good():
+    return tiny_model(name="mine", source="")
+
+def wrong():
+    return {"denoiser": None}
+
+def breaks():
+    return 1 / 0
+
+def leaves():
+    raise SystemExit("bye")
+
+def refuses():
+    raise MmgenError("no weights here", remedy="train first")
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """mine.py in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(CODE)
+    yield tmp_path / "mine.py"
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize("form", ["mine:good", "mine.py:good", "{path}:good"])
+def test_users_code_is_found_from_the_current_folder_and_by_its_file(code: Path, form: str) -> None:
+    source = form.format(path=code)
+    model = resolve(source)
+    assert (model.name, model.source) == ("mine", source) and len(model.source_sha256) == 64
+
+
+def test_a_file_imports_its_neighbours(code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "other.py").write_text("from mine import good")
+    assert resolve(str(tmp_path / "other.py") + ":good").name == "mine"
+
+
+def test_the_hash_of_users_weights_changes_with_them(code: Path) -> None:
+    one = resolve("mine:good")
+    code.write_text(CODE.replace("return tiny_model", "import torch; torch.manual_seed(1); return tiny_model"))
+    code.write_text(
+        code.read_text() + "\ndef other():\n    m = good()\n    m.denoiser.head.bias.data[0] = 1\n    return m\n"
+    )
+    sys.modules.pop("mine")
+    assert resolve("mine:good").source_sha256 == one.source_sha256
+    assert resolve("mine:other").source_sha256 != one.source_sha256
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "cause"),
+    [
+        ("mine:missing", "mine has no function 'missing', wanted one of .*breaks.*good", None),
+        ("mine:wrong", r"mine:wrong returned, got builtins\.dict, wanted mmgen\.export\.model\.Model", None),
+        (
+            "mine:breaks",
+            r"mine:breaks failed \(ZeroDivisionError: division by zero\); run with --debug",
+            ZeroDivisionError,
+        ),
+        ("mine:leaves", r"mine:leaves failed \(SystemExit: bye\)", SystemExit),
+        ("mine:refuses", "no weights here; train first", None),
+        ("nowhere.at_all:make", r"nowhere\.at_all can't be imported \(ModuleNotFoundError", ModuleNotFoundError),
+        ("nowhere.py:make", r"nowhere\.py can't be imported \(FileNotFoundError", FileNotFoundError),
+    ],
+)
+def test_what_is_wrong_with_users_code_is_said_and_its_traceback_kept(
+    code: Path, source: str, message: str, cause: Any
+) -> None:
+    with pytest.raises(MmgenError, match=message) as caught:
+        resolve(source)
+    assert cause is None or isinstance(caught.value.__cause__, cause)
+
+
+def test_a_file_that_does_not_import_leaves_no_module_behind(code: Path) -> None:
+    code.write_text("import nothing_of_that_name")
+    with pytest.raises(MmgenError, match=r"mine\.py can't be imported"):
+        resolve("mine.py:good")
+    assert "mine" not in sys.modules
+
+
+def test_the_planner_example_goes_round_the_obstacle() -> None:
+    """Euler's method by hand on the example's model: paths join start and goal, on either side of the disc."""
+    model = resolve(str(ROOT / "examples" / "planner.py") + ":model")
+    asked = torch.tensor([[-1.0, 0.1, 1.0, -0.2]]).repeat(64, 1)
+    x = torch.randn(64, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    for i in range(10):
+        x = x - model.denoiser(x, torch.full((64,), 1 - i / 10), asked) / 10
+    assert (x[:, 0] - asked[:, :2]).abs().max() < 0.1 and (x[:, -1] - asked[:, 2:]).abs().max() < 0.1
+    assert (x.norm(dim=2).amin(1) > 0.4).float().mean() > 0.9
+    assert 0.2 < (x[:, 8, 1] > 0).float().mean() < 0.8

@@ -1,0 +1,61 @@
+"""An mmgen checkpoint small enough to save and load in milliseconds: random weights, nothing zero."""
+
+import dataclasses
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+
+from mmgen.export.networks.dit import TextDiT, TextDiTConfig
+from mmgen.export.networks.token_dit import TokenDiT
+from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
+from mmgen.export.sources.checkpoint import Checkpoint
+from mmgen.runtime.storage.process import Flow, Masked
+from mmgen.runtime.storage.schema import Defaults
+
+WORDS = ("[PAD]", "[UNK]", "red", "green", "blue", "apple", "cat", "rocket", "a", "the")
+CODES = 32
+
+
+def tiny_checkpoint() -> tuple[Checkpoint, VQVAE, TextDiT, bytes]:
+    """What ``checkpoint.save`` takes after the folder; the same on every call."""
+    autoencoder = VQVAEConfig(
+        sample_size=16, channels=(8, 16), encoder_blocks=1, decoder_blocks=1, codes=CODES,
+        latents_mean=(0.1, -0.1) * 4, latents_std=(0.5, 2.0) * 4,
+    )  # fmt: skip
+    denoiser = TextDiTConfig(
+        latent_shape=(8, 4, 4), width=32, layers=2, heads=2, modulation_rank=8, vocabulary=16, text_length=6,
+        text_width=16, text_layers=1, text_heads=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        vqvae, dit = VQVAE(autoencoder).eval(), TextDiT(denoiser).eval()
+        for parameter in (*vqvae.parameters(), *dit.parameters()):
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.1)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    record = Checkpoint(
+        name="small",
+        licence="Apache-2.0",
+        process=Flow(),
+        defaults=Defaults("flow-euler", 4, guidance=3.0),
+        autoencoder=autoencoder,
+        denoiser=denoiser,
+        examples=("red apple",),
+    )
+    return record, vqvae, dit, tokenizer.to_str().encode()
+
+
+def tiny_token_checkpoint(**changes: object) -> tuple[Checkpoint, VQVAE, TokenDiT, bytes]:
+    record, vqvae, _, tokenizer = tiny_checkpoint()
+    config = dataclasses.replace(record.denoiser, latent_shape=(CODES, 4, 4))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        dit = TokenDiT(config).eval()
+        for parameter in dit.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+    process, defaults = Masked(codes=CODES, mask_id=CODES), Defaults("maskgit", 6, guidance=3.0)
+    record = dataclasses.replace(record, name="tokens", process=process, defaults=defaults, denoiser=config)
+    return dataclasses.replace(record, **changes), vqvae, dit, tokenizer
