@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer
-from mmgen.export.checkpoint import read
+from mmgen.export.sources.checkpoint import read
 folder = Path("emoji")
 _, autoencoder, dit = read(folder)
 config, autoencoder, dit = autoencoder.config, autoencoder.eval(), dit.eval()

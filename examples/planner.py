@@ -10,9 +10,7 @@ on the spot (a few seconds on a CPU); yours would load weights instead.
 import torch
 from torch import Tensor, nn
 
-from mmgen.export.base.model import Model
-from mmgen.runtime.storage.process import Flow
-from mmgen.runtime.storage.schema import Condition, Defaults, Media
+from mmgen.export import Condition, Defaults, Flow, Media, Model
 
 POINTS, RADIUS = 16, 0.4  # positions on a path; the obstacle is a disc around (0, 0)
 

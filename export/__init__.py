@@ -1,1 +1,26 @@
-"""Take trained generators out of torch: checkpoint to bundle.  Import the modules; this one stays free of torch."""
+"""Take trained generators out of torch: checkpoint to bundle.
+
+What ``__all__`` names is promised; everything else may change with any release.  What needs torch is imported when it
+is asked for, so that ``mmgen-export --help`` need not wait for it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmgen.runtime import Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
+
+if TYPE_CHECKING:
+    from mmgen.export.base.model import Model
+    from mmgen.export.exporter import export
+    from mmgen.export.sources import resolve
+
+__all__ = [
+    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "export", "resolve",
+]  # fmt: skip
+_LATER = {"Model": "base.model", "export": "exporter", "resolve": "sources"}  # by the module that has it
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(f"mmgen.export.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,8 @@ from mmgen.export.networks.dit import TextDiT, TextDiTConfig
 from mmgen.export.networks.token_dit import TokenDiT
 from mmgen.export.networks.vqvae import VQVAE
 from mmgen.export.sources.checkpoint import Checkpoint, save
+from mmgen.runtime.files.json_records import from_json
 from mmgen.runtime.solvers.options import Option
-from mmgen.runtime.storage.bundle import from_json
 from mmgen.runtime.storage.process import Flow, Masked
 from mmgen.runtime.storage.schema import Defaults
 

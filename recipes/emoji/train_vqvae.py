@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
-from mmgen.runtime.storage.bundle import from_json
+from mmgen.runtime.files.json_records import from_json
 
 
 def load_vqvae(folder: Path) -> VQVAE:

@@ -293,8 +293,8 @@ import os, sys, time
 sys.path[:0] = sys.argv[1].split(os.pathsep)
 from pathlib import Path
 from mmgen.engines import cache
-from mmgen.runtime import folders
-from mmgen.runtime.bundle import read_bundle
+from mmgen.runtime.files import folders
+from mmgen.runtime.storage.bundle import read_bundle
 from fake_builds import fill, identity
 bundle = read_bundle(sys.argv[2])
 wanted = identity(bundle)

@@ -122,7 +122,7 @@ def test_it_does_not_import_from_the_users_folder(job: Job, tmp_path: Path, monk
 def test_a_full_disk_is_told_and_leaves_nothing(job: Job, tmp_path: Path) -> None:
     body = """
 import resource
-from mmgen.runtime.files import whole_file
+from mmgen.runtime.files.atomic import whole_file
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 with whole_file(Path(job.engine)) as write: write(bytes(1000))"""
     assert "step.engine can't be written (File too large)" in failed(job, body)

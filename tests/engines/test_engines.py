@@ -212,7 +212,7 @@ def test_tensorrt_is_not_even_imported_where_there_is_no_device(tmp_path: Path) 
 from mmgen.engines.compile import Job
 from mmgen.engines.targets import parse, possible
 from mmgen.engines.worker import compile_apart
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError
 job = Job("step", "tensorrt", ("sm87",), "step.onnx", (), (), (), "{tmp_path}/step.engine")
 for work in (parse, lambda: compile_apart(job, print, expected=0)):
     try:

@@ -18,13 +18,13 @@ from tree import ROOT
 
 # By file, what TensorRT's objects are called there, in variables and attributes; "" is the library itself.
 CALLED = {
-    "runtime/library.py": {"library": ""},
-    "runtime/tensorrt.py": {"library": ""},
-    "runtime/engine.py": {
+    "runtime/backends/tensorrt/library.py": {"library": ""},
+    "runtime/backends/tensorrt/backend.py": {"library": ""},
+    "runtime/backends/tensorrt/engine.py": {
         "library": "", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
         "config": "IRuntimeConfig",
     },
-    "runtime/runtime_cache.py": {"config": "IRuntimeConfig", "cache": "IRuntimeCache"},
+    "runtime/backends/tensorrt/runtime_cache.py": {"config": "IRuntimeConfig", "cache": "IRuntimeCache"},
     "engines/targets.py": {"library": ""},
     "engines/compile.py": {"library": "", "builder": "Builder", "config": "IBuilderConfig"},
     "engines/network.py": {
@@ -49,7 +49,7 @@ COMES_WITH = {
     "CudaGraphStrategy": "cuda_graph_strategy",
 }
 RTX_ONLY = {"capabilities", "RuntimeCache"}  # what is called for TensorRT for RTX alone
-CUDA_FILE = ROOT / "runtime" / "cuda.py"
+CUDA_FILE = ROOT / "runtime" / "backends" / "cuda.py"
 
 Use = tuple[str, str]  # a class, or "" for the library, and a name
 
@@ -135,8 +135,8 @@ def test_a_name_that_one_release_lacks_is_noticed() -> None:
 
 
 def test_no_file_that_touches_tensorrt_is_forgotten() -> None:
-    files = [file for folder in ("runtime", "engines", "export") for file in (ROOT / folder).glob("*.py")]
-    names = [f"{file.parent.name}/{file.name}" for file in files]
+    files = [file for folder in ("runtime", "engines", "export") for file in (ROOT / folder).rglob("*.py")]
+    names = [str(file.relative_to(ROOT)) for file in files]
     assert {name for name in names if uses(read(name), {"library": ""})} <= set(CALLED)
 
 

@@ -13,9 +13,9 @@ EXPORT = [sys.executable, "-c", "from mmgen.export.cli import main; main()"]
 TRACE = """
 from pathlib import Path
 from tiny_text import tiny_text_model
-from mmgen.export.answer import answers
-from mmgen.export.parts import sources
-from mmgen.export.trace import trace
+from mmgen.export.base.answer import answers
+from mmgen.export.proof.parts import sources
+from mmgen.export.tracing.trace import trace
 for role, source in sources(tiny_text_model()).items():
     if role == "decode":
         trace(source, Path("decode.onnx"))

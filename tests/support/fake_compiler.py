@@ -17,8 +17,8 @@ def worker(body: str) -> list[str]:
 import os, signal, sys, time, logging
 from pathlib import Path
 from mmgen.engines import worker
-from mmgen.runtime.build import GraphReport
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.builds.engine_build import GraphReport
+from mmgen.runtime.base.errors import MmgenError
 def compiler(job, say):
 {lines}
     return GraphReport(10, 8, 2, 1000, 24, ("next_state",), 1.5, 1 << 20)

@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from mmgen.runtime.backends.cuda import CudaBlock, Device, open_device
+from mmgen.runtime.backends.cuda import Device, open_device
+from mmgen.runtime.backends.cuda_block import CudaBlock
 from mmgen.runtime.backends.memory import Slot
 from mmgen.runtime.backends.ort.importing import import_onnxruntime
 from mmgen.runtime.backends.ort.session import check_session, explained, failed

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmgen.runtime.backends.cuda import CudaBlock, open_device
+from mmgen.runtime.backends.cuda import open_device
+from mmgen.runtime.backends.cuda_block import CudaBlock
 from mmgen.runtime.backends.protocol import Backend, Block, Call, Runner
 from mmgen.runtime.backends.tensorrt.engine import EngineCall, EngineRunner, Scratch, Shared
 from mmgen.runtime.backends.tensorrt.library import TITLES, find_library, make_logger, place

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mmgen.runtime.backends.cuda import CudaBlock, Device, Memory
+from mmgen.runtime.backends.cuda import Device, Memory
+from mmgen.runtime.backends.cuda_block import CudaBlock
 from mmgen.runtime.backends.memory import ALIGNMENT, Slot
 from mmgen.runtime.backends.protocol import Block, Call
 from mmgen.runtime.backends.tensorrt.profile import Ranges, choose, refusal

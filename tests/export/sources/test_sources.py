@@ -453,7 +453,7 @@ def test_a_checkpoint_without_its_tokenizer_is_not_whole(saved: Path) -> None:
 CODE = """
 import dataclasses
 from tiny import tiny_model
-from mmgen.runtime.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError
 
 def good():
     return tiny_model(name="mine", source="")

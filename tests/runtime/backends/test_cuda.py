@@ -18,7 +18,8 @@ from cuda.bindings import runtime as real
 from standin_cuda import Cuda
 from standin_device import Gpu
 
-from mmgen.runtime.backends.cuda import CudaBlock, Device, open_device
+from mmgen.runtime.backends.cuda import Device, open_device
+from mmgen.runtime.backends.cuda_block import CudaBlock
 from mmgen.runtime.backends.memory import Layout, Slot
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.bench import ceilings

@@ -47,6 +47,6 @@ def test_a_cold_start_and_the_ceilings_of_a_bench(trap: Path, bundle_folder: Pat
 
 @pytest.mark.parametrize("package", ["runtime", "engines", "export"])
 def test_python_is_started_in_no_other_way(package: str) -> None:
-    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / package).glob("*.py")}
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / package).rglob("*.py")}
     starts = {name for name, tree in trees.items() for n in ast.walk(tree) if getattr(n, "attr", "") == "executable"}
     assert starts <= {"children"}

@@ -66,7 +66,7 @@ def test_where_nothing_is_installed_it_is_added_from_the_source(monkeypatch: pyt
 @pytest.mark.skipif(not PROJECT, reason="the tree is not here")
 def test_every_extra_that_errors_name_is_one() -> None:
     named = set()
-    for file in (file for folder in ("runtime", "export", "engines") for file in (ROOT / folder).glob("*.py")):
+    for file in (file for folder in ("runtime", "export", "engines") for file in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "extra":
                 named.add(ast.literal_eval(node.args[0]))

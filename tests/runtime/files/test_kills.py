@@ -271,9 +271,9 @@ def test_an_error_that_names_a_file_elsewhere_is_not_the_places(tmp_path: Path) 
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from mmgen.runtime.errors import MmgenError
-from mmgen.runtime.files import whole_file
-from mmgen.runtime.folders import whole_folder
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.files.atomic import whole_file
+from mmgen.runtime.files.folders import whole_folder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 out = Path(sys.argv[1])
 try:

@@ -1,0 +1,6 @@
+"""Where models written for mmgen 0.1 find what is in ``mmgen.runtime`` now."""
+
+from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.schema import Bundle, Condition, Defaults, Media
+
+__all__ = ["Bundle", "Condition", "Defaults", "Media", "read_bundle"]
