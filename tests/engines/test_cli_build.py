@@ -237,7 +237,7 @@ def compile(job, report, *, expected):
     print("compiling", flush=True)
     time.sleep(60)
 builder.compile_apart = compile
-from mmgen.runtime.cli import main
+from mmgen.runtime.cli.main import main
 main()
 """
 

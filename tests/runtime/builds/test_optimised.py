@@ -179,7 +179,7 @@ def test_a_full_disk_is_said_and_left_alone(bundle: Bundle, monkeypatch: pytest.
 
 LIMITED = """
 import resource
-from mmgen.runtime.cli import main
+from mmgen.runtime.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 main()
 """
