@@ -64,7 +64,7 @@ def figures(made: list[tuple[float, float, Result]]) -> dict[str, Any]:
     results = [result for *_, result in made]
     rows = np.array([np.median(r.timings.steps) for r in results])
     late, row = took - deadlines, float(np.median(np.concatenate([r.timings.steps for r in results])))
-    planned, run = np.array([(r.rows, r.rows_run) for r in results]).T
+    planned, run = np.array([(r.evaluations, r.evaluations_run) for r in results]).T
     return {
         "requests": len(made),
         "a row, ms": 1e3 * row,
@@ -74,8 +74,8 @@ def figures(made: list[tuple[float, float, Result]]) -> dict[str, Any]:
         "the latest, ms": 1e3 * float(late.max()),
         "99th percentile of lateness, ms": 1e3 * float(np.quantile(late, 0.99)),
         "share of the time used": float(np.median(took / deadlines)),
-        "rows planned": float(planned.mean()),
-        "rows run": float(run.mean()),
+        "evaluations planned": float(planned.mean()),
+        "evaluations run": float(run.mean()),
         "ended before the last planned row, %": 100 * float((run < planned).mean()),
     }
 

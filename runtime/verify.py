@@ -83,9 +83,9 @@ def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
         raise MmgenError(what, remedy="export the bundle again") from error
     with stream:
         for progress in stream:
-            if progress.rows != len(golden.trajectory):
+            if progress.evaluations != len(golden.trajectory):
                 raise MmgenError(
-                    f"solver {golden.solver} with {golden.steps} steps: rows", got=progress.rows,
+                    f"solver {golden.solver} with {golden.steps} steps: evaluations", got=progress.evaluations,
                     wanted=len(golden.trajectory),
                     remedy="the bundle was exported with another version of the solver; export it again",
                 )  # fmt: skip

@@ -108,7 +108,7 @@ class Series:
 
     threads: int | None
     batch: int
-    rows: int  # evaluations of the denoiser in a request
+    evaluations: int  # of the denoiser in a request
     parts: dict[str, Summary]  # total, condition, timestep, row, loop, decode, host, jitter
     throughput: float  # samples a second, one request after the other
     noise: Noise | None
@@ -276,7 +276,7 @@ def _series(
     return Series(
         threads=threads,
         batch=batch,
-        rows=len(by_row[0].steps),
+        evaluations=len(by_row[0].steps),
         parts=_parts(samples, by_row),
         throughput=throughput,
         noise=noise([s.total for s in samples]),
@@ -293,7 +293,7 @@ def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Sum
         for name in ("total", "condition", "timestep", "loop", "decode", "host")
     }
     return parts | {
-        "row": summary([row for s in by_row for row in s.steps]),
+        "evaluation": summary([row for s in by_row for row in s.steps]),
         "jitter": summary([s.jitter or 0.0 for s in by_row]),
     }
 
@@ -301,8 +301,8 @@ def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Sum
 def _roofline(bundle: Bundle, series: Series, branches: int, ceilings: Ceilings) -> tuple[Point, ...]:
     """Each graph at the median of its part; what isn't a graph's in a part counts as its own time."""
     rows = branches * series.batch
-    axes = {"B": series.batch, "G": branches, "R": rows, "N": series.rows}
-    parts = {"condition": "condition", "timestep": "timestep", "step": "row", "decode": "decode"}
+    axes = {"B": series.batch, "G": branches, "R": rows, "N": series.evaluations}
+    parts = {"condition": "condition", "timestep": "timestep", "step": "evaluation", "decode": "decode"}
     seconds = {role: series.parts[part].p50 for role, part in parts.items()}
     return tuple(roofline(bundle, axes, seconds, ceilings))
 

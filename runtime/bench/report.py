@@ -23,7 +23,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } .line { fill: n
 .grid { stroke: var(--grid); stroke-width: 1; } .axis { stroke: var(--soft); stroke-width: 1; }
 .roof { stroke: var(--soft); } .half { opacity: .55; } .edge { stroke: var(--paper); stroke-width: .5; }
 """ + "".join(f".fill{i} {{ fill: var(--c{i}); }} .line{i} {{ stroke: var(--c{i}); }}\n" for i in range(5))
-LEGEND = (("host", 4), ("condition", 0), ("timestep", 3), ("rows", 1), ("decode", 0))
+LEGEND = (("host", 4), ("condition", 0), ("timestep", 3), ("evaluations", 1), ("decode", 0))
 HALVES = ("even requests", "odd requests")
 
 

@@ -14,7 +14,7 @@ PARTS = {
     "condition": "condition",
     "timestep": "timestep",
     "loop": "loop",
-    "row": "a row of it",
+    "evaluation": "an evaluation",
     "jitter": "jitter of rows",
     "decode": "decode",
     "host": "host",
@@ -63,7 +63,7 @@ def series_text(series: Series) -> str:
 def title(series: Series) -> str:
     """Batch size, threads, and how many requests."""
     threads = f", threads {series.threads}" if series.threads else ""
-    return f"batch {series.batch}{threads}: {series.parts['total'].count} requests of {series.rows} rows"
+    return f"batch {series.batch}{threads}: {series.parts['total'].count} requests of {series.evaluations} evaluations"
 
 
 def part_rows(series: Series) -> list[tuple[str, ...]]:
@@ -72,7 +72,7 @@ def part_rows(series: Series) -> list[tuple[str, ...]]:
     whole = series.parts["total"].mean
     for name, label in PARTS.items():
         part = series.parts[name]
-        share = "" if name in ("row", "jitter") else f"{part.mean / whole:.0%}"
+        share = "" if name in ("evaluation", "jitter") else f"{part.mean / whole:.0%}"
         rows.append((label, *(milli(v) for v in _columns(part)), share))
     return rows
 

@@ -29,6 +29,7 @@ from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
 ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
+DELIVERED = ("steps_asked", "steps", "evaluations", "evaluations_run", "complete")
 
 
 class Commands(click.Group):
@@ -148,13 +149,13 @@ def generate(
                 "latents": None if latents is None else read_array(latents),
                 "mask": None if mask is None else read_mask(mask),
             }
-            rows = generator.stream(**start, **more, **request, conditions=conditions)
+            states = generator.stream(**start, **more, **request, conditions=conditions)
             with destination(output, bundle.media) as save:
-                for row in rows:
-                    progress("denoising", row.row / row.rows)
-                    if row.last:
+                for state in states:
+                    progress("denoising", state.evaluation / state.evaluations)
+                    if state.last:
                         progress("decoding", 1.0)
-                        result = row.result()
+                        result = state.result()
                 files_given = {"image": image, "latents": latents, "mask": mask}
                 started = {name: str(file) for name, file in files_given.items() if file is not None}
                 asked = _asked(bundle, {**request, **more, **started}, conditions)
@@ -165,7 +166,7 @@ def generate(
         "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
         "backend": generator.backend,
         "request": asked,
-        "delivered": {n: getattr(result, n) for n in ("steps_asked", "steps", "rows", "rows_run", "complete")},
+        "delivered": {name: getattr(result, name) for name in DELIVERED},
         "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
     }
     show(record, as_json, lambda: _said(files, result, generator.backend))
@@ -269,5 +270,6 @@ def _said(files: list[Path], result: Result, backend: str) -> str:
     )
     if not result.complete:
         steps = f"{result.steps} steps of the {result.steps_asked} asked for"
-        times += f"\nthe deadline left time for {steps}, {result.rows_run} of {result.rows} rows run"
+        run = f"{result.evaluations_run} of {result.evaluations} evaluations run"
+        times += f"\nthe deadline left time for {steps}, {run}"
     return "\n".join([*map(str, files), times])

@@ -39,28 +39,29 @@ class Result:
     timings: Timings
     steps_asked: int
     steps: int  # that the solver was laid out for: fewer than asked for where a deadline left no time for them
-    rows: int  # evaluations of the denoiser that these steps are; with strength below 1, fewer than all
-    rows_run: int  # fewer than ``rows`` where a deadline ended the loop; the media is then what the denoiser believed
+    evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
+    evaluations_run: int  # fewer where a deadline ended the loop; the media is then what the denoiser believed
 
     @property
     def complete(self) -> bool:
         """Whether all steps that were asked for were made."""
-        return self.steps == self.steps_asked and self.rows_run == self.rows
+        return self.steps == self.steps_asked and self.evaluations_run == self.evaluations
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The state after a row of the table.
+    """The state after an evaluation of the denoiser, a row of the solver's table.
 
-    Its functions may be called by any thread, and wait for their turn.  They show this row until the stream goes on; of
-    a stream that has ended its last row, until another request gets the memory.  Later they raise an ``MmgenError``.
+    Its functions may be called by any thread, and wait for their turn.  They show this evaluation until the stream goes
+    on; of a stream that has ended, its last one, until another request gets the memory.  Later they raise an
+    ``MmgenError``.
     """
 
-    row: int  # from 1
-    rows: int  # that were planned
-    last: bool  # no row follows: all are done, or a deadline is near
+    evaluation: int  # from 1
+    evaluations: int  # that were planned
+    last: bool  # none follows: all are done, or a deadline is near
     timings: Timings  # so far
     latents: Callable[[], NDArray[Any]]  # a copy of the latents, or tokens (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
-    result: Callable[[], Result]  # the latents as they are, decoded; after the last row, the result
-    resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: have the next row begin from these (B, *L)
+    result: Callable[[], Result]  # the latents as they are, decoded; after the last evaluation, the result
+    resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: have the next evaluation begin from these (B, *L)

@@ -84,7 +84,7 @@ def test_generated_tokens_are_the_definitions(generator: Generator, model: Model
     np.testing.assert_array_equal(result.latents, reference(model, [3, 7], 5, 6, 2.5, solver, **options))
     np.testing.assert_array_equal(result.codes, result.latents)
     assert result.media.shape == (2, 12, 12, 3) and result.media.dtype == np.uint8
-    assert result.complete and result.rows == (7 if solver == "mdlm" else 6)
+    assert result.complete and result.evaluations == (7 if solver == "mdlm" else 6)
 
 
 def test_streaming_shows_fewer_masks_each_time_and_ends_with_the_same(generator: Generator) -> None:
@@ -188,7 +188,7 @@ def test_rows_go_on_from_tokens_that_are_put_in(generator: Generator) -> None:
     made = []
     for progress in generator.stream(**request):
         made.append(progress.latents())
-        if progress.row == 2:
+        if progress.evaluation == 2:
             progress.resume(other[1])
     settled = other[1] != PROCESS.mask_id
     np.testing.assert_array_equal(made[3][settled], other[1][settled])

@@ -97,7 +97,7 @@ def test_a_long_prompt_is_cut_with_a_warning(generator: Generator) -> None:
 def test_a_stream_shows_every_row_and_ends_where_generate_does(generator: Generator) -> None:
     rows, previews = [], []
     for progress in generator.stream(prompt="red apple", steps=4, seed=3):
-        rows.append(progress.row)
+        rows.append(progress.evaluation)
         previews.append(progress.preview())
         if progress.last:
             result = progress.result()
@@ -110,7 +110,7 @@ def test_a_stream_shows_every_row_and_ends_where_generate_does(generator: Genera
 
 def test_leaving_a_stream_cancels_it_and_frees_the_generator(generator: Generator) -> None:
     for progress in generator.stream(prompt="red apple", steps=50):
-        if progress.row == 2:
+        if progress.evaluation == 2:
             break
     assert len(progress.timings.steps) == 2
     generator.generate(prompt="red apple", steps=1)

@@ -81,7 +81,7 @@ def test_other_media_fail(copy: Path) -> None:
 
 def test_a_solver_with_other_rows_is_told_from_a_wrong_one(copy: Path) -> None:
     regild(copy, trajectory=read_golden(copy / GOLDEN).trajectory[:-1])
-    with pytest.raises(MmgenError, match=r"rows, got \d+, wanted \d+; .*another version of the solver"):
+    with pytest.raises(MmgenError, match=r"evaluations, got \d+, wanted \d+; .*another version of the solver"):
         verify(copy)
 
 

@@ -232,8 +232,8 @@ def test_a_deadline_is_kept_but_for_a_step(generator: Generator) -> None:
         result = generator.generate(**request, deadline=deadline)
         spent = time.perf_counter() - begun
         jitter = result.timings.jitter
-        click.echo(f"deadline {deadline} s: {spent:.4f} s, {result.rows_run} rows, jitter {jitter:.6f} s")
-        assert spent <= deadline + max(result.timings.steps) or result.rows_run == 1
+        click.echo(f"deadline {deadline} s: {spent:.4f} s, {result.evaluations_run} rows, jitter {jitter:.6f} s")
+        assert spent <= deadline + max(result.timings.steps) or result.evaluations_run == 1
 
 
 @gpu
@@ -251,7 +251,7 @@ def test_sizes_can_alternate_and_a_stream_can_be_left(generator: Generator) -> N
     for count, guidance in ((2, 3.0), (1, 1.0), (4, 1.0), (3, 3.0), (4, 3.0)):
         generator.generate(**{**request, "count": count, "guidance": guidance})
     for row in generator.stream(**request):
-        if row.row == 2:
+        if row.evaluation == 2:
             row.preview()
             break
     assert np.array_equal(generator.generate(**request).latents, wanted.latents)

@@ -25,7 +25,7 @@ from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import MANIFEST
 
 QUICK = ("--backend=ort-cpu", "--runs=14", "--warmup=1", "--starts=1", "--steps=3", "--threads=1")
-PARTS = {"total", "condition", "timestep", "loop", "row", "jitter", "decode", "host"}
+PARTS = {"total", "condition", "timestep", "loop", "evaluation", "jitter", "decode", "host"}
 
 
 # Figures
@@ -178,7 +178,7 @@ def measured(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_bundle_is_measured_without_being_told_what_to_ask(measured: Path) -> None:
     said = (measured / "out.txt").read_text()
-    for words in ("end to end", "a row of it", "noise", "batch 1, threads 1: 14 requests of 3 rows", "batch 3",
+    for words in ("end to end", "an evaluation", "noise", "batch 1, threads 1: 14 requests of 3 rows", "batch 3",
                   "samples a second", "until the first media", "included", "not included", "sha256"):  # fmt: skip
         assert words in said
 
@@ -194,7 +194,7 @@ def test_the_record_says_what_was_measured_and_where(measured: Path, bundle_fold
     assert [series["batch"] for series in record["series"]] == [1, 3]
     for series in record["series"]:
         assert set(series["parts"]) == PARTS
-        assert series["parts"]["row"]["count"] == 3 * series["parts"]["total"]["count"]
+        assert series["parts"]["evaluation"]["count"] == 3 * series["parts"]["total"]["count"]
     (start,) = record["starts"]
     assert start["total"] == pytest.approx(start["process"] + start["load"] + start["first"])
     assert start["peak_memory"] > 2**24
@@ -232,7 +232,7 @@ def test_rows_of_a_loop_that_runs_as_one_are_timed_in_requests_of_their_own(
     phases = [(s["phase"], len(s["steps"]), s["jitter"]) for s in map(json.loads, samples.read_text().splitlines())]
     assert phases.count(("measured", 0, None)) == series["parts"]["total"]["count"] == 14
     assert [phase for phase, rows, _ in phases if rows] == ["row by row"] * 10
-    assert series["rows"] == 3 and series["parts"]["row"]["count"] == 30
+    assert series["evaluations"] == 3 and series["parts"]["evaluation"]["count"] == 30
     assert series["median"]["phase"] == "row by row" and len(series["median"]["steps"]) == 3
 
 

@@ -82,7 +82,7 @@ def test_a_device_that_is_fast_enough_makes_all_steps(generator: Generator, cloc
     plain = generator.generate(**ASKED)
     seconds, result = taken(clock, generator, deadline=1.0)
     assert seconds <= 1.0
-    assert result.complete and (result.steps, result.rows_run) == (50, 50)
+    assert result.complete and (result.steps, result.evaluations_run) == (50, 50)
     assert np.array_equal(result.latents, plain.latents)
 
 
@@ -92,7 +92,8 @@ def test_as_many_steps_as_fit_are_made_and_end_well(generator: Generator, clock:
     generator.generate(**ASKED)  # measures
     seconds, result = taken(clock, generator, deadline=deadline)
     assert seconds <= deadline
-    assert result.rows_run == result.rows == result.steps == round_number(int((deadline - DECODE) / ROW + 1e-9))
+    assert result.steps == round_number(int((deadline - DECODE) / ROW + 1e-9))
+    assert result.evaluations_run == result.evaluations == result.steps
     assert seconds - DECODE >= 0.8 * (deadline - DECODE) - ROW
     assert (result.steps_asked, result.complete) == (50, False)
     assert np.array_equal(result.latents, generator.generate(**ASKED | {"steps": result.steps}).latents)
@@ -102,11 +103,11 @@ def test_the_first_request_of_a_size_measures_in_its_own_time(generator: Generat
     """Two rows and two decodings are for measuring."""
     seconds, result = taken(clock, generator, deadline=0.2)
     assert seconds <= 0.2
-    assert result.rows_run == round_number(int((0.2 - 3 * DECODE - 2 * ROW) / ROW + 1e-9))
+    assert result.evaluations_run == round_number(int((0.2 - 3 * DECODE - 2 * ROW) / ROW + 1e-9))
     seconds, result = taken(clock, generator, deadline=0.2)
-    assert result.rows_run == 16, "measured once"
+    assert result.evaluations_run == 16, "measured once"
     more = generator.generate(**ASKED, count=2, deadline=0.2)
-    assert more.rows_run < 16, "another size"
+    assert more.evaluations_run < 16, "another size"
 
 
 def test_a_load_that_comes_within_a_request_is_reckoned_with_at_once(generator: Generator, clock: Clock) -> None:
@@ -118,7 +119,7 @@ def test_a_load_that_comes_within_a_request_is_reckoned_with_at_once(generator: 
     clock.decode = 4 * DECODE
     seconds, result = taken(clock, generator, deadline=0.3)
     assert seconds <= 0.3 + ROW, "one row that was slow before it was known"
-    assert 6 <= result.rows_run < result.rows and not result.complete
+    assert 6 <= result.evaluations_run < result.evaluations and not result.complete
 
 
 def test_a_device_that_slows_down_ends_early_with_what_it_believes(generator: Generator, clock: Clock) -> None:
@@ -127,8 +128,8 @@ def test_a_device_that_slows_down_ends_early_with_what_it_believes(generator: Ge
     clock.row = 3 * ROW
     seconds, result = taken(clock, generator, deadline=0.2)
     assert seconds <= 0.2 + clock.row, "over by no more than a step"
-    assert result.steps == 16 and 4 <= result.rows_run < 16 and not result.complete
-    assert np.array_equal(result.media, believed[result.rows_run - 1])
+    assert result.steps == 16 and 4 <= result.evaluations_run < 16 and not result.complete
+    assert np.array_equal(result.media, believed[result.evaluations_run - 1])
     assert np.array_equal(generator.decode(result.latents)[0], result.media)
 
 
@@ -148,7 +149,7 @@ def test_no_request_is_over_by_more_than_a_step_however_unsteady_the_device(
 def test_no_time_at_all_is_one_row(generator: Generator, clock: Clock) -> None:
     for _ in range(2):
         _, result = taken(clock, generator, deadline=1e-9)
-        assert (result.steps, result.rows_run) == (1, 1)
+        assert (result.steps, result.evaluations_run) == (1, 1)
     assert np.isfinite(result.latents).all()
 
 
@@ -158,7 +159,7 @@ def test_rows_without_guidance_are_reckoned_with_as_they_are(generator: Generato
     generator.generate(**ASKED | interval)
     seconds, result = taken(clock, generator, deadline=0.2, **interval)
     assert seconds <= 0.2
-    assert result.rows_run == result.rows > 16, "what there is time for if all rows are guided"
+    assert result.evaluations_run == result.evaluations > 16, "what there is time for if all rows are guided"
     counted = sorted(round(s, 6) for s in result.timings.steps)
     assert counted[0] == ALONE and counted[-1] == ROW
 
@@ -167,7 +168,7 @@ def test_two_rows_a_step_are_half_the_steps(generator: Generator, clock: Clock) 
     generator.generate(**ASKED)
     seconds, result = taken(clock, generator, deadline=0.2, solver="heun")
     assert seconds <= 0.2
-    assert result.steps == 8 and result.rows == result.rows_run == 15
+    assert result.steps == 8 and result.evaluations == result.evaluations_run == 15
 
 
 def test_strength_leaves_its_share_of_fewer_steps(generator: Generator, clock: Clock) -> None:
@@ -175,9 +176,9 @@ def test_strength_leaves_its_share_of_fewer_steps(generator: Generator, clock: C
     generator.generate(**ASKED | given)
     seconds, result = taken(clock, generator, deadline=0.1, **given)
     assert seconds <= 0.1 and result.complete is False
-    assert result.rows == result.rows_run == int(result.steps * 0.3) == 7
+    assert result.evaluations == result.evaluations_run == int(result.steps * 0.3) == 7
     _, least = taken(clock, generator, deadline=1e-9, **given)
-    assert (least.steps, least.rows) == (4, 1)
+    assert (least.steps, least.evaluations) == (4, 1)
 
 
 def test_a_stream_ends_early_too_and_says_which_row_is_the_last(generator: Generator, clock: Clock) -> None:
@@ -187,7 +188,7 @@ def test_a_stream_ends_early_too_and_says_which_row_is_the_last(generator: Gener
         clock.now += 0.02  # somebody looks at it
         if progress.last:
             result = progress.result()
-    assert progress.last and progress.row == result.rows_run < progress.rows == 16
+    assert progress.last and progress.evaluation == result.evaluations_run < progress.evaluations == 16
     assert clock.now - begun <= 0.2 + 2 * 0.02, "over by the time that was taken to look at the last two rows"
 
 
@@ -201,7 +202,7 @@ def test_other_requests_between_its_rows_take_of_a_streams_time_and_not_of_its_p
         generator.generate(**ASKED | {"steps": 2})
         if progress.last:
             result = progress.result()
-    assert 3 <= result.rows_run == progress.row < progress.rows
+    assert 3 <= result.evaluations_run == progress.evaluation < progress.evaluations
     assert clock.now - begun <= 0.3 + 2 * other
     (pace,) = generator._paces.values()
     np.testing.assert_allclose(pace.guided, ROW)
@@ -217,9 +218,10 @@ def test_a_bad_deadline_is_one_clear_line(generator: Generator, deadline: Any) -
 def test_the_command_line_says_what_was_delivered(bundle_folder: Path, tmp_path: Path) -> None:
     asked = ["generate", str(bundle_folder), "--deadline=0.000001", "--steps=50", "-o", str(tmp_path / "out.png")]
     said = CliRunner().invoke(main, asked).stdout
-    assert "the deadline left time for 1 steps of the 50 asked for, 1 of 1 rows run" in said
+    assert "the deadline left time for 1 steps of the 50 asked for, 1 of 1 evaluations run" in said
     record = json.loads(CliRunner().invoke(main, [*asked, "--json"]).stdout)
-    assert record["delivered"] == {"steps_asked": 50, "steps": 1, "rows": 1, "rows_run": 1, "complete": False}
+    delivered = {"steps_asked": 50, "steps": 1, "evaluations": 1, "evaluations_run": 1, "complete": False}
+    assert record["delivered"] == delivered
     assert record["timings"]["jitter"] == 0
 
 
@@ -229,7 +231,7 @@ def test_a_real_deadline_is_kept(bundle_folder: Path) -> None:
     def late(generator: Generator, deadline: float) -> float:
         begun = time.perf_counter()
         result = generator.generate(**ASKED | {"steps": 1000}, deadline=deadline)
-        assert result.rows_run < 1000
+        assert result.evaluations_run < 1000
         return time.perf_counter() - begun - deadline
 
     with load(bundle_folder, "ort-cpu", threads=1) as generator:

@@ -90,7 +90,7 @@ def test_latents_are_decoded(machine: Machine, bundle: Path, wanted: Generator) 
 def test_a_stream_left_half_way_leaves_nothing(machine: Machine, bundle: Path, wanted: Generator) -> None:
     with load(bundle, machine.flavour) as generator:
         for progress in generator.stream(**ASKED):
-            if progress.row == 1:
+            if progress.evaluation == 1:
                 break
         del progress
         same(generator.generate(**ASKED), wanted.generate(**ASKED))

@@ -112,7 +112,7 @@ def test_a_deadline_runs_row_by_row(machine: Machine, generator: Generator, want
     assert "cudaGraphLaunch" not in machine.cuda.calls
     same(result, wanted.generate(**ASKED))
     late = generator.generate(**ASKED, deadline=1e-6)
-    assert (late.steps_asked, late.steps, late.rows_run, late.complete) == (4, 1, 1, False)
+    assert (late.steps_asked, late.steps, late.evaluations_run, late.complete) == (4, 1, 1, False)
 
 
 def test_what_can_be_cancelled_runs_row_by_row(machine: Machine, generator: Generator, wanted: Generator) -> None:

@@ -122,7 +122,7 @@ def seen(stream: Stream, between: Callable[[int], object] = lambda row: None) ->
     """What every row shows after something has happened since it ran."""
     rows = []
     for progress in stream:
-        between(progress.row)
+        between(progress.evaluation)
         rows.append((progress.latents(), progress.preview()))
         if progress.last:
             result = progress.result()
@@ -176,7 +176,7 @@ def test_rows_may_be_taken_by_any_thread(generator: Generator, wanted: Generator
 
 def test_threads_that_share_a_stream_get_each_row_once(generator: Generator, pool: Any) -> None:
     stream = generator.stream(**ASKED | {"steps": 40})
-    taken = [pool(lambda: [progress.row for progress in stream]) for _ in range(3)]
+    taken = [pool(lambda: [progress.evaluation for progress in stream]) for _ in range(3)]
     rows = [row for one in taken for row in one.result(SOON)]
     assert sorted(rows) == list(range(1, 41))
 

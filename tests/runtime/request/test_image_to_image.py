@@ -48,7 +48,7 @@ def test_a_picture_is_encoded_noised_and_denoised(generator: Generator, encoded:
     *_, state = run(rows, denoiser(generator, prompt="red apple"), start, data=encoded)
     result = generator.generate(**ASKED, image=PICTURE, strength=0.6)
     assert apart(result.latents, state[0]) < LIMITS["solver, played from the middle"]
-    assert (result.steps, result.rows, len(result.timings.steps)) == (10, 6, 6)
+    assert (result.steps, result.evaluations, len(result.timings.steps)) == (10, 6, 6)
     assert result.timings.encode > 0
 
 
@@ -68,7 +68,7 @@ def test_strength_counts_steps_as_diffusers_does(
 ) -> None:
     """min(int(steps strength), steps), 0.8 where nothing is said."""
     result = generator.generate(**ASKED | {"steps": steps}, latents=encoded, strength=strength)
-    assert result.rows == rows == min(int(steps * (0.8 if strength is None else strength)), steps)
+    assert result.evaluations == rows == min(int(steps * (0.8 if strength is None else strength)), steps)
     assert result.complete
 
 
@@ -98,7 +98,7 @@ def test_the_noise_is_the_seed_s_or_the_given(generator: Generator, encoded: np.
 def test_a_stream_starts_alike(generator: Generator) -> None:
     asked: dict[str, Any] = {**ASKED, "image": PICTURE, "strength": 0.3, "solver": "euler-ancestral"}
     rows = list(generator.stream(**asked))
-    assert [row.row for row in rows] == [1, 2, 3] and rows[-1].last and not rows[0].last
+    assert [row.evaluation for row in rows] == [1, 2, 3] and rows[-1].last and not rows[0].last
     assert np.array_equal(rows[-1].result().latents, generator.generate(**asked).latents)
 
 
@@ -147,7 +147,8 @@ def test_the_command_line_starts_from_a_file(
     wanted = generator.generate(**ASKED, image=PICTURE, strength=0.5)
     assert np.abs(np.load(out).astype(int) - wanted.media).max() <= 1  # another number of threads
     record = json.loads(result.stdout)
-    assert record["delivered"] == {"steps_asked": 10, "steps": 10, "rows": 5, "rows_run": 5, "complete": True}
+    delivered = {"steps_asked": 10, "steps": 10, "evaluations": 5, "evaluations_run": 5, "complete": True}
+    assert record["delivered"] == delivered
     assert record["request"]["image"] == str(tmp_path / name)
 
 

@@ -62,7 +62,7 @@ def test_without_a_strength_the_rest_starts_from_noise_alone(generator: Generato
     other = np.where(RIGHT, 9.0, LATENTS).astype(np.float32)
     results = [generator.generate(**ASKED, latents=latents, mask=RIGHT) for latents in (LATENTS, other)]
     assert np.array_equal(results[0].latents, results[1].latents)
-    assert results[0].rows == 6
+    assert results[0].evaluations == 6
     weaker = [generator.generate(**ASKED, latents=latents, mask=RIGHT, strength=0.5) for latents in (LATENTS, other)]
     assert not np.array_equal(weaker[0].latents, weaker[1].latents)
 

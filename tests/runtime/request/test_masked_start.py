@@ -51,7 +51,7 @@ def test_strength_hides_the_share_that_the_first_row_finds_hidden(
     rows = table(solver, PROCESS, 36, 6, begin=begin)
     hidden = uniform(5, 1, GRID, 0) < rows.hidden[0]
     result = generator.generate(**ASKED, solver=solver, latents=GIVEN, strength=strength)
-    assert result.rows == len(rows) == 6 - begin + (solver == "mdlm")
+    assert result.evaluations == len(rows) == 6 - begin + (solver == "mdlm")
     np.testing.assert_array_equal(result.latents[~hidden], GIVEN[~hidden])
     assert hidden.all() == (strength == 1)
 
@@ -87,8 +87,8 @@ def test_pixels_choose_places(generator: Generator) -> None:
 def test_a_deadline_leaves_every_block_a_step(generator: Generator) -> None:
     asked = {**ASKED, "solver": "llada", "options": {"blocks": 3}}
     result = generator.generate(**asked | {"steps": 12}, deadline=1e-9)
-    assert result.steps == result.rows == 3 and not result.complete
-    assert generator.generate(**asked | {"steps": 7}).rows == 7
+    assert result.steps == result.evaluations == 3 and not result.complete
+    assert generator.generate(**asked | {"steps": 7}).evaluations == 7
 
 
 @pytest.mark.parametrize(

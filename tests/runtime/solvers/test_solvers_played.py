@@ -50,7 +50,7 @@ def test_a_solver_is_played_from_the_middle(loaded: Generator, solver: str, stre
     *_, wanted = run(exact, denoise, noise(SEED, 1, shape), noises=noises, data=given)
     asked = {"prompt": "red apple", "solver": solver, "steps": STEPS, "seed": SEED}
     result = loaded.generate(**asked, latents=given, strength=strength)
-    assert result.rows == len(exact)
+    assert result.evaluations == len(exact)
     error = np.linalg.norm(result.latents - wanted[0]) / np.linalg.norm(wanted[0])
     assert error < LIMITS["solver, played from the middle"]
 
