@@ -42,7 +42,7 @@ def play(generator: Generator, asked: dict[str, Any]) -> Sample:
 
 def watch(generator: Generator, asked: dict[str, Any]) -> list[dict[str, np.ndarray]]:
     """What the step graph is given in each row of a request; of the states, only the first is one."""
-    runner, seen = generator._runners["step"], []
+    runner, seen = generator._session._runners["step"], []
     bind = runner.bind
     runner.bind = lambda block, calls: seen.append((block, calls)) or bind(block, calls)
     next(generator.stream(**asked))  # the first row reads the first state and writes the second

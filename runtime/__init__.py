@@ -7,12 +7,13 @@ from mmgen.runtime.base.errors import Cancelled, MmgenError
 from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.loop.results import Progress, Result, Timings
 from mmgen.runtime.loop.stream import Stream
+from mmgen.runtime.request.request import Request
 from mmgen.runtime.storage.process import Diffusion, Flow, Masked
 from mmgen.runtime.storage.schema import Condition, Defaults, Media
 
 __all__ = [
     "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError", "Progress",
-    "Result", "Stream", "Timings", "__version__", "load",
+    "Request", "Result", "Stream", "Timings", "__version__", "load",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from mmgen.export.graphs.latent import (
     encode_source,
 )
 from mmgen.runtime.loop.masked_plan import ROWS
-from mmgen.runtime.loop.masked_reference import FAR, TINY
+from mmgen.runtime.solvers.masked_reference import FAR, TINY
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Media, Role

@@ -11,8 +11,8 @@ import numpy as np
 from mmgen.export.base.dtypes import load
 from mmgen.export.proof.torch_run import Arrays, Sample
 from mmgen.runtime.loop.masked_plan import ROWS
-from mmgen.runtime.loop.masked_reference import draw, settle
 from mmgen.runtime.solvers.masked import MaskedTable
+from mmgen.runtime.solvers.masked_reference import draw, settle
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked

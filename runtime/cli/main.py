@@ -23,6 +23,7 @@ from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.media_files import read_array, read_mask, read_media
+from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.options import over_defaults
 from mmgen.runtime.solvers.registry import SOLVERS
 from mmgen.runtime.storage.bundle import read_bundle
@@ -128,7 +129,7 @@ def generate(
     threads: int | None,
     public_key: Path | None,
     as_json: bool,
-    **request: Any,
+    **plain: Any,
 ) -> None:
     """Make samples and write them to OUT.
 
@@ -139,17 +140,17 @@ def generate(
         with load(folder, backend, threads=threads, public_key=public_key) as generator:
             bundle = generator.bundle
             conditions = read_conditions(bundle, prompts, class_ids, others)
-            more: dict[str, Any] = {
-                "negative": read_negative(bundle, negative_prompts, negatives),
-                "also": read_also(bundle, also_arguments),
-                "options": read_options(bundle, request["solver"], options),
-            }
-            start: dict[str, Any] = {
-                "image": None if image is None else read_media(image, bundle.media),
-                "latents": None if latents is None else read_array(latents),
-                "mask": None if mask is None else read_mask(mask),
-            }
-            states = generator.stream(**start, **more, **request, conditions=conditions)
+            request = Request(
+                conditions=conditions,
+                negative=read_negative(bundle, negative_prompts, negatives),
+                also=read_also(bundle, also_arguments),
+                options=read_options(bundle, plain["solver"], options),
+                image=None if image is None else read_media(image, bundle.media),
+                latents=None if latents is None else read_array(latents),
+                mask=None if mask is None else read_mask(mask),
+                **plain,
+            )
+            states = generator.stream(request)
             with destination(output, bundle.media) as save:
                 for state in states:
                     progress("denoising", state.evaluation / state.evaluations)
@@ -157,15 +158,14 @@ def generate(
                         progress("decoding", 1.0)
                         result = state.result()
                 files_given = {"image": image, "latents": latents, "mask": mask}
-                started = {name: str(file) for name, file in files_given.items() if file is not None}
-                asked = _asked(bundle, {**request, **more, **started}, conditions)
-                columns = request["count"] if 1 < request["count"] < len(result.media) else None
-                files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
+                told = _told(bundle, request, {name: str(file) for name, file in files_given.items() if file})
+                columns = plain["count"] if 1 < plain["count"] < len(result.media) else None
+                files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
     record = {
         "files": [str(file) for file in files],
         "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
         "backend": generator.backend,
-        "request": asked,
+        "request": told,
         "delivered": {name: getattr(result, name) for name in DELIVERED},
         "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
     }
@@ -226,16 +226,17 @@ def doctor(folder: Path | None, as_json: bool) -> None:
     show(found, as_json, lambda: machine.text(found))
 
 
-def _asked(bundle: Bundle, request: dict[str, Any], conditions: dict[str, list[Any]]) -> dict[str, Any]:
+def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, Any]:
     """The request as JSON can hold it, with the bundle's defaults where it was silent; what is off isn't told."""
     defaults = {"steps", "guidance", "solver", "sigmas"}
     full = {key: getattr(bundle.defaults, key) if key in defaults and value is None else value
-            for key, value in request.items() if key in {*defaults, "seed", "count"} or value}  # fmt: skip
-    if request["sigmas"] is None and full["solver"] != bundle.defaults.solver:
+            for key, value in {**vars(request), "image": None, "latents": None, "mask": None, **files}.items()
+            if key in {*defaults, "seed", "count", "conditions"} or value}  # fmt: skip
+    if request.sigmas is None and full["solver"] != bundle.defaults.solver:
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
-    if own := over_defaults(bundle.defaults, request["solver"], request["options"]):
+    if own := over_defaults(bundle.defaults, request.solver, request.options):
         full["options"] = own
-    told: dict[str, Any] = _plain({**full, "conditions": conditions})
+    told: dict[str, Any] = _plain(full)
     return told
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mmgen.runtime.backends.registry import ON_GPU
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.base.free_memory import free_bytes
-from mmgen.runtime.request.options import Size
+from mmgen.runtime.request.prepare import Size
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle, Graph, Role, TensorSpec, shape_of
 from mmgen.runtime.storage.tensors import TENSORS

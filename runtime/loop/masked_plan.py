@@ -1,6 +1,5 @@
 """The memory of a request for tokens, laid out and bound as ``plan`` does it for latents, with the same methods."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,8 @@ from mmgen.runtime.backends.memory import Layout, Slot, stacked
 from mmgen.runtime.backends.protocol import Backend, Call
 from mmgen.runtime.loop.invariants import Invariants, Runners
 from mmgen.runtime.loop.plan import Decoding
-from mmgen.runtime.request.branches import Branches
-from mmgen.runtime.request.options import Size
-from mmgen.runtime.request.start import Start
+from mmgen.runtime.request.prepare import Prepared, Size, first_state, noises
 from mmgen.runtime.request.tokens import checked_tokens
-from mmgen.runtime.solvers.masked import MaskedTable
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
@@ -72,32 +68,17 @@ class MaskedPlan:
         self._loop: Call | None = None
         self._recorded = False
 
-    def write(
-        self,
-        table: MaskedTable,
-        asked: Branches,
-        start: Start,
-        noises: Mapping[int, NDArray[np.float32]],
-        rescale: object,
-    ) -> None:
-        """Give the device a request.
-
-        Args:
-            table: N rows.
-            asked: G branches for B samples.
-            start: tokens; what they hold is kept, but for the masks.
-            noises: uniform numbers float32 (B, 2, *L) of each row, by row from 0: for the choice and for the order.
-            rescale: not used: guidance is of logits.
-        """
-        host = self._block.host
-        self._tokens[0].of(host)[:] = start.state
+    def write(self, prepared: Prepared) -> None:
+        """Give the device a request of this size.  What is started from is kept, but for the masks."""
+        host, table = self._block.host, prepared.table
+        self._tokens[0].of(host)[:] = first_state(prepared).state
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
-        for row, uniforms in noises.items():
+        for row, uniforms in noises(prepared).items():
             self._uniforms[names.CHOICE][row].of(host)[:] = uniforms[:, 0]
             self._uniforms[names.ORDER][row].of(host)[:] = uniforms[:, 1]
-        self._guidance.of(host)[:] = asked.weights
-        self.invariants.write(self._block, table.timestep, asked.inputs)
+        self._guidance.of(host)[:] = prepared.branches.weights
+        self.invariants.write(self._block, table.timestep, prepared.branches.inputs)
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mmgen.runtime.request.options import Course
+from mmgen.runtime.request.prepare import Prepared
 
 RECENT = 256  # measurements that count: a device that grows hot grows slower
 USUALLY = 0.9  # the share of them that were faster than what each of many rows is reckoned with
@@ -62,22 +62,22 @@ def _quantile(seconds: deque[float], share: float) -> float:
     return sorted(seconds)[math.ceil(share * len(seconds)) - 1] if seconds else 0.0
 
 
-def fitting(pace: Pace, course: Callable[[int], Course], most: int, least: int, seconds: float) -> Course:
-    """The rows of the most steps that fit, ``most`` or a ``round_number`` below; of the least if none do.
+def fitting(pace: Pace, in_steps: Callable[[int], Prepared], most: int, least: int, seconds: float) -> Prepared:
+    """Lay a request out in the most steps that fit, ``most`` or a ``round_number`` below; in the least if none do.
 
     Args:
         pace: what was measured.
-        course: the rows of a number of steps.
+        in_steps: lays the request out in a number of steps.
         most: steps that were asked for.
         least: fewer are impossible.
         seconds: what is left.
     """
-    found = course(most)
-    while found.steps > least and (need := pace.need(found.alone)) > seconds:
-        rows, fixed = len(found.alone), pace.fixed(found.alone)
+    found = in_steps(most)
+    while found.steps > least and (need := pace.need(found.size.alone)) > seconds:
+        rows, fixed = len(found.size.alone), pace.fixed(found.size.alone)
         share = max(seconds - fixed, 0) / (need - fixed) if need > fixed else 0  # of the rows before the last
         fits = int(found.steps * (1 + (rows - 1) * share) / rows)
-        found = course(max(least, round_number(min(found.steps - 1, fits))))
+        found = in_steps(max(least, round_number(min(found.steps - 1, fits))))
     return found
 
 

@@ -5,7 +5,6 @@ start, the rows of the solver's table, the guidance weights, the noise and the c
 slots, row i reads its numbers at their offsets, and nothing returns before somebody reads it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,7 @@ from mmgen.runtime.backends.memory import Layout, Slot, stacked
 from mmgen.runtime.backends.protocol import Backend, Block, Call, Runner
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.loop.invariants import Invariants, Runners
-from mmgen.runtime.request.branches import Branches
-from mmgen.runtime.request.options import Size
-from mmgen.runtime.request.start import Start
-from mmgen.runtime.solvers.table import Table
+from mmgen.runtime.request.prepare import Prepared, Size, first_state, noises
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.schema import Bundle, shape_of
 from mmgen.runtime.storage.tensors import K
@@ -121,24 +117,9 @@ class Plan:
         self._loop: Call | None = None
         self._recorded = False
 
-    def write(
-        self,
-        table: Table,
-        asked: Branches,
-        start: Start,
-        noises: Mapping[int, Any],
-        rescale: NDArray[np.float32],
-    ) -> None:
-        """Give the device a request, of which only what changed since the last one.
-
-        Args:
-            table: N rows.
-            asked: G branches for B samples.
-            start: what slot 0 holds before the first row, and what is kept after each.
-            noises: unit noise float32 (B, *L) of each row that uses it, by row from 0.
-            rescale: float32 (N,), share of guidance's own spread that is taken back.
-        """
-        host = self._block.host
+    def write(self, prepared: Prepared) -> None:
+        """Give the device a request of this size, of which only what changed since the last one."""
+        host, table, start = self._block.host, prepared.table, first_state(prepared)
         state = self._states[0].of(host)
         state[1:] = 0
         state[0] = start.state
@@ -147,13 +128,13 @@ class Plan:
             self._known.of(host)[:] = start.known
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
-        stacked(host, self._rescale)[:] = rescale[:, None]
-        self._guidance.of(host)[:] = asked.weights
+        stacked(host, self._rescale)[:] = prepared.rescale[:, None]
+        self._guidance.of(host)[:] = prepared.branches.weights
         self._one.of(host)[:] = 1
         self._no_noise.of(host)[:] = 0
-        for row, noise in noises.items():
+        for row, noise in noises(prepared).items():
             self._noises[row].of(host)[:] = noise
-        self.invariants.write(self._block, table.timestep, asked.inputs)
+        self.invariants.write(self._block, table.timestep, prepared.branches.inputs)
 
     def loop(self) -> Call | None:
         """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
@@ -190,21 +171,3 @@ class Plan:
         self.invariants.close()
         self._decode.forget()
         self._block.close()
-
-
-def decode(
-    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Media (B, ...) and codes (B, ...) or None, of latents or codes (B, *L) from the host."""
-    layout = Layout()
-    slot = layout.slot(latents.shape, latents.dtype.name)
-    host_bytes = layout.bytes
-    decoding = Decoding(bundle, runner, layout, len(latents))
-    block = backend.block(host_bytes, layout.bytes - host_bytes)
-    try:
-        decoding.bind(block, slot)
-        slot.of(block.host)[:] = latents
-        block.upload()
-        return decoding(block, slot)
-    finally:
-        block.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mmgen.runtime.base.errors import Cancelled, MmgenError
 from mmgen.runtime.loop.masked_plan import MaskedPlan
 from mmgen.runtime.loop.plan import Plan
-from mmgen.runtime.request.options import Size
+from mmgen.runtime.request.prepare import Size
 
 AnyPlan = Plan | MaskedPlan
 PLANS = 4  # kept: requests of so many different sizes can alternate without being laid out again

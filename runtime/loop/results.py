@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.request.request import Request
+
 
 @dataclass
 class Timings:
@@ -41,6 +43,7 @@ class Result:
     steps: int  # that the solver was laid out for: fewer than asked for where a deadline left no time for them
     evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
     evaluations_run: int  # fewer where a deadline ended the loop; the media is then what the denoiser believed
+    request: Request  # as it was checked
 
     @property
     def complete(self) -> bool:

@@ -14,7 +14,7 @@ from mmgen.runtime.loop.pace import Pace
 from mmgen.runtime.loop.plans import AnyPlan, Loan
 from mmgen.runtime.loop.results import Progress, Result, Timings
 from mmgen.runtime.loop.turns import Turns
-from mmgen.runtime.request.options import Course, Request
+from mmgen.runtime.request.prepare import Prepared
 
 LATEST = 3  # rows that tell how busy the device is now
 
@@ -25,8 +25,8 @@ _R = TypeVar("_R")
 class Run:
     """A request, the plan that it has and how far it got."""
 
-    request: Request
-    course: Course
+    prepared: Prepared
+    steps_asked: int
     loan: Loan
     turns: Turns
     timings: Timings
@@ -44,16 +44,16 @@ class Run:
         self.row = row
         self.timings.steps.append(seconds)
         self.timings.loop += seconds
-        self.pace.add_row(self.course.alone[row - 1], seconds)
+        self.pace.add_row(self.prepared.size.alone[row - 1], seconds)
 
     def is_late(self, row: int, now: float) -> bool:
         """Whether the row after this one, and decoding, would end after the deadline."""
-        return self.end is not None and now + self.pace.end(self.course.alone[row], self._load()) > self.end
+        return self.end is not None and now + self.pace.end(self.prepared.size.alone[row], self._load()) > self.end
 
     def _load(self) -> float:
         """How many times as long as usual the last rows took: other programs come and go while a request runs."""
         first = max(self.row - LATEST, 0)
-        usual = sum(self.pace.row(alone) for alone in self.course.alone[first : self.row])
+        usual = sum(self.pace.row(alone) for alone in self.prepared.size.alone[first : self.row])
         return max(1.0, sum(self.timings.steps[first : self.row]) / usual) if usual else 1.0
 
     def progress(self, row: int, last: bool) -> Progress:
@@ -82,7 +82,10 @@ class Run:
         now = time.perf_counter()
         self.timings.decode = now - clock
         self.pace.decode.append(now - begun)
-        return Result(media, latents, codes, self.timings, self.request.steps, self.course.steps, rows, row)
+        prepared = self.prepared
+        return Result(
+            media, latents, codes, self.timings, self.steps_asked, prepared.steps, rows, row, prepared.request
+        )
 
     def _look(self, row: int, at: Callable[..., _R], *given: object) -> _R:
         """What is asked for after a row, in a turn of its own, if what the row made is still there."""

@@ -24,8 +24,8 @@ BY_NAME = "a dictionary of conditions by name"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked, checked but for what each value is, and not laid out yet."""
+class BranchValues:
+    """The values of each branch, not encoded yet."""
 
     weights: NDArray[np.float32]  # (G,), what is asked first
     values: tuple[Values, ...]  # of each branch
@@ -41,7 +41,7 @@ class Branches:
     batch: int  # B
 
 
-def ask(
+def read_branches(
     inputs: Inputs,
     given: Mapping[str, object],
     guidance: object,
@@ -50,8 +50,8 @@ def ask(
     also: Sequence[Also] = (),
     *,
     what: str = "guidance",
-) -> Asked:
-    """Read a request.
+) -> BranchValues:
+    """Read the conditions of a request and weigh them.
 
     A condition is one value or a list of them; lists have one length n, and every value serves ``count`` samples:
     B = n count.  With D(c) what the denoiser makes of conditions c, guidance w goes from what isn't wanted to what is:
@@ -109,11 +109,11 @@ def ask(
     if not np.isfinite(weights).all():
         got, remedy = f"weights {shown([w for _, w in used])}", "ask for less guidance, or smaller weights"
         raise MmgenError(what, got=got, wanted="weights that float32 has", remedy=remedy)
-    return Asked(weights, tuple(values for values, _ in used), number * each_serves)
+    return BranchValues(weights, tuple(values for values, _ in used), number * each_serves)
 
 
-def encoded(inputs: Inputs, asked: Asked) -> Branches:
-    """What was asked, as graphs take it.
+def encode(inputs: Inputs, branches: BranchValues) -> Branches:
+    """Encode the values as graphs take them.
 
     Raises:
         MmgenError: a value of the wrong type or range.
@@ -121,16 +121,16 @@ def encoded(inputs: Inputs, asked: Asked) -> Branches:
     arrays = {}
     for name, each in inputs.items():
         rows = []
-        for branch in asked.values:  # no comprehension: warnings name the caller's line, so many calls from here
+        for branch in branches.values:  # no comprehension: warnings name the caller's line, so many calls from here
             made = each.encode(branch[name])
-            rows.append(np.repeat(made, asked.batch // len(made), 0))
+            rows.append(np.repeat(made, branches.batch // len(made), 0))
         arrays[each.condition.tensor] = np.concatenate(rows)
-    return Branches(asked.weights, arrays, asked.batch)
+    return Branches(branches.weights, arrays, branches.batch)
 
 
 def branches(inputs: Inputs, given: Mapping[str, object], guidance: object, *rest: Any) -> Branches:
-    """Read a request and encode it; arguments and errors are those of ``ask`` and ``encoded``."""
-    return encoded(inputs, ask(inputs, given, guidance, *rest))
+    """Read a request and encode it; arguments and errors are those of ``read_branches`` and ``encode``."""
+    return encode(inputs, read_branches(inputs, given, guidance, *rest))
 
 
 def by_name(inputs: Inputs, conditions: object, what: str) -> Mapping[str, object]:

@@ -38,7 +38,7 @@ def of_latents(
         table: its ``initial_scale`` and first level count.
         noise: unit noise (B, *L).
         latents: data (B, *L) that is noised to the first row's level; None: there is noise alone.
-        new: (B, *L) where latents are made anew, the rest being kept; at a strength of 1 from noise alone.
+        new: (B, *L) where latents are regenerated, the rest being kept; at a strength of 1 from noise alone.
     """
     from_noise: NDArray[np.float32] = noise * np.float32(table.initial_scale)
     if latents is None:
@@ -64,7 +64,7 @@ def of_tokens(
     Args:
         shape: (B, *L).
         codes: int64 (B, *L) to start from; None: nothing is known.
-        new: (B, *L) where codes are made anew, the rest being kept.
+        new: (B, *L) where codes are regenerated, the rest being kept.
         hidden: without ``new``, the share of the codes that is hidden, as the uniform numbers of the seed choose.
     """
     if codes is None:
@@ -74,15 +74,15 @@ def of_tokens(
     return Start(np.where(new, process.mask_id, codes))
 
 
-def made_anew(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
-    """Where latents are made anew, bool (B, *L).
+def regenerated(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
+    """Return where latents are regenerated, bool (B, *L).
 
     Args:
-        mask: bool, true where media are made anew: pixels (H, W) or (B, H, W) of a picture, of which a place of the
-            latents is made anew if any of its pixels is; or of a shape that broadcasts to (B, *L).
+        mask: bool, true where media are regenerated: pixels (H, W) or (B, H, W) of a picture, of which a
+            position of the latents is regenerated if any of its pixels is; or of a shape that broadcasts to (B, *L).
 
     Raises:
-        MmgenError: another shape or type; nothing that is made anew; of tokens, a mask for each sample.
+        MmgenError: another shape or type; nothing that is regenerated; of tokens, a mask for each sample.
     """
     shape = (batch, *bundle.latent_shape)
     pixels = bundle.media.shape[:2] if bundle.media.kind == "image" else ()
@@ -99,7 +99,7 @@ def made_anew(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
     except ValueError:
         raise MmgenError("mask", got=f"bool {mask.shape}", wanted=wanted) from None
     if not given.any():
-        raise MmgenError("mask: nothing is to be made anew", wanted="true at some places")
+        raise MmgenError("mask: nothing is to be regenerated", wanted="true at some positions")
     if isinstance(bundle.process, Masked) and given.ndim == len(shape) and not (given == given[0]).all():
         raise MmgenError("mask of a bundle that makes tokens", got="one for each sample", wanted="one for all samples")
     return new

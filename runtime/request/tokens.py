@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.base.errors import MmgenError, said
 from mmgen.runtime.request.noise import uniform
+from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.masked import MaskedTable, table
 from mmgen.runtime.solvers.options import Option, over_defaults
 from mmgen.runtime.storage.process import Masked
@@ -16,19 +17,19 @@ from mmgen.runtime.storage.schema import Bundle
 NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval")
 
 
-def refuse(options: object) -> None:
-    """Raise for an option that only a process of latents has.
+def refuse(request: Request) -> None:
+    """Refuse an attribute that only a process of latents has.
 
     Raises:
         MmgenError: names it.
     """
     for name in NOT_FOR_TOKENS:
-        value = getattr(options, name)
+        value = getattr(request, name)
         if value is not None and not (isinstance(value, str) and (name, value) == ("sigmas", "schedule")):
             raise MmgenError(f"{name} is of latents, and this bundle makes tokens", remedy=f"leave {name} out")
 
 
-def rows(
+def table_of(
     bundle: Bundle,
     solver: str | None,
     steps: int,

@@ -26,8 +26,18 @@ from mmgen.runtime.solvers.dpm import (
     flow_dpmpp_3m,
     flow_dpmpp_sde_2m,
 )
-from mmgen.runtime.solvers.euler import Euler, EulerAncestral, Heun, euler, euler_ancestral, heun
-from mmgen.runtime.solvers.flow import FlowEuler, FlowHeun, flow_euler, flow_heun
+from mmgen.runtime.solvers.euler import (
+    Euler,
+    EulerAncestral,
+    FlowEuler,
+    FlowHeun,
+    Heun,
+    euler,
+    euler_ancestral,
+    flow_euler,
+    flow_heun,
+    heun,
+)
 from mmgen.runtime.solvers.masked import SAMPLERS
 from mmgen.runtime.solvers.onestep import DDIM, DDPM, ddim, ddpm
 from mmgen.runtime.solvers.options import Option, checked_options

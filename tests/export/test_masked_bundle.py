@@ -21,9 +21,9 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.cli.describe import text
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.masked_plan import MaskedPlan
-from mmgen.runtime.loop.masked_reference import run
 from mmgen.runtime.request.tokens import uniforms
 from mmgen.runtime.solvers.masked import table
+from mmgen.runtime.solvers.masked_reference import run
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.golden import read_golden

@@ -9,7 +9,7 @@ from mmgen.runtime.base.distribution import NAME
 
 RUNTIME = {
     "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError", "Progress",
-    "Result", "Stream", "Timings", "__version__", "load",
+    "Request", "Result", "Stream", "Timings", "__version__", "load",
 }  # fmt: skip
 EXPORT = {"Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "export", "resolve"}
 OLDER = {  # paths that README showed before there were rooms

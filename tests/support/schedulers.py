@@ -21,7 +21,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from mmgen.runtime.loop.reference import run
+from mmgen.runtime.solvers.reference import run
 
 CLASSES = (
     DDIMScheduler,

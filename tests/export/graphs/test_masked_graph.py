@@ -22,8 +22,8 @@ from mmgen.export.half.precision import to_half
 from mmgen.export.half.ranges import measure_ranges
 from mmgen.export.tracing.trace import describe, trace
 from mmgen.runtime.loop.masked_plan import ROWS
-from mmgen.runtime.loop.masked_reference import run, step
 from mmgen.runtime.solvers.masked import SAMPLERS, MaskedTable, table
+from mmgen.runtime.solvers.masked_reference import run, step
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Axis

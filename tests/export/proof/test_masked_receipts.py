@@ -17,8 +17,8 @@ from mmgen.export.proof.masked_receipts import LOGITS, REACH, compare, tied, und
 from mmgen.export.proof.torch_run import Sample
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.loop.masked_plan import ROWS
-from mmgen.runtime.loop.masked_reference import step
 from mmgen.runtime.solvers.masked import table
+from mmgen.runtime.solvers.masked_reference import step
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Receipt

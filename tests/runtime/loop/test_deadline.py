@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmgen.runtime.backends.ort.cpu import OrtCpu, OrtRunner
 from mmgen.runtime.cli.main import main
 from mmgen.runtime.loop.pace import Pace, fitting, round_number
 from mmgen.runtime.loop.results import Timings
-from mmgen.runtime.request.options import Course
+from mmgen.runtime.request.prepare import Size
 from mmgen.runtime.storage.bundle import read_bundle
 
 ROW, ALONE, DECODE = 0.010, 0.006, 0.025  # seconds
@@ -204,7 +205,7 @@ def test_other_requests_between_its_rows_take_of_a_streams_time_and_not_of_its_p
             result = progress.result()
     assert 3 <= result.evaluations_run == progress.evaluation < progress.evaluations
     assert clock.now - begun <= 0.3 + 2 * other
-    (pace,) = generator._paces.values()
+    (pace,) = generator._session._paces.values()
     np.testing.assert_allclose(pace.guided, ROW)
     np.testing.assert_allclose(result.timings.steps, ROW)
 
@@ -278,9 +279,9 @@ def test_the_least_is_made_where_nothing_fits() -> None:
     pace.add_row(False, 1.0)
     pace.decode.append(1.0)
 
-    def course(steps: int) -> Course:
-        return Course(steps, None, (False,) * steps, np.zeros(steps, np.float32))  # type: ignore[arg-type]
+    def in_steps(steps: int) -> Any:
+        return SimpleNamespace(steps=steps, size=Size(1, 1, (False,) * steps, (False,) * steps))
 
-    assert fitting(pace, course, 50, 3, 0.5).steps == 3
-    assert fitting(pace, course, 50, 3, 8.0).steps == 7
-    assert fitting(pace, course, 5, 1, 8.0).steps == 5
+    assert fitting(pace, in_steps, 50, 3, 0.5).steps == 3
+    assert fitting(pace, in_steps, 50, 3, 8.0).steps == 7
+    assert fitting(pace, in_steps, 5, 1, 8.0).steps == 5

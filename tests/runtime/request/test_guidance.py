@@ -17,10 +17,10 @@ from mmgen.runtime.backends.openvino.backend import OpenVinoRunner
 from mmgen.runtime.backends.ort.cpu import OrtRunner
 from mmgen.runtime.cli.arguments import also
 from mmgen.runtime.cli.main import main
-from mmgen.runtime.loop.reference import run
 from mmgen.runtime.request.branches import branches
 from mmgen.runtime.request.conditions import open_inputs
 from mmgen.runtime.request.noise import noise
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import table
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.process import Diffusion, Flow

@@ -14,8 +14,8 @@ from tolerances import LIMITS
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.cli.main import main
 from mmgen.runtime.cli.png import png
-from mmgen.runtime.loop.reference import run
 from mmgen.runtime.request.noise import noise
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import table
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)

@@ -14,8 +14,8 @@ from tolerances import LIMITS
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.cli.main import main
 from mmgen.runtime.cli.png import png
-from mmgen.runtime.loop.reference import run
 from mmgen.runtime.request.noise import noise
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ON_DIFFUSION, table
 from mmgen.runtime.verify import relative_rms
 
@@ -88,7 +88,7 @@ def test_a_prefix_on_any_axis(generator: Generator, axis: int) -> None:
     assert not np.isclose(made[mask], LATENTS[mask]).any()
 
 
-def test_a_place_with_any_pixel_in_the_mask_is_made_anew(generator: Generator) -> None:
+def test_a_position_with_any_pixel_in_the_mask_is_regenerated(generator: Generator) -> None:
     """Two pixels a place: rows 0 to 4 of pixels are rows 0 to 2 of places."""
     pixels = np.zeros((16, 16), bool)
     pixels[:5] = True
@@ -118,7 +118,7 @@ def test_previews_and_early_ends_show_what_is_kept(generator: Generator) -> None
     ("arguments", "message"),
     [
         ({"mask": RIGHT}, r"mask, got bool \(8,\), wanted an image or latents to start from"),
-        ({"mask": np.zeros(8, bool)}, "nothing is to be made anew, wanted true at some places"),
+        ({"mask": np.zeros(8, bool)}, "nothing is to be regenerated, wanted true at some positions"),
         ({"mask": np.ones(8)}, r"got float64 \(8,\), wanted bool .* to \(1, 4, 8, 8\), or \(16, 16\) as pixels"),
         ({"mask": np.ones((16, 8), bool)}, r"mask, got bool \(16, 8\), wanted"),
         ({"mask": np.ones((2, 16, 16), bool)}, r"mask, got bool \(2, 16, 16\), wanted"),

@@ -11,8 +11,8 @@ from diffusers import VQDiffusionScheduler
 from diffusers.schedulers.scheduling_amused import AmusedScheduler
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.loop.masked_reference import run, running_sum, step
 from mmgen.runtime.solvers.masked import SAMPLERS, exact, table
+from mmgen.runtime.solvers.masked_reference import run, running_sum, step
 from mmgen.runtime.solvers.registry import SOLVERS, solvers_for
 from mmgen.runtime.storage.process import Masked
 

@@ -36,7 +36,7 @@ from schedulers import (
 from scipy.stats import beta
 from tolerances import LIMITS
 
-from mmgen.runtime.loop.reference import run
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ON_DIFFUSION, exact, table
 from mmgen.runtime.solvers.schedules import alphas_cumprod, beta_quantiles
 from mmgen.runtime.storage.process import Diffusion

@@ -8,7 +8,7 @@ from schedulers import denoise, far
 from tolerances import LIMITS
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.loop.reference import run
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ALONG_FLOW, ON_DIFFUSION, SOLVERS, exact, solvers_for, table
 from mmgen.runtime.solvers.schedules import alphas_cumprod, euler_levels, flow_levels, flow_timesteps, multistep_levels
 from mmgen.runtime.solvers.transitions import twice

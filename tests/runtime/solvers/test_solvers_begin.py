@@ -23,7 +23,7 @@ from schedulers import PREDICTIONS, SHAPE, denoise, far, in_float64, module_of, 
 from tolerances import LIMITS
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.loop.reference import run
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ALONG_FLOW, ON_DIFFUSION, exact, table
 from mmgen.runtime.storage.process import Diffusion, Flow
 

@@ -15,7 +15,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from schedulers import KINDS, SHAPE, STEPS, denoise, far, follow, in_float64, sigmas_flag, some
 from tolerances import LIMITS
 
-from mmgen.runtime.loop.reference import run
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ALONG_FLOW, exact, table
 from mmgen.runtime.solvers.schedules import flow_levels, resolution_shift
 from mmgen.runtime.storage.process import Flow

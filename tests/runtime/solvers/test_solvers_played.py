@@ -10,8 +10,8 @@ from one_row import denoiser
 from tolerances import LIMITS
 
 from mmgen.runtime import Generator, load
-from mmgen.runtime.loop.reference import run
 from mmgen.runtime.request.noise import noise
+from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ON_DIFFUSION, table
 from mmgen.runtime.storage.process import Diffusion
 

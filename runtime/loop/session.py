@@ -1,0 +1,175 @@
+"""The graphs of a bundle on a backend, and the loop over them.
+
+The loop is the same for every model, solver and backend: row i of the solver's table is bound to the step graph by the
+plan, and nothing returns to the host before somebody asks for it.
+"""
+
+import time
+from collections.abc import Generator as Loop
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.backends.protocol import Backend, Runner
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.loop.encoding import decode, encode
+from mmgen.runtime.loop.masked_plan import MaskedPlan
+from mmgen.runtime.loop.pace import Pace, fitting
+from mmgen.runtime.loop.plan import Plan
+from mmgen.runtime.loop.plans import Loan, Plans
+from mmgen.runtime.loop.results import Progress, Result, Timings
+from mmgen.runtime.loop.run import Run
+from mmgen.runtime.loop.turns import Cancel, Turns
+from mmgen.runtime.request.branches import FEWER
+from mmgen.runtime.request.prepare import Prepared, fewest_steps, in_steps
+from mmgen.runtime.storage.graph_file import check_files
+from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import Bundle, Role
+
+
+class Session:
+    """Plays requests that are prepared.  Whoever calls it has a turn: one call at a time touches the device."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, turns: Turns) -> None:
+        self.backend = backend
+        self._bundle, self._turns = bundle, turns
+        self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
+        self._runners: dict[Role, Runner] = {}
+        kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
+        self._plans = Plans(partial(kind, bundle, backend, self._runners))
+        roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
+        for role in roles:
+            if role in bundle.graphs:
+                self._runners[role] = backend.runner(bundle, role)
+
+    def run(self, prepared: Prepared, clock: float, cancel: Cancel | None) -> Result:
+        """Play the whole of a request, in one turn.
+
+        Args:
+            clock: when the deadline's time began, by ``time.perf_counter``.
+            cancel: ends the request before its next row once it is set; it is played row by row then.
+
+        Raises:
+            Cancelled: ``cancel`` was set.
+            MmgenError: latents that are not finite, or a device that fails.
+        """
+        with self._started(prepared, clock) as run:
+            early = run.end is not None or cancel is not None  # what is recorded as one can't be ended early
+            loop = None if early else run.plan.loop()
+            if loop is None:
+                for _ in self._rows(run, cancel):
+                    pass
+            else:
+                clock = time.perf_counter()
+                loop()
+                self.backend.wait()
+                run.timings.loop = time.perf_counter() - clock
+            self._turns.check(cancel)
+            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
+
+    def rows(self, prepared: Prepared, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
+        """Play a request row by row, each row in a turn of its own; arguments and errors as for ``run``."""
+        with self._started(prepared, clock) as run:
+            for row, last in self._rows(run, cancel):
+                yield run.progress(row, last)
+
+    def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Decode latents float32 or codes int64 (B, *L) to media (B, ...), and codes (B, ...) where there are such."""
+        return decode(self._bundle, self.backend, self._runners["decode"], latents)
+
+    def forget(self, *graphs: str) -> None:
+        """Have the next requests run these graphs, condition and timestep, whatever is there from the last one."""
+        for plan in self._plans:
+            plan.invariants.forget(*graphs)
+
+    def close(self) -> None:
+        """Free graphs and memory."""
+        self._plans.close()
+        while self._runners:
+            self._runners.popitem()[1].close()
+        self.backend.close()
+
+    def _rows(self, run: Run, cancel: Cancel | None) -> Iterator[tuple[int, bool]]:
+        """Run row by row; yields each row's number, from 1, when it is done, and whether it was the last."""
+        for row, step in enumerate(run.plan.steps, 1):
+            self._turns.check(cancel)
+            clock = time.perf_counter()
+            step()
+            self.backend.wait()
+            now = time.perf_counter()
+            run.add_row(row, now - clock)
+            last = row == len(run.plan.steps) or run.is_late(row, now)
+            yield row, last
+            if last:
+                return
+
+    @contextmanager
+    def _started(self, prepared: Prepared, clock: float) -> Iterator[Run]:
+        """A run with the request written and its conditions made; an error drops its plan."""
+        deadline, timings, steps = prepared.request.deadline, Timings(), prepared.steps
+        guides = prepared.size.guides
+        try:
+            pace = self._paces.setdefault((prepared.size.batch, guides), Pace(guides))
+            prepared = self._encoded(prepared, timings)
+            if deadline is not None:
+                least = fewest_steps(self._bundle, prepared.request)
+                if not pace.known:
+                    self._measure(in_steps(prepared, least), pace)
+                left = clock + deadline - time.perf_counter()
+                prepared = fitting(pace, partial(in_steps, prepared), steps, least, left)
+            with self._written(prepared, timings) as loan:
+                pace.condition.append(timings.condition + timings.timestep)
+                end = None if deadline is None else clock + deadline
+                yield Run(prepared, steps, loan, self._turns, timings, pace, end)
+        except MemoryError as error:
+            raise MmgenError("the request is larger than the memory", remedy=FEWER) from error
+
+    @contextmanager
+    def _written(self, prepared: Prepared, timings: Timings) -> Iterator[Loan]:
+        """The plan of a request, with everything ready for its first row."""
+        clock = time.perf_counter()
+        with self._plans.lend(prepared.size) as loan:
+            plan = loan.plan()
+            plan.write(prepared)
+            plan.invariants.make_conditions()
+            self.backend.wait()
+            made = time.perf_counter()
+            timings.condition = made - clock
+            if plan.invariants.make_timesteps():
+                self.backend.wait()
+                timings.timestep = time.perf_counter() - made
+            yield loan
+
+    def _encoded(self, prepared: Prepared, timings: Timings) -> Prepared:
+        """The request with latents in the place of an image to start from."""
+        if prepared.image is None:
+            return prepared
+        clock = time.perf_counter()
+        if "encode" not in self._runners:  # few requests need it, and it has weights of its own
+            check_files(self._bundle, "encode")
+            self._runners["encode"] = self.backend.runner(self._bundle, "encode")
+        latents = encode(self._bundle, self.backend, self._runners["encode"], prepared.image)
+        timings.encode = time.perf_counter() - clock
+        return replace(prepared, image=None, latents=latents)
+
+    def _measure(self, prepared: Prepared, pace: Pace) -> None:
+        """Time the rows of a request in the fewest steps and the decoder, each the second time it runs."""
+        timings = Timings()
+        with self._written(prepared, timings) as loan:
+            plan = loan.plan()
+            pace.condition.append(timings.condition + timings.timestep)
+            for _ in range(2):
+                clock = time.perf_counter()
+                plan.steps[0]()
+                self.backend.wait()
+                row = time.perf_counter() - clock
+                clock = time.perf_counter()
+                plan.decode_x0()
+                decoded = time.perf_counter() - clock
+            pace.add_row(prepared.size.alone[0], row)
+            pace.decode.append(decoded)
