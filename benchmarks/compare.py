@@ -15,7 +15,7 @@ float32 is a float32 bundle and whose bfloat16 is a half-precision one.  What a 
 first request takes it.  What each made of one noise is compared with what torch made in float32.
 
 Results are kept in benchmarks/results/compare.json model by model, also after Ctrl-C; tables are printed and written to
-compare.md beside it and, between two marks, to the README; docs/compare.svg shows the whole.
+compare.md beside it and, between two marks, to docs/benchmarks.md; docs/compare.svg shows the whole.
 
 ``amused`` is only compared when it is named.  To make what it needs takes 10 GB of memory and half an hour, unless
 amused/diffusers, amused/fp32.mmgen and amused/fp16.mmgen are put into --work beforehand.
@@ -318,7 +318,7 @@ def keep(path: Path, name: str, record: Mapping[str, Any]) -> None:
 
 
 def write(path: Path) -> None:
-    """Tables and plot of all results: beside them, and in README and docs if they are the project's own."""
+    """Tables and plot of all results: beside them, and in docs if they are the project's own."""
     known = json.loads(path.read_text()) if path.exists() else {}
     records = {name: known[name] for name in MODELS if name in known}
     if not records:
@@ -330,9 +330,9 @@ def write(path: Path) -> None:
     at_home = path.resolve() == RESULTS
     with whole_file(ROOT / "docs" / "compare.svg" if at_home else path.with_suffix(".svg")) as put:
         put(drawing(records))
-    readme = ROOT / "README.md"
-    if at_home and (new := marked(readme.read_text(), summary(records, "docs/compare.svg"))):
-        with whole_file(readme) as put:
+    page = ROOT / "docs" / "benchmarks.md"
+    if at_home and (new := marked(page.read_text(), summary(records, "compare.svg"))):
+        with whole_file(page) as put:
             put(new.encode())
 
 

@@ -187,7 +187,7 @@ def _ordered(record: Record, precision: Precision) -> list[str]:
 
 
 def summary(records: Mapping[str, Record], plot: str) -> str:
-    """For the README: a table, where and when its seconds are from, and the plot."""
+    """For docs/benchmarks.md: a table, where and when its seconds are from, and the plot."""
     cpus, days, commits, threads = (
         ", ".join(sorted({told(record) for record in records.values()}))
         for told in (

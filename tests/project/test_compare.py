@@ -198,6 +198,7 @@ def test_the_table_takes_the_place_between_the_marks() -> None:
     text = f"before\n{told.BEGIN}\nold\n{told.END}\nafter"
     assert told.marked(text, "new") == text.replace("old", "new")
     assert told.marked("no marks", "new") is None
+    assert told.marked((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"), "new")
 
 
 @pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.kind != "tokens"])

@@ -1,4 +1,4 @@
-"""What README.md shows works as it stands there."""
+"""What README.md and the pages in docs/ show works as it stands there."""
 
 import re
 import shlex
@@ -7,26 +7,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from documents import PAGES, README, blocks, commands, prose
 from tree import ROOT
 
+from mmgen.export.cli import main as export_command
+from mmgen.runtime.cli.main import main as command
 from mmgen.runtime.cli.png import png
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUNDLE = "build/emoji.mmgen"
 PROGRAMS = {
     "mmgen": [sys.executable, "-c", "from mmgen.runtime.cli.main import main; main()"],
     "mmgen-export": [sys.executable, "-c", "from mmgen.export.cli import main; main()"],
 }
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
-
-
-LINES = "".join(blocks("sh")).splitlines()
-COMMANDS = [line for line in LINES if line.startswith("mmgen ") and BUNDLE in line]
+MODEL = "# my_model.py"  # begins an example that is a file of the user's
+SHOWN = {line: page.name for page in PAGES for line in commands(page)}
+RUN = [line for line in SHOWN if line.startswith("mmgen ") and BUNDLE in line]  # the others need models or devices
+EXAMPLES = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in PAGES
+    for i, block in enumerate(blocks(page, "python"), 1)
+    if MODEL not in block
+]
+MENTIONED = {text: page.name for page in PAGES for text in re.findall(r"`(mmgen(?:-export)? [^`]+)`", prose(page))}
 
 
 @pytest.fixture
@@ -37,45 +42,79 @@ def here(bundle_folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_library_as_shown(here: Path) -> None:
-    (example,) = [block for block in blocks("python") if "load(" in block]
-    ran = subprocess.run([sys.executable, "-c", example], cwd=here, capture_output=True, text=True, check=False)
+def play(example: str, folder: Path) -> str:
+    ran = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("(1, 16, 16, 3) uint8")
+    return ran.stdout
 
 
-def run(command: str, folder: Path) -> str:
+def test_the_library_as_the_first_page_shows_it(here: Path) -> None:
+    (example,) = blocks(README, "python")
+    assert play(example, here).startswith("(1, 16, 16, 3) uint8")
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_library_as_shown(here: Path, example: str) -> None:
+    said = play(example, here)
+    assert said or "print(" not in example
+
+
+def run(line: str, folder: Path) -> str:
     """What a command prints; it must do well."""
-    program, *arguments = shlex.split(command, comments=True)
+    program, *arguments = shlex.split(line, comments=True)
     ran = subprocess.run([*PROGRAMS[program], *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_line_as_shown(here: Path, command: str) -> None:
-    if command.startswith("mmgen build"):
+@pytest.mark.parametrize("line", RUN)
+def test_the_command_line_as_shown(here: Path, line: str) -> None:
+    if "--target sm" in line:
         pytest.importorskip("tensorrt_rtx", reason="engines for desktop GPUs need TensorRT for RTX")
-    if "--image" in command:
+    if "--image" in line:
         pytest.importorskip("PIL", reason="pictures are read with Pillow")
-    assert run(command, here)
+    assert run(line, here)
 
 
 def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="exporting needs torch")
-    (code,) = [block for block in blocks("python") if "# my_model.py" in block]
+    page = ROOT / "docs" / "exporting.md"
+    (code,) = [block for block in blocks(page, "python") if MODEL in block]
     (tmp_path / "my_model.py").write_text(code)
-    (commands,) = [block.splitlines() for block in blocks("sh") if "my_model.py" in block]
-    for command in commands:
-        run(command, tmp_path)
+    (lines,) = [block.splitlines() for block in blocks(page, "sh") if "my_model.py" in block]
+    for line in lines:
+        run(line, tmp_path)
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_something_is_shown() -> None:
-    assert len(COMMANDS) == 12
+    assert len(RUN) == 14
+    assert len(EXAMPLES) == 5
 
 
-def test_files_it_names_are_there() -> None:
-    for file in re.findall(r"!\[.*?\]\((.*?)\)", README) + re.findall(r"`((?:examples|benchmarks)/\S+)`", README):
-        assert (ROOT / file).is_file(), file
+def found(program: str, arguments: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a line runs, and what is left for it."""
+    if program == "mmgen-export":
+        return export_command, arguments
+    chosen = command.get_command(click.Context(command), arguments[0])
+    assert chosen, arguments[0]
+    return chosen, arguments[1:]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_every_command_that_is_shown_is_understood(line: str) -> None:
+    chosen, arguments = found(*_split(line))
+    chosen.make_context(line, arguments)
+
+
+@pytest.mark.parametrize("words", MENTIONED)
+def test_every_command_that_is_mentioned_has_these_options(words: str) -> None:
+    chosen, arguments = found(*_split(words))
+    known = {option for parameter in chosen.params for option in parameter.opts} | {"--help"}
+    assert {argument for argument in arguments if argument.startswith("-")} <= known
+
+
+def _split(line: str) -> tuple[str, list[str]]:
+    program, *arguments = shlex.split(line, comments=True)
+    return program, arguments

@@ -1,6 +1,7 @@
 """Imports between rooms go one way, as docs/architecture.md draws them, and rooms stay small."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,13 @@ def test_a_room_is_small_and_says_what_it_is(package: str, room: str) -> None:
     for file in there:
         assert len(file.read_text().splitlines()) <= MOST_LINES, file
     assert ast.get_docstring(ast.parse((there[0].parent / "__init__.py").read_text())), "says what the room is for"
+
+
+@pytest.mark.parametrize(("package", "rooms"), [("runtime", RUNTIME), ("export", EXPORT)], ids=["runtime", "export"])
+def test_the_architecture_lists_them(package: str, rooms: dict[str, str]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition(f"| room of `{package}` |")[2].partition("\n\n")[0]
+    lines = re.findall(r"^\| `?([\w.]+)`? \| .* \| (.*) \|$", table, re.M)
+    assert [name.replace("root", "") for name, _ in lines] == list(rooms)
+    told = {name: re.findall(r"`([\w.]+)`", allowed) for name, allowed in lines if "all" not in allowed}
+    assert told == {name: rooms[name].split() for name in told}

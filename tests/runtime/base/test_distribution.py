@@ -77,7 +77,7 @@ def test_every_extra_that_errors_name_is_one() -> None:
 @pytest.mark.skipif(not PROJECT, reason="the tree is not here")
 def test_nothing_says_to_install_the_other_project_of_the_name() -> None:
     assert f'name = "{NAME}"' in PROJECT
-    files = [ROOT / name for name in ("Makefile", "README.md", "pyproject.toml")]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]
     files += [file for folder in ("runtime", "export", "engines", "tests") for file in (ROOT / folder).rglob("*.py")]
     wrong = ("mmgen" + "[", "mmgen" + r"\[", "install " + "mmgen ")
     assert not [file for file in files if any(word in file.read_text(encoding="utf-8") for word in wrong)]
