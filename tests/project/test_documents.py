@@ -9,7 +9,7 @@ import pytest
 from documents import CARDS, PAGES, README, anchors, prose, text_of
 from tree import ROOT
 
-from mmgen.runtime import Generator, Progress, Result, load
+from mmgen.runtime import Generator, Progress, Request, Result, load
 from mmgen.runtime.backends.registry import NAMES
 from mmgen.runtime.solvers.registry import ALONG_FLOW, ON_DIFFUSION, SAMPLERS
 from mmgen.runtime.storage.schema import Bundle
@@ -79,9 +79,9 @@ def test_solvers_are_listed_by_process() -> None:
 
 def test_every_argument_and_every_field_of_a_result_is_described() -> None:
     arguments = {name for call in (load, Generator.generate) for name in inspect.signature(call).parameters}
-    fields = {field.name for kind in (Result, Progress) for field in dataclasses.fields(kind)}
+    fields = {field.name for kind in (Request, Result, Progress) for field in dataclasses.fields(kind)}
     words = {word for name in named(DOCS / "api.md") for word in re.findall(r"\w+", name)}
-    assert (arguments | fields) - {"self", "named"} <= words
+    assert (arguments | fields) - {"self", "given"} <= words
 
 
 def test_the_format_names_every_field_and_tensor() -> None:

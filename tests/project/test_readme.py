@@ -90,7 +90,7 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
 
 def test_something_is_shown() -> None:
     assert len(RUN) == 14
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 def found(program: str, arguments: list[str]) -> tuple[click.Command, list[str]]:
