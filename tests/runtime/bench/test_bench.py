@@ -178,7 +178,7 @@ def measured(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_a_bundle_is_measured_without_being_told_what_to_ask(measured: Path) -> None:
     said = (measured / "out.txt").read_text()
-    for words in ("end to end", "an evaluation", "noise", "batch 1, threads 1: 14 requests of 3 rows", "batch 3",
+    for words in ("end to end", "an evaluation", "noise", "batch 1, threads 1: 14 requests of 3 evaluations", "batch 3",
                   "samples a second", "until the first media", "included", "not included", "sha256"):  # fmt: skip
         assert words in said
 
