@@ -14,7 +14,6 @@ from commands import done, mmgen
 
 from mmgen.runtime import MmgenError, load
 from mmgen.runtime.bench.cold_start import cold_start
-from mmgen.runtime.bench.energy import metered, rails
 from mmgen.runtime.bench.figures import median_interval, noise, ratio, summary
 from mmgen.runtime.bench.text import milli, noise_text
 from mmgen.runtime.bench.usage import peak_memory, watched
@@ -119,42 +118,6 @@ def test_what_a_busy_second_core_takes_is_seen() -> None:
     assert used.others is not None
     assert used.others * seconds >= 0.25  # of its 0.3 s; /proc/stat counts in hundredths
     assert used.own * seconds < 0.1
-
-
-# Sensors
-
-
-def sensor(root: Path, **files: str) -> None:
-    folder = root / "sys/class/hwmon/hwmon3"
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_text(content + "\n")
-
-
-def test_a_jetson_s_rails_are_read_while_something_runs(tmp_path: Path) -> None:
-    sensor(
-        tmp_path, name="ina3221", in1_label="VDD_IN", in1_input="5000", curr1_input="2000",
-        in2_label="VDD_SOC", in2_input="5000", curr2_input="300", in7_label="sum of shunt voltages", in7_input="9",
-    )  # fmt: skip
-    assert [rail.name for rail in rails(tmp_path)] == ["VDD_IN", "VDD_SOC"]
-    with metered(tmp_path, gpu=True) as power:
-        time.sleep(0.01)
-    assert power.watts == {"VDD_IN": 10.0, "VDD_SOC": 1.5}
-    assert power.total == ("VDD_IN", 10.0)
-    assert power.seconds >= 0.01
-
-
-def test_a_gpu_is_asked_by_nvidia_s_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\necho 100.5; echo "[N/A]"; echo 120.5; exec sleep 60\n')
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with metered(tmp_path, gpu=True) as power:
-        time.sleep(0.5)
-    assert power.watts == {"GPU": 110.5}
-    with metered(tmp_path, gpu=False) as power:
-        pass
-    assert power.watts == {} and power.total is None
 
 
 def test_memory_that_was_held_once_stays_the_peak() -> None:
