@@ -178,12 +178,19 @@ def generate(
 @main.command()
 @bundle_argument
 @key_option
+@click.option("--trtexec", "as_trtexec", is_flag=True,
+              help="Print in its place a command of NVIDIA's trtexec for each graph, with the shapes that mmgen build "
+              "gives its engines.")  # fmt: skip
 @json_option
-def inspect(folder: Path, public_key: Path | None, as_json: bool) -> None:
+def inspect(folder: Path, public_key: Path | None, as_trtexec: bool, as_json: bool) -> None:
     """Check a bundle's files and say what it is."""
-    from mmgen.runtime.cli import describe
+    from mmgen.runtime.cli import describe, trtexec
 
     bundle = read_bundle(folder, public_key=public_key)
+    if as_trtexec:
+        commands = trtexec.commands(bundle)
+        show({"trtexec": commands}, as_json, lambda: trtexec.text(commands))
+        return
     show(describe.record(bundle), as_json, lambda: describe.text(bundle))
 
 

@@ -24,13 +24,13 @@ from tolerances import LIMITS
 from mmgen.engines import compile
 from mmgen.engines.builder import build
 from mmgen.engines.network import parse as parse_graph
-from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import parse
 from mmgen.runtime import load
 from mmgen.runtime.backends.cuda import open_device
 from mmgen.runtime.backends.tensorrt.library import find_library, make_logger
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Place
+from mmgen.runtime.builds.profiles import profiles
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.storage import limits
