@@ -166,7 +166,7 @@ def generate(
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), asked, columns))
     record = {
         "files": [str(file) for file in files],
-        "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
+        "media": {**vars(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": asked,
         "delivered": {name: getattr(result, name) for name in DELIVERED},
