@@ -1,7 +1,8 @@
 """Electric power while something runs, where the device measures it: that of a whole rail or card, idle power included.
 
-Of a Jetson's INA sensors Linux makes files, whose reading needs no library.  A GPU's own energy counter is read with
-NVIDIA's ``nvidia-ml-py`` where that is installed and the GPU counts (from Volta on); else ``nvidia-smi`` is asked.
+Of a Jetson's INA sensors Linux makes files, read here as they are: their library wants a service that runs as root.
+A GPU's own energy counter is read with NVIDIA's ``nvidia-ml-py`` where that is installed and the GPU counts (from Volta
+on); else ``nvidia-smi`` is asked.
 """
 
 import shutil
