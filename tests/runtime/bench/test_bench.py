@@ -233,10 +233,11 @@ def test_time_that_is_up_ends_it(bundle_folder: Path) -> None:
     assert "noise floor unknown: 1 requests are too few" in result.stdout
 
 
-def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--rate=20"]], ids=["one after the other", "at a rate"])
+def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path, more: list[str]) -> None:
     Path("old.json").write_text("old")
     code = "from mmgen.runtime.cli.main import main; main()"
-    arguments = ["bench", "b.mmgen", "--runs=1000000", "--seconds=600", "--samples=s.jsonl", "--output=old.json"]
+    arguments = ["bench", "b.mmgen", "--runs=1000000", "--seconds=600", "--samples=s.jsonl", "--output=old.json", *more]
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
