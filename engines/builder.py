@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mmgen.engines import cache, memory
 from mmgen.engines.compile import Job
-from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import Target
 from mmgen.engines.worker import compile_apart
 from mmgen.runtime.base import distribution
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Build, EngineFile, Identity, Options, require_buildable
+from mmgen.runtime.builds.profiles import profiles
 from mmgen.runtime.files.folders import size_text
 from mmgen.runtime.storage.graph_file import graph_content
 from mmgen.runtime.storage.hashes import sha256

@@ -17,10 +17,10 @@ from typing import Any
 from mmgen.engines.activations import elu_to_selu
 from mmgen.engines.network import check_tensors, count, parse, require_half, title
 from mmgen.engines.phases import monitor
-from mmgen.engines.profiles import shapes
 from mmgen.engines.turing import TURING, products_to_convolutions
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Flavour, GraphReport
+from mmgen.runtime.builds.profiles import dynamic_shapes
 from mmgen.runtime.files.atomic import whole_file
 from mmgen.runtime.storage.schema import Axis, Role, TensorSpec
 
@@ -179,12 +179,10 @@ def _config(library: ModuleType, builder: Any, job: Job) -> Any:
                 raise MmgenError("target", got=name, wanted=f"one that {title(job.flavour, library)} builds for")
     if hasattr(library.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX documents it for recorded loops
         config.set_flag(library.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    different = {tuple(shapes(spec, ranges) for spec in job.inputs): ranges for ranges in reversed(job.profiles)}
-    for ranges in reversed(different.values()):  # a graph needn't have every axis
+    for ranges in dynamic_shapes(job.inputs, job.profiles):
         profile = builder.create_optimization_profile()
-        for spec in job.inputs:
-            if any(isinstance(n, str) for n in spec.shape):
-                profile.set_shape(spec.name, *shapes(spec, ranges))
+        for name, shapes in ranges.items():
+            profile.set_shape(name, *shapes)
         if config.add_optimization_profile(profile) < 0:
             raise MmgenError(f"graph {job.role}: profile", got=ranges, remedy="choose other ranges for the axes")
     return config

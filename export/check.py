@@ -12,7 +12,7 @@ from mmgen.export.base.model import Model
 from mmgen.export.graphs.latent import example
 from mmgen.export.sources.weights import check_finite
 from mmgen.runtime.base.errors import MmgenError, shown
-from mmgen.runtime.base.numbers import whole
+from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.request.nulls import null_array
 from mmgen.runtime.solvers import masked
 from mmgen.runtime.solvers.registry import table
@@ -138,6 +138,10 @@ def _check_media(model: Model) -> None:
             raise MmgenError("quantiser: what it returns", wanted="(the decoder's input, int64 codes)")
         entries = made[0]
     media = model.media
+    if media.rate is not None:
+        real("media: rate", media.rate, "more than 0 a second", lambda rate: 0 < rate < math.inf)
+    if media.range is not None and not _ascend(media.range):
+        raise MmgenError("media: range", got=shown(media.range), wanted="the least and the largest value")
     shape, dtype = media.shape, getattr(torch, media.dtype)
     if media.kind == "image":
         if media.dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
@@ -147,6 +151,14 @@ def _check_media(model: Model) -> None:
     if model.encoder is not None:
         encoded = _call("encoder", model.encoder, torch.zeros(1, *shape, dtype=dtype))
         _want("encoder", encoded, (1, *model.latent_shape), latents.dtype)
+
+
+def _ascend(ends: object) -> bool:
+    """Whether these are two numbers, the first one less than the second."""
+    if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+        return False
+    least, largest = (real("media: range", end, "finite numbers") for end in ends)
+    return least < largest
 
 
 def _call(part: str, module: nn.Module, *inputs: Tensor) -> Any:

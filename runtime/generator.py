@@ -12,11 +12,13 @@ from mmgen.runtime.backends.registry import check_backend, open_backend
 from mmgen.runtime.base.choices import chosen
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.base.fork import keep_in_children
+from mmgen.runtime.base.numbers import whole
 from mmgen.runtime.loop.fit import check_decoding, check_for
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.loop.session import Session
 from mmgen.runtime.loop.stream import Flag, Stream
 from mmgen.runtime.loop.turns import Cancel, Turns, check_cancel
+from mmgen.runtime.request.branches import MOST
 from mmgen.runtime.request.checks import checked_latents
 from mmgen.runtime.request.conditions import open_inputs
 from mmgen.runtime.request.prepare import Prepared, prepare
@@ -89,6 +91,24 @@ class Generator:
         for graph in graphs:
             chosen("graph", graph, ("condition", "timestep"))
         self._turns.run(lambda: self._session.forget(*graphs))
+
+    def warm_up(self, batch: int = 1, steps: int | None = None) -> None:
+        """Make a request that nobody sees, so that the first real one of its size is as fast as the next.
+
+        Memory is laid out, each graph but ``encode`` runs for these shapes, and the loop is recorded where the backend
+        does so.  The size is that of a request with the bundle's default guidance and solver.
+
+        Args:
+            batch: samples, at least 1.
+            steps: denoising steps, at least 1; None: the bundle's default.
+
+        Raises:
+            MmgenError: as ``generate``.
+        """
+        from mmgen.runtime.request.example import example
+
+        count = whole("batch", batch, "a whole number, at least 1", 1, MOST)
+        self.generate(example(self.bundle), count=count, steps=steps)
 
     def close(self) -> None:
         """Free graphs and memory, from any thread, also inside a stream.

@@ -53,7 +53,7 @@ class Pinned:
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """A place in the stream that the host can wait for."""
+    """A place in the stream that the host can wait for; a timed one also knows when it was reached."""
 
     handle: Any
 
@@ -123,10 +123,11 @@ class Device:
         self.hold(pinned, lambda: self._call("cudaFreeHost", address))
         return pinned
 
-    def event(self) -> Event:
-        """An event; waiting for it before ``mark`` returns at once."""
+    def event(self, *, timed: bool = False) -> Event:
+        """An event; waiting for it before ``mark`` returns at once.  One that isn't timed costs less."""
         self.use()
-        handle = self._call("cudaEventCreateWithFlags", self._runtime.cudaEventDisableTiming)
+        flags = self._runtime.cudaEventDefault if timed else self._runtime.cudaEventDisableTiming
+        handle = self._call("cudaEventCreateWithFlags", flags)
         event = Event(handle)
         self.hold(event, lambda: self._call("cudaEventDestroy", handle))
         return event
@@ -146,6 +147,11 @@ class Device:
             self._call("cudaStreamSynchronize", self._stream)
         else:
             self._call("cudaEventSynchronize", event.handle)
+
+    def seconds(self, start: Event, end: Event) -> float:
+        """Time on the device from one timed event to another, both marked and reached."""
+        self.use()
+        return float(self._call("cudaEventElapsedTime", start.handle, end.handle)) / 1000  # it is in milliseconds
 
     def to_device(self, to: int, source: int, size: int) -> None:
         """Enqueue a copy from pinned memory."""

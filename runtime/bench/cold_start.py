@@ -5,10 +5,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.bench.usage import peak_memory
 from mmgen.runtime.files.temporary import temporary_place
 from mmgen.runtime.generator import load
+from mmgen.runtime.request.request import Request, said_of
 
 CODE = "from mmgen.runtime.bench.cold_start import main; main()"
 
@@ -32,17 +31,17 @@ class Start:
     peak_memory: int  # bytes of host memory
 
 
-def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping[str, Any]) -> Start:
+def cold_start(folder: Path, backend: str, threads: int | None, request: Request) -> Start:
     """Start a process that makes one request.
 
     Args:
         folder, backend, threads: as for ``load``.
-        request: arguments of ``generate``; arrays in it go over as lists.
+        request: arrays in it go over as lists.
 
     Raises:
         MmgenError: it failed, with the last line that it said.
     """
-    asked = {"folder": str(folder), "backend": backend, "threads": threads, "request": dict(request)}
+    asked = {"folder": str(folder), "backend": backend, "threads": threads, "request": said_of(request)}
     given = json.dumps(asked, default=lambda array: np.asarray(array).tolist())
     with tempfile.TemporaryFile("w+", errors="replace", dir=temporary_place()) as complaints:
         began = time.perf_counter()
@@ -65,11 +64,11 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Mapping
 def main() -> None:
     """What the process does: read what is asked on stdin, and tell of it in a line on stdout."""
     asked = json.load(sys.stdin)
-    request = asked.pop("request")
+    request = Request(**asked.pop("request"))
     began = time.perf_counter()
     with load(**asked) as generator:
         loaded = time.perf_counter()
-        generator.generate(**request)
+        generator.generate(request)
         made = time.perf_counter()
         told = {"load": loaded - began, "first": made - loaded, "peak_memory": peak_memory()}
         sys.stdout.write(json.dumps(told) + "\n")

@@ -1,6 +1,8 @@
-"""Electric power while something runs, where the device measures it: Jetson's INA sensors, or ``nvidia-smi``.
+"""Electric power while something runs, where the device measures it: that of a whole rail or card, idle power included.
 
-It is that of a whole rail or card, what it takes when idle included.
+Of a Jetson's INA sensors Linux makes files, read here as they are: their library wants a service that runs as root.
+A GPU's own energy counter is read with NVIDIA's ``nvidia-ml-py`` where that is installed and the GPU counts (from Volta
+on); else ``nvidia-smi`` is asked.
 """
 
 import shutil
@@ -8,10 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 PERIOD = 0.1  # seconds between readings; a reading of an INA3221 takes a millisecond of one core
 TOTALS = ("VDD_IN", "VIN_SYS_5V0")  # rails that are the whole board's, where a board has such a one
@@ -66,23 +69,75 @@ def metered(root: Path = Path("/"), *, gpu: bool) -> Iterator[Power]:
 
     Args:
         root: holds sys/.
-        gpu: ask ``nvidia-smi`` too, if there is no sensor; only where the GPU does the work.
+        gpu: ask for the GPU's too, if there is no sensor; only where the GPU does the work.
     """
     power, began = Power(), time.perf_counter()
-    sensors, smi = rails(root), shutil.which("nvidia-smi") if gpu else None
     readings: dict[str, list[float]] = {}
     try:
-        if sensors:
-            with _reading(sensors, readings):
-                yield power
-        elif smi:
-            with _asking(smi, readings):
-                yield power
-        else:
+        with _meter(root, gpu, readings):
             yield power
     finally:
         power.seconds = time.perf_counter() - began
         power.watts = {name: fmean(values) for name, values in readings.items() if values}
+
+
+def _meter(root: Path, gpu: bool, readings: dict[str, list[float]]) -> AbstractContextManager[None]:
+    """The best that there is to measure with; it adds watts to ``readings``, by rail."""
+    if sensors := rails(root):
+        return _reading(sensors, readings)
+    if gpu and (counter := open_counter()):
+        return _counting(counter, readings)
+    if gpu and (smi := shutil.which("nvidia-smi")):
+        return _asking(smi, readings)
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Counter:
+    """The energy counter of the first GPU."""
+
+    nvml: Any  # NVIDIA's module, ready to be asked
+    gpu: Any
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded; None where it isn't counted."""
+        try:
+            return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu)) / 1000
+        except self.nvml.NVMLError:
+            return None
+
+
+def open_counter() -> Counter | None:
+    """Find the GPU's energy counter; None: no package, no driver that it knows, or a GPU that doesn't count."""
+    try:
+        import pynvml
+    except (ImportError, OSError):
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        counter = Counter(pynvml, pynvml.nvmlDeviceGetHandleByIndex(0))
+    except pynvml.NVMLError:
+        pynvml.nvmlShutdown()
+        return None
+    if counter.joules() is None:
+        pynvml.nvmlShutdown()
+        return None
+    return counter
+
+
+@contextmanager
+def _counting(counter: Counter, readings: dict[str, list[float]]) -> Iterator[None]:
+    before, began = counter.joules(), time.perf_counter()
+    try:
+        yield
+    finally:
+        after, seconds = counter.joules(), time.perf_counter() - began
+        counter.nvml.nvmlShutdown()
+        if before is not None and after is not None and after > before:  # it moves a few times a second
+            readings["GPU"] = [(after - before) / seconds]
 
 
 @contextmanager

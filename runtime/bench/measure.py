@@ -4,12 +4,13 @@ Every request is a call of ``Generator.generate`` as users make it; its parts ar
 """
 
 import importlib.metadata
+import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,28 +21,30 @@ from mmgen.runtime.backends.tensorrt.library import find_library, version
 from mmgen.runtime.base import distribution
 from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.bench import machine
+from mmgen.runtime.bench.arrivals import Arrivals, arrivals, no_deadline, schedule
 from mmgen.runtime.bench.ceilings import Ceilings, device_ceilings, host_ceilings
 from mmgen.runtime.bench.cold_start import Start, cold_start
 from mmgen.runtime.bench.energy import Power, metered
 from mmgen.runtime.bench.figures import Noise, Summary, noise, summary
 from mmgen.runtime.bench.roofline import Point, roofline
 from mmgen.runtime.bench.usage import Cores, free_device_memory, peak_memory, watched
-from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.bench.watch import Watch, watched_generator
+from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.branches import MOST
+from mmgen.runtime.request.request import Request, said_of
 from mmgen.runtime.storage.bundle import read_bundle
-from mmgen.runtime.storage.golden import golden_of
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import MANIFEST, Bundle
 
 New = Literal["all", "condition", "nothing"]
-Phase = Literal["warm-up", "measured", "row by row"]
+Phase = Literal["warm-up", "measured", "by evaluation"]
 FORGET: dict[New, tuple[Literal["condition", "timestep"], ...]] = {
     "all": ("condition", "timestep"),
     "condition": ("condition",),
     "nothing": (),
 }
-STREAMED = 10  # requests, where a GPU runs the loop as one graph, to time its rows
+STREAMED = 10  # requests beside the measured ones, on a GPU: what its events say, and evaluations of a recorded loop
 PACKAGES = {  # that a backend may come from, by its name; TensorRT says its version itself
     "ort-cpu": ("onnxruntime", "onnxruntime-gpu"),
     "ort-cpu-int8": ("onnxruntime", "onnxruntime-gpu"),
@@ -59,6 +62,7 @@ EXCLUDED = (
     "encoding and writing pictures",
     "requests that queue for the same generator",
 )
+QUEUED = "requests that queue for the same generator, but in the latency"
 NEWS: dict[New, str] = {
     "all": "all graphs in every request, as with a new condition and a new schedule",
     "condition": "the graph condition in every request; what the timestep graph makes is there from the last one",
@@ -70,9 +74,7 @@ NEWS: dict[New, str] = {
 class Options:
     """What is measured."""
 
-    conditions: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # by name; a batch takes them in turn
-    request: Mapping[str, Any] = field(default_factory=dict)  # further arguments of ``generate``
-    negative: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # as ``conditions``
+    request: Request = field(default_factory=Request)  # a batch takes its conditions, lists by name, in turn, and so its negative ones
     batch: tuple[int, ...] = (1,)  # samples at once
     threads: tuple[int | None, ...] = (None,)  # of a CPU backend; None: one a core
     backend: str = "auto"
@@ -81,6 +83,9 @@ class Options:
     seconds: float = 20.0  # for the requests of each; fewer are made then, but at least one
     new: New = "all"  # what in a request is not as in the one before
     starts: int = 3  # of fresh processes
+    rate: float | None = None  # requests a second, at fixed times; None: one after the other
+    deadline: float | None = None  # seconds from when a request is due; None: a period of the rate
+    nvtx: bool = False  # ranges for a profiler
 
 
 @dataclass(frozen=True)
@@ -92,14 +97,16 @@ class Sample:
     phase: Phase
     number: int  # from 0 in its phase
     began: float  # since the first request of these threads and this batch
+    due: float | None  # likewise, where requests are due at fixed times
     total: float  # end to end
     condition: float
     timestep: float
     loop: float
-    steps: tuple[float, ...]  # each row of the loop; empty where a GPU ran it as one graph
+    steps: tuple[float, ...]  # each evaluation; empty where a GPU ran the loop as one graph
     decode: float
     host: float  # what is left of the total
-    jitter: float | None  # the slowest row less the median one
+    jitter: float | None  # the slowest evaluation less the median one
+    gpu: Mapping[str, tuple[float, ...]]  # by part, each call of its graph by CUDA's events; empty: not asked for
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,9 @@ class Series:
     threads: int | None
     batch: int
     evaluations: int  # of the denoiser in a request
-    parts: dict[str, Summary]  # total, condition, timestep, row, loop, decode, host, jitter
+    parts: dict[str, Summary]  # total, condition, timestep, evaluation, loop, decode, host, jitter
+    gpu: dict[str, Summary]  # of the parts that are one graph's, by CUDA's events; empty: not on CUDA
+    arrivals: Arrivals | None  # where requests were due at fixed times
     throughput: float  # samples a second, one request after the other
     noise: Noise | None
     cores: Cores
@@ -165,52 +174,35 @@ def measure(
     _check(options)
     before = machine.record()
     bundle = read_bundle(folder)
-    guidance = options.request.get("guidance")
+    guidance = options.request.guidance
     branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
     series: list[Series] = []
     ceilings = []
     for threads in dict.fromkeys(options.threads):  # each once
         progress("loading", 0.0)
         free = free_device_memory() if options.backend in ("auto", *ON_GPU) else None
-        with load(folder, options.backend, threads=threads, verify=False) as generator:
+        with watched_generator(bundle, options.backend, threads, options.nvtx) as (generator, watch):
             backend = generator.backend
             of_these = []
             for batch in dict.fromkeys(options.batch):
-                arguments = {**options.request, **_batched(options, batch)}
-                one = _series(generator, arguments, threads, batch, options, keep, progress)
+                request = _batched(options.request, batch)
+                one = _series(generator, watch, request, threads, batch, options, keep, progress)
                 now = free_device_memory() if backend in ON_GPU else None
                 of_these.append(replace(one, device_memory=free and now and max(free - now, 0)))
         progress("measuring what the machine can do", 0.0)
         ceilings.append(device_ceilings() if backend in ON_GPU else host_ceilings(threads))
-        series += [replace(one, roofline=_roofline(bundle, one, branches, ceilings[-1])) for one in of_these]
+        series += [replace(one, roofline=_roofline(bundle, one, options, branches, ceilings[-1])) for one in of_these]
     after = machine.state()
-    first = {**options.request, **_batched(options, options.batch[0])}
+    first = _batched(options.request, options.batch[0])
     starts = []
     for number in range(options.starts):
         progress("cold starts", number / options.starts)
         starts.append(cold_start(folder, backend, options.threads[0], first))
     context = Context(
         bundle.name, sha256(folder / MANIFEST), bundle.precision.policy, backend, branches, _versions(backend),
-        _told(bundle, options), (*INCLUDED, NEWS[options.new]), EXCLUDED, before, after,
+        _told(bundle, options), (*INCLUDED, NEWS[options.new]), _excluded(options), before, after,
     )  # fmt: skip
     return Measured(context, tuple(starts), tuple(series), tuple(ceilings), peak_memory())
-
-
-def golden_conditions(bundle: Bundle, given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Conditions for a benchmark: those of the bundle's golden request, if none are given; else what must be there."""
-    needed = {c.name for c in bundle.conditions if not given or c.null is None} - set(given)
-    if not needed or bundle.golden_sha256 is None:
-        return dict(given)
-    golden = golden_of(bundle).conditions
-    return {**{name: list(values) for name, values in golden.items() if name in needed}, **given}
-
-
-def golden_negative(bundle: Bundle, guidance: float | None) -> dict[str, Sequence[Any]]:
-    """What to guide away from in a benchmark: that of the golden request, where the bundle has nothing else for it."""
-    weight = bundle.defaults.guidance if guidance is None else guidance
-    if weight == 1 or bundle.golden_sha256 is None or any(c.null is not None for c in bundle.conditions):
-        return {}
-    return {name: list(values) for name, values in golden_of(bundle).negative.items()}
 
 
 def _check(options: Options) -> None:
@@ -222,22 +214,27 @@ def _check(options: Options) -> None:
                 most = MOST if name == "batch" else sys.maxsize
                 whole(name, number, f"a whole number, at least {least}", least, most)
     real("seconds", options.seconds, "more than 0", lambda seconds: seconds > 0)
+    if options.rate is None:
+        no_deadline(options.deadline)
+    else:
+        schedule(options.rate, options.deadline, options.runs, options.seconds)
 
 
-def _batched(options: Options, batch: int) -> dict[str, Any]:
-    """Conditions of ``batch`` samples: those given, in turn."""
-    if not options.conditions:
-        return {"count": batch}
+def _batched(request: Request, batch: int) -> Request:
+    """Ask for ``batch`` samples: of the conditions, in turn."""
+    if not request.conditions:
+        return replace(request, count=batch)
 
-    def in_turn(conditions: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def in_turn(conditions: Mapping[str, Any]) -> dict[str, list[Any]]:
         return {name: [values[i % len(values)] for i in range(batch)] for name, values in conditions.items()}
 
-    return {"conditions": in_turn(options.conditions), "negative": in_turn(options.negative)}
+    return replace(request, conditions=in_turn(request.conditions), negative=in_turn(request.negative or {}))
 
 
 def _series(
     generator: Generator,
-    arguments: Mapping[str, Any],
+    watch: Watch,
+    request: Request,
     threads: int | None,
     batch: int,
     options: Options,
@@ -247,81 +244,107 @@ def _series(
     name = f"batch {batch}" + (f", {threads} threads" if threads else "")
     clock = time.perf_counter()
 
-    def requests(phase: Phase) -> Iterator[Sample]:
-        number = 0
-        while True:
+    def requests(phase: Phase, dues: Iterable[float | None]) -> Iterator[Sample]:
+        streamed = phase == "by evaluation"
+        for number, due in enumerate(dues):
             generator.forget(*FORGET[options.new])
-            began = time.perf_counter()
-            result = _streamed(generator, arguments) if phase == "row by row" else generator.generate(**arguments)
-            total = time.perf_counter() - began
-            sample = _sample(result, threads, batch, phase, number, began - clock, total)
+            with watch.request(timed=streamed):
+                began = time.perf_counter()
+                result = _streamed(generator, request) if streamed else generator.generate(request)
+                total = time.perf_counter() - began
+            sample = Sample(
+                threads, batch, phase, number, began - clock, None if due is None else due - clock, total,
+                **_timings(result, total), gpu=watch.taken(),
+            )  # fmt: skip
             keep(sample)
             yield sample
-            number += 1
 
     progress(f"warming up, {name}", 0.0)
-    for _ in islice(requests("warm-up"), options.warmup):
+    for _ in requests("warm-up", repeat(None, options.warmup)):
         pass
     samples: list[Sample] = []
-    end = time.perf_counter() + options.seconds
+    plan = None
+    if options.rate is not None:
+        plan = schedule(options.rate, options.deadline, options.runs, options.seconds)
+    dues = _in_turn(options) if plan is None else plan.due()
     with watched() as cores, metered(gpu=generator.backend in ON_GPU) as power:
-        for sample in islice(requests("measured"), options.runs):
+        for sample in requests("measured", dues):
             samples.append(sample)
             progress(f"measuring, {name}", len(samples) / options.runs)
-            if time.perf_counter() > end:
-                break
-    by_row = samples if samples[0].steps else list(islice(requests("row by row"), min(STREAMED, options.runs)))
-    throughput = batch * len(samples) / sum(s.total for s in samples)
+    streamed: list[Sample] = []
+    if watch.on_cuda or not samples[0].steps:
+        streamed = list(requests("by evaluation", repeat(None, min(STREAMED, options.runs))))
+    by_evaluation = samples if samples[0].steps else streamed
     watts = power.total
     return Series(
         threads=threads,
         batch=batch,
-        evaluations=len(by_row[0].steps),
-        parts=_parts(samples, by_row),
-        throughput=throughput,
+        evaluations=len(by_evaluation[0].steps),
+        parts=_parts(samples, by_evaluation),
+        gpu=_gpu_parts(streamed),
+        arrivals=None if plan is None else arrivals(plan, [s.began + s.total - (s.due or 0.0) for s in samples]),
+        throughput=batch * len(samples) / sum(s.total for s in samples),
         noise=noise([s.total for s in samples]),
         cores=cores,
         power=power,
         joules=watts and watts[1] * power.seconds / (batch * len(samples)),
-        median=sorted(by_row, key=lambda s: s.total)[len(by_row) // 2],
+        median=sorted(by_evaluation, key=lambda s: s.total)[len(by_evaluation) // 2],
     )
 
 
-def _parts(samples: Sequence[Sample], by_row: Sequence[Sample]) -> dict[str, Summary]:
+def _in_turn(options: Options) -> Iterator[None]:
+    """As many requests as there is time for, one after the other; at least one."""
+    end = time.perf_counter() + options.seconds
+    for number in range(options.runs):
+        if number and time.perf_counter() > end:
+            return
+        yield None
+
+
+def _parts(samples: Sequence[Sample], by_evaluation: Sequence[Sample]) -> dict[str, Summary]:
     parts = {
         name: summary([getattr(s, name) for s in samples])
         for name in ("total", "condition", "timestep", "loop", "decode", "host")
     }
     return parts | {
-        "evaluation": summary([row for s in by_row for row in s.steps]),
-        "jitter": summary([s.jitter or 0.0 for s in by_row]),
+        "evaluation": summary([seconds for s in by_evaluation for seconds in s.steps]),
+        "jitter": summary([s.jitter or 0.0 for s in by_evaluation]),
     }
 
 
-def _roofline(bundle: Bundle, series: Series, branches: int, ceilings: Ceilings) -> tuple[Point, ...]:
+def _gpu_parts(streamed: Sequence[Sample]) -> dict[str, Summary]:
+    """GPU time of each evaluation, and of each request in the other graphs; of those that ran."""
+    found: dict[str, list[float]] = {}
+    for sample in streamed:
+        for part, seconds in sample.gpu.items():
+            found.setdefault(part, []).extend(seconds if part == "evaluation" else [sum(seconds)])
+    return {part: summary(seconds) for part, seconds in found.items()}
+
+
+def _roofline(
+    bundle: Bundle, series: Series, options: Options, branches: int, ceilings: Ceilings
+) -> tuple[Point, ...]:
     """Each graph at the median of its part; what isn't a graph's in a part counts as its own time."""
-    rows = branches * series.batch
-    axes = {"B": series.batch, "G": branches, "R": rows, "N": series.evaluations}
-    parts = {"condition": "condition", "timestep": "timestep", "step": "evaluation", "decode": "decode"}
+    axes = {"B": series.batch, "G": branches, "R": branches * series.batch, "N": series.evaluations}
+    parts = {"condition": "condition", "timestep": "timestep", "decode": "decode"}
+    if options.request.guidance_interval is None:  # else evaluations differ in how many branches they run
+        parts["step"] = "evaluation"
     seconds = {role: series.parts[part].p50 for role, part in parts.items()}
     return tuple(roofline(bundle, axes, seconds, ceilings))
 
 
-def _sample(
-    result: Result, threads: int | None, batch: int, phase: Phase, number: int, began: float, total: float
-) -> Sample:
+def _timings(result: Result, total: float) -> dict[str, Any]:
+    """The parts of a request, as a sample has them."""
     timings = result.timings
-    return Sample(
-        threads, batch, phase, number, began, total, timings.condition, timings.timestep, timings.loop,
-        tuple(timings.steps), timings.decode, total - timings.total, timings.jitter,
-    )  # fmt: skip
+    parts = {name: getattr(timings, name) for name in ("condition", "timestep", "loop", "decode", "jitter")}
+    return {**parts, "steps": tuple(timings.steps), "host": total - timings.total}
 
 
-def _streamed(generator: Generator, arguments: Mapping[str, Any]) -> Result:
-    """A request row by row."""
-    for row in generator.stream(**arguments):
-        if row.last:
-            result = row.result()
+def _streamed(generator: Generator, request: Request) -> Result:
+    """A request, evaluation by evaluation."""
+    for progress in generator.stream(request):
+        if progress.last:
+            result = progress.result()
     return result
 
 
@@ -343,11 +366,23 @@ def _versions(backend: str) -> dict[str, str]:
 def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
     """The request with the bundle's defaults where it was silent, and how it was repeated."""
     defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
-    given = {name: value for name, value in options.request.items() if value is not None}
+    said = said_of(options.request)
+    given = {name: _plain(value) for name, value in said.items() if name not in ("conditions", "negative")}
     asked = {
         kind: {name: [v if isinstance(v, (str, int)) else f"array {np.shape(v)}" for v in values]
-               for name, values in getattr(options, kind).items()}
-        for kind in ("conditions", "negative") if kind == "conditions" or options.negative
+               for name, values in said.get(kind, {}).items()}
+        for kind in ("conditions", "negative") if kind == "conditions" or said.get(kind)
     }  # fmt: skip
-    repeated = {name: getattr(options, name) for name in ("runs", "warmup", "seconds", "new")}
+    repeated = {name: _plain(getattr(options, name)) for name in ("runs", "warmup", "seconds", "new")}
     return {**defaults, **given, **asked, **repeated}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no number for, such as an interval without an end, as text."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _excluded(options: Options) -> tuple[str, ...]:
+    return EXCLUDED if options.rate is None else (*EXCLUDED[:-1], QUEUED)

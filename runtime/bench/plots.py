@@ -1,4 +1,7 @@
-"""Diagrams as SVG elements, drawn by plain functions.  Colours and sizes of text are the style sheet's, by class."""
+"""Diagrams as SVG elements, drawn by plain functions.  Colours and sizes of text are the style sheet's, by class.
+
+A plotting library would be tens of megabytes more on every robot, for five diagrams of a page.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -45,7 +45,7 @@ def page(measured: Measured, samples: Sequence[Sample]) -> bytes:
     _table(body, bench_text.facts(measured), facts=True)
     for series in measured.series:
         of_it = [s for s in samples if (s.threads, s.batch, s.phase) == (series.threads, series.batch, "measured")]
-        _series(body, series, [1000 * s.total for s in of_it])
+        _series(body, series, of_it)
     if len(measured.series) > 1:
         _add(body, "h2", "Throughput")
         names = [f"batch {s.batch}" + (f", threads {s.threads}" if s.threads else "") for s in measured.series]
@@ -62,9 +62,9 @@ def page(measured: Measured, samples: Sequence[Sample]) -> bytes:
 
 def spans(sample: Sample) -> list[tuple[str, int, float, float]]:
     """(name, colour, start, length) in milliseconds, in order; what the host does between them is put at the start."""
-    rows = [(f"row {i}", 2 if i % 2 else 1, seconds) for i, seconds in enumerate(sample.steps, 1)]
+    steps = [(f"evaluation {i}", 2 if i % 2 else 1, seconds) for i, seconds in enumerate(sample.steps, 1)]
     parts = [
-        ("host", 4, sample.host), ("condition", 0, sample.condition), ("timestep", 3, sample.timestep), *rows,
+        ("host", 4, sample.host), ("condition", 0, sample.condition), ("timestep", 3, sample.timestep), *steps,
         ("decode", 0, sample.decode),
     ]  # fmt: skip
     found, start = [], 0.0
@@ -74,17 +74,23 @@ def spans(sample: Sample) -> list[tuple[str, int, float, float]]:
     return found
 
 
-def _series(body: Element, series: Series, totals: Sequence[float]) -> None:
+def _series(body: Element, series: Series, samples: Sequence[Sample]) -> None:
+    totals = [1000 * s.total for s in samples]
     _add(body, "h2", f"{bench_text.title(series)}, in milliseconds")
     _table(body, bench_text.part_rows(series))
     _list(body, bench_text.remarks(series))
+    if series.arrivals:
+        _add(body, "h3", "Latency from when a request was due")
+        latencies = [1000 * (s.began + s.total - s.due) for s in samples if s.due is not None]
+        caption = "Share of the requests that were done at most so long after they were due."
+        _figure(body, plots.distribution({"latency": latencies}, "ms"), caption)
     halves = {name: half for name, half in zip(HALVES, (totals[::2], totals[1::2]), strict=True) if half}
     _add(body, "h3", "End to end, two interleaved halves of the requests")
     caption = "The halves did the same: how they differ is this machine's noise."
     _figure(body, plots.histogram(halves, "ms"), caption)
     _figure(body, plots.distribution(halves, "ms"), "Share of the requests that took at most so long.")
     _add(body, "h3", "The median request")
-    caption = "Rows are in two colours; all that the host did beside the graphs is drawn at the start."
+    caption = "Evaluations are in two colours; all that the host did beside the graphs is drawn at the start."
     _figure(body, plots.timeline(spans(series.median), "ms", LEGEND), caption)
 
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmgen.runtime.base.text_table import table
+from mmgen.runtime.bench.arrivals import Arrivals
 from mmgen.runtime.bench.ceilings import Ceilings
 from mmgen.runtime.bench.cold_start import Start
 from mmgen.runtime.bench.figures import FEWEST, Noise, Ratio, Summary, summary
-from mmgen.runtime.bench.measure import Measured, Series
+from mmgen.runtime.bench.measure import STREAMED, Measured, Series
 
 PARTS = {
     "total": "end to end",
@@ -15,7 +16,7 @@ PARTS = {
     "timestep": "timestep",
     "loop": "loop",
     "evaluation": "an evaluation",
-    "jitter": "jitter of rows",
+    "jitter": "jitter of evaluations",
     "decode": "decode",
     "host": "host",
 }
@@ -36,7 +37,6 @@ def text(measured: Measured) -> str:
 def facts(measured: Measured) -> list[tuple[str, str]]:
     """What figures mean nothing without."""
     context = measured.context
-    request = context.request
     before, after = (_clocks(state) for state in (context.machine, context.after))
     rows = [
         ("bundle", f"{context.bundle}, {context.precision}, bundle.json sha256 {context.sha256[:16]}"),
@@ -44,7 +44,7 @@ def facts(measured: Measured) -> list[tuple[str, str]]:
         ("machine", context.machine["board"] or context.machine["cpu"] or "unknown"),
         ("clocks before", before),
         ("clocks after", after if after != before else ""),
-        ("request", f"solver {request['solver']}, {request['steps']} steps, guidance {request['guidance']:g}"),
+        ("request", _request(context.request)),
         ("host memory", f"at most {measured.peak_memory / 2**20:.0f} MiB, for all that follows but cold starts"),
         *(("included", line) for line in context.included),
         *(("not included", line) for line in context.excluded),
@@ -67,23 +67,29 @@ def title(series: Series) -> str:
 
 
 def part_rows(series: Series) -> list[tuple[str, ...]]:
-    """A line for each part of a request, in milliseconds."""
-    rows: list[tuple[str, ...]] = [("part", "p50", "p90", "p99", "min", "mean", "std", "share")]
+    """A line for each part of a request, in milliseconds; on CUDA the median of its graph on the GPU beside them."""
+    heads = ("part", "p50", "p90", "p99", "min", "mean", "std", "share")
+    rows: list[tuple[str, ...]] = [(*heads, "gpu") if series.gpu else heads]
     whole = series.parts["total"].mean
     for name, label in PARTS.items():
         part = series.parts[name]
         share = "" if name in ("evaluation", "jitter") else f"{part.mean / whole:.0%}"
-        rows.append((label, *(milli(v) for v in _columns(part)), share))
+        row = (label, *(milli(v) for v in _columns(part)), share)
+        gpu = milli(series.gpu[name].p50) if name in series.gpu else ""
+        rows.append((*row, gpu) if series.gpu else row)
     return rows
 
 
 def remarks(series: Series) -> list[str]:
     """What is to be known beside the figures, a line each."""
     total, cores = series.parts["total"], series.cores
-    lines = [f"{series.throughput:.3g} samples a second"]
+    without = " if requests came without a pause" if series.arrivals else ""
+    lines = [f"{series.throughput:.3g} samples a second{without}"]
     if total.p50_interval:
         low, high = map(milli, total.p50_interval)
         lines[0] += f"; median between {low} and {high} ms with 95 %"
+    if series.arrivals:
+        lines = [*arrival_lines(series.arrivals), *lines]
     if total.count < 100:
         lines.append(f"p99 of {total.count} requests is close to the slowest of them")
     lines.append(noise_text(series.noise, total.count))
@@ -93,8 +99,24 @@ def remarks(series: Series) -> list[str]:
     if series.power.total is not None and series.joules is not None:
         rail, watts = series.power.total
         lines.append(f"{rail} {watts:.1f} W in the mean, {series.joules:.3g} J for a sample, idle power included")
+    if series.gpu:
+        lines.append(f"gpu: median between CUDA's events around a graph, in up to {STREAMED} requests beside these")
     if series.device_memory is not None:
         lines.append(f"{series.device_memory / 2**20:.0f} MiB less of the device's memory free than before loading")
+    return lines
+
+
+def arrival_lines(arrivals: Arrivals) -> list[str]:
+    """How requests that were due at fixed times were served."""
+    latency, deadline = arrivals.latency, milli(arrivals.deadline)
+    spread = ", ".join(f"{name} {milli(getattr(latency, name))}" for name in ("p50", "p90", "p99", "max"))
+    counted = f"{arrivals.due} due, {arrivals.done} done, {arrivals.late} late, {arrivals.queue} waiting at the end"
+    lines = [
+        f"{arrivals.rate:g} requests a second: {counted}; late is more than {deadline} ms after a request was due",
+        f"latency from when a request was due, in ms: {spread}",
+    ]
+    if arrivals.queue:
+        lines.append("latency is that of the requests that were done; those that still waited have more")
     return lines
 
 
@@ -169,6 +191,14 @@ def _ratio(ratio: Ratio) -> str:
 
 def _change(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %"
+
+
+def _request(request: dict[str, Any]) -> str:
+    told = [f"solver {request['solver']}", f"{request['steps']} steps", f"guidance {request['guidance']:g}"]
+    if interval := request.get("guidance_interval"):
+        told.append("from {} to {} of noise to data".format(*interval))
+    told += [f"{name} {request[name]}" for name in ("sigmas", "seed") if name in request]
+    return ", ".join(told)
 
 
 def _clocks(state: dict[str, Any]) -> str:

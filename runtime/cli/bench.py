@@ -9,29 +9,44 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.cli.terminal import Command, Progress, say
+from mmgen.runtime.cli.options import (
+    backend_option,
+    bundle_argument,
+    class_option,
+    condition_option,
+    guidance_option,
+    interval_option,
+    prompt_option,
+    seed_option,
+    sigmas_option,
+    solver_option,
+    steps_option,
+)
+from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 from mmgen.runtime.files.atomic import followed, whole_file
 
 if TYPE_CHECKING:
     from mmgen.runtime.bench.measure import Sample
 
+REQUEST = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")  # options that are a request's own
+
 
 @click.command(cls=Command)
-@click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
-              help="Text to generate from; may be repeated.  Without conditions: those of the bundle's own comparison "
-              "with torch.")  # fmt: skip
-@click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated.")
-@click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
-              help="Any condition, by name: text, a class, JSON numbers or a .npy file; may be repeated.")  # fmt: skip
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
-@click.option("--solver", help="How the process is undone.")
+@bundle_argument
+@prompt_option
+@class_option
+@condition_option
+@steps_option
+@guidance_option
+@interval_option
+@seed_option
+@solver_option
+@sigmas_option
 @click.option("--batch", multiple=True, type=int, default=(1,), metavar="B", show_default=True,
               help="Samples at once; may be repeated.")  # fmt: skip
 @click.option("--threads", multiple=True, type=int, default=(None,), metavar="T",
               help="Threads of a CPU backend, one a core unless given; may be repeated.")  # fmt: skip
-@click.option("--backend", default="auto", show_default=True, metavar="NAME", help="What runs the graphs.")
+@backend_option
 @click.option("--runs", type=int, default=100, show_default=True, help="Requests of each batch size and threads.")
 @click.option("--warmup", type=int, default=3, show_default=True, help="Requests before them, which don't count.")
 @click.option("--seconds", type=float, default=20.0, show_default=True,
@@ -39,50 +54,62 @@ if TYPE_CHECKING:
 @click.option("--new", type=click.Choice(["all", "condition", "nothing"]), default="all", show_default=True,
               help="What is not as in the request before, and so isn't there already.")  # fmt: skip
 @click.option("--starts", type=int, default=3, show_default=True, help="Fresh processes, for the cold start.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures.")
+@click.option("--rate", type=float, metavar="HZ",
+              help="So many requests a second are due, at fixed times, whether or not the one before is done; latency "
+              "counts from when a request was due.  Without it, each is made when the one before is done.")  # fmt: skip
+@click.option("--deadline", type=float, metavar="SECONDS",
+              help="With --rate: what a request may take, from when it was due; one period unless given.  Later ones "
+              "are counted, and made all the same.")  # fmt: skip
+@click.option("--nvtx", is_flag=True, help="Mark each request and each graph for NVIDIA's profilers; needs the extra "
+              "profiling.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.json",
+              help="Write all figures, as --json prints them.")  # fmt: skip
 @click.option("--samples", "samples_file", type=click.Path(path_type=Path), metavar="FILE.jsonl",
               help="Write every request's times, one a line; also after Ctrl-C.")  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), metavar="DIR", help="Write DIR/index.html, with diagrams.")
+@json_option
 def bench(
     folder: Path,
     prompts: tuple[str, ...],
     class_ids: tuple[int, ...],
     others: tuple[str, ...],
-    steps: int | None,
-    guidance: float | None,
-    solver: str | None,
-    json_file: Path | None,
+    output: Path | None,
     samples_file: Path | None,
     report: Path | None,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Measure how long requests take here, part by part, and how small a difference means nothing.
 
-    Requests are made one after the other until --runs or --seconds is reached.  Each is a call of generate as programs
-    make it; what is included and what isn't is said with the figures.
+    Requests are made one after the other, or at --rate, until --runs or --seconds is reached.  Each is a call of
+    generate as programs make it; what is included and what isn't is said with the figures.
     """
-    from mmgen.runtime.bench.measure import Options, golden_conditions, golden_negative, measure
+    from mmgen.runtime.bench.measure import Options, measure
     from mmgen.runtime.bench.report import page
     from mmgen.runtime.bench.text import text
     from mmgen.runtime.cli.arguments import conditions
     from mmgen.runtime.files.json_records import to_json
+    from mmgen.runtime.request.example import example_conditions, example_negative
+    from mmgen.runtime.request.request import Request
     from mmgen.runtime.storage.bundle import read_bundle
 
     bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured
-    given = golden_conditions(bundle, conditions(bundle, prompts, class_ids, others))
-    request = {"steps": steps, "guidance": guidance, "solver": solver}
-    asked = Options(given, request, golden_negative(bundle, guidance), **options)
+    given = example_conditions(bundle, conditions(bundle, prompts, class_ids, others))
+    said = {name: options.pop(name) for name in REQUEST}
+    negative = example_negative(bundle, said["guidance"])
+    asked = Options(Request(conditions=given, negative=negative, **said), **options)
     with (
-        _whole(json_file and followed(json_file)) as write,
+        _whole(output and followed(output)) as write,
         _whole(report and _made(report) / "index.html") as write_page,
         _kept(samples_file and followed(samples_file)) as samples,
         Progress() as progress,
     ):
         measured = measure(folder, asked, samples.append, progress)
-        write(_line(to_json(measured)))
+        record = to_json(measured)
+        write(_line(record))
         if report:
             write_page(page(measured, samples))
-    say(text(measured))
+    show(record, as_json, lambda: text(measured))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from mmgen.runtime.files.json_records import read_json, to_json
 from mmgen.runtime.solvers.options import described
 from mmgen.runtime.solvers.registry import options_of, solvers_for
 from mmgen.runtime.storage.process import Process
-from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Receipt
+from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Media, Receipt
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def _made_up(bundle: Bundle) -> str:
 
 def text(bundle: Bundle) -> str:
     """All that people want to know of it."""
-    media, defaults = bundle.media, bundle.defaults
+    defaults = bundle.defaults
     facts = [
         ("bundle", f"{bundle.name}, {bundle.format}, licence {bundle.licence}"),
         ("source", f"{bundle.provenance.source or 'unknown'}, sha256 {bundle.provenance.sha256[:16] or 'unknown'}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in bundle.provenance.versions.items())),
-        ("media", f"{media.kind}, {media.dtype} {_shape(media.shape)}, from latents {_shape(bundle.latent_shape)}"),
+        ("media", f"{_media(bundle.media)}, from latents {_shape(bundle.latent_shape)}"),
         ("process", _process(bundle.process)),
         *(("condition", _condition(condition)) for condition in bundle.conditions),
         ("defaults", f"solver {defaults.solver}, {defaults.steps} steps, guidance {defaults.guidance:g}"),
@@ -156,6 +156,15 @@ def _process(process: Process) -> str:
         case "masked":
             what = f"{process.codes} codes, mask {process.mask_id}"
     return "; ".join([f"{process.kind}, {what}", *changed])
+
+
+def _media(media: Media) -> str:
+    told = [media.kind, f"{media.dtype} {_shape(media.shape)}"]
+    if media.range is not None:
+        told.append("values from {:g} to {:g}".format(*media.range))
+    if media.rate is not None:
+        told.append(f"{media.rate:g} a second")
+    return ", ".join(told)
 
 
 def _condition(condition: Condition) -> str:

@@ -11,13 +11,27 @@ from typing import Any
 import click
 import numpy as np
 
-from mmgen.runtime.backends.registry import NAMES
 from mmgen.runtime.base import distribution
 from mmgen.runtime.cli.arguments import also as read_also
 from mmgen.runtime.cli.arguments import conditions as read_conditions
 from mmgen.runtime.cli.arguments import negative as read_negative
 from mmgen.runtime.cli.arguments import options as read_options
 from mmgen.runtime.cli.bench import bench
+from mmgen.runtime.cli.options import (
+    backend_option,
+    bundle_argument,
+    class_option,
+    condition_option,
+    guidance_option,
+    interval_option,
+    key_option,
+    prompt_option,
+    seed_option,
+    sigmas_option,
+    solver_option,
+    steps_option,
+    threads_option,
+)
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 from mmgen.runtime.generator import load
@@ -25,7 +39,6 @@ from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.media_files import read_array, read_mask, read_media
 from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.options import over_defaults
-from mmgen.runtime.solvers.registry import SOLVERS
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
@@ -62,30 +75,20 @@ def main() -> None:
 
 main.add_command(bench)
 
-bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
-backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
-                              help=f"What runs the graphs: {', '.join(NAMES)}; or the first that works.")  # fmt: skip
-key_option = click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE",
-                          help="Take only a bundle, and engines, that mmgen sign signed with its key.")  # fmt: skip
-threads_option = click.option("--threads", type=int, help="Threads of a CPU backend; one a core unless given.")
-
-
 @main.command()
 @bundle_argument
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to generate from; may be repeated.")
-@click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated.")
-@click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
-              help="Any condition, by name: text, a class, JSON numbers or a .npy file; may be repeated.")  # fmt: skip
+@prompt_option
+@class_option
+@condition_option
 @click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
               help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
 @click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
               help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
 @click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
               help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
-@click.option("--guidance-interval", type=(float, float), metavar="LOW HIGH",
-              help="Ratios of noise to data; outside it there is no guidance, at half the cost.")  # fmt: skip
+@steps_option
+@guidance_option
+@interval_option
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
@@ -99,11 +102,11 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-@click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default.")
+@seed_option
+@solver_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
-@click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
+@sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", required=True, metavar="OUT",
               help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
@@ -163,7 +166,7 @@ def generate(
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
     record = {
         "files": [str(file) for file in files],
-        "media": {"kind": bundle.media.kind, "dtype": str(result.media.dtype), "shape": result.media.shape},
+        "media": {**vars(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": told,
         "delivered": {name: getattr(result, name) for name in DELIVERED},
@@ -175,12 +178,19 @@ def generate(
 @main.command()
 @bundle_argument
 @key_option
+@click.option("--trtexec", "as_trtexec", is_flag=True,
+              help="Print in its place a command of NVIDIA's trtexec for each graph, with the shapes that mmgen build "
+              "gives its engines.")  # fmt: skip
 @json_option
-def inspect(folder: Path, public_key: Path | None, as_json: bool) -> None:
+def inspect(folder: Path, public_key: Path | None, as_trtexec: bool, as_json: bool) -> None:
     """Check a bundle's files and say what it is."""
-    from mmgen.runtime.cli import describe
+    from mmgen.runtime.cli import describe, trtexec
 
     bundle = read_bundle(folder, public_key=public_key)
+    if as_trtexec:
+        commands = trtexec.commands(bundle)
+        show({"trtexec": commands}, as_json, lambda: trtexec.text(commands))
+        return
     show(describe.record(bundle), as_json, lambda: describe.text(bundle))
 
 

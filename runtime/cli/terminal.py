@@ -1,4 +1,7 @@
-"""How every command speaks: one-line errors, exit codes, progress on stderr, results on stdout."""
+"""How every command speaks: one-line errors, exit codes, progress on stderr, results on stdout.
+
+The bar is drawn here, since libraries for such bars, click's own too, end a command whose stderr can't be written.
+"""
 
 import codecs
 import json

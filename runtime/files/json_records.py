@@ -1,4 +1,8 @@
-"""JSON of a schema: dataclasses written as it, and read strictly, whoever wrote the file."""
+"""JSON of a schema: dataclasses written as it, and read strictly, whoever wrote the file.
+
+A library for validation would be one more package on every robot and to import at every start, with errors of its own
+in the place of one line.
+"""
 
 import dataclasses
 import json

@@ -77,6 +77,12 @@ class Request:
 NAMES = tuple(field.name for field in fields(Request))
 
 
+def said_of(request: Request) -> dict[str, Any]:
+    """Return what a request says: the attributes that aren't as a request has them that says nothing, and the seed."""
+    silent = vars(Request())
+    return {name: value for name, value in vars(request).items() if value is not silent[name] or name == "seed"}
+
+
 def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given: Mapping[str, object]) -> Request:
     """Put a request and the arguments of a call together.
 

@@ -85,12 +85,16 @@ class Condition:
 
 @dataclass(frozen=True)
 class Media:
-    """What decode makes.  Pictures are uint8 (height, width, 3)."""
+    """What decode makes.  Pictures are uint8 (height, width, 3).
+
+    ``range`` and ``rate`` tell a program what the numbers mean: ``mmgen inspect`` and ``mmgen generate --json`` show
+    them.  Nothing here computes with them: a picture's are those of its eight bits, and .npy files hold numbers alone.
+    """
 
     kind: Literal["image", "array"]
     shape: tuple[int, ...]  # without the batch axis
     dtype: str
-    range: tuple[float, float] | None = None
+    range: tuple[float, float] | None = None  # least and largest value, where they are known
     rate: float | None = None  # samples or frames per second, where time passes
 
 

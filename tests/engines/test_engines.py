@@ -17,13 +17,13 @@ from mmgen.engines import builder, memory, targets
 from mmgen.engines.builder import build
 from mmgen.engines.compile import Job, save_timing_cache, timing_cache
 from mmgen.engines.phases import Phases
-from mmgen.engines.profiles import profiles, shapes
 from mmgen.engines.targets import Target, capabilities, parse, possible
 from mmgen.engines.worker import COMMAND, compile_apart
 from mmgen.runtime.base.distribution import extra
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds import engine_store
 from mmgen.runtime.builds.engine_build import SIDECAR, GraphReport, Place
+from mmgen.runtime.builds.profiles import profiles, shapes
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.schema import Axis, Bundle, Role, TensorSpec
 

@@ -134,6 +134,13 @@ def test_a_condition_that_is_the_same_is_not_computed_again(folder: Path) -> Non
             np.testing.assert_array_equal(result.latents, fresh.generate(label=label, seed=seed).latents)
 
 
+def test_warming_up_runs_the_loop_of_tokens(folder: Path) -> None:
+    backend = Counting()
+    with Generator(read_bundle(folder), backend) as opened:
+        opened.warm_up(batch=2, steps=3)
+        assert backend.calls["step"] == 3 and backend.calls["decode"] == 1
+
+
 def test_codes_are_decoded_and_what_is_none_is_refused(generator: Generator) -> None:
     result = generator.generate(label=1, seed=2)
     media, codes = generator.decode(result.codes)

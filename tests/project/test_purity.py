@@ -17,6 +17,8 @@ VENDORS = {  # by the files that may import them, when asked to; library.py find
     "openvino": {"backends/openvino/backend.py"},
     "tokenizers": {"request/tokenizer.py"},
     "PIL": {"request/media_files.py"},
+    "nvtx": {"bench/watch.py"},
+    "pynvml": {"bench/energy.py"},
     "cuda": {"backends/cuda.py"},
     "tensorrt": set(),
     "tensorrt_rtx": set(),

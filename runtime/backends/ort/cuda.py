@@ -79,10 +79,10 @@ class OrtCuda:
     name = "ort-cuda"
 
     def __init__(self, onnxruntime: Any, device: Device) -> None:
-        self._onnxruntime, self._device = onnxruntime, device
+        self._onnxruntime, self.device = onnxruntime, device
 
     def block(self, host_bytes: int, other_bytes: int) -> Block:
-        return CudaBlock(self._device, host_bytes, other_bytes)
+        return CudaBlock(self.device, host_bytes, other_bytes)
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
@@ -92,17 +92,17 @@ class OrtCuda:
             session = self.session(content, str(readable.parent))
         refuse_cpu(session, str(path))
         check_session(session, role, graph)
-        return OrtCudaRunner(self._device, session, role)
+        return OrtCudaRunner(self.device, session, role)
 
     def record(self, calls: Sequence[Call]) -> Call | None:
         """ONNX Runtime waits after each call."""
         return None
 
     def wait(self) -> None:
-        self._device.wait()
+        self.device.wait()
 
     def close(self) -> None:
-        self._device.close()
+        self.device.close()
 
     def session(self, graph: bytes, weights: str | None = None) -> Any:
         """A session on the GPU, for a model whose weights are in a folder.
@@ -117,11 +117,11 @@ class OrtCuda:
         if weights is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
         cuda = {
-            "device_id": str(self._device.index),
-            "user_compute_stream": str(self._device.stream),  # copies and kernels in one order
+            "device_id": str(self.device.index),
+            "user_compute_stream": str(self.device.stream),  # copies and kernels in one order
             "use_tf32": "0",  # what a bundle keeps in float32 needs it
         }
-        self._device.use()
+        self.device.use()
         session = self._onnxruntime.InferenceSession(
             graph,
             options,

@@ -1,4 +1,6 @@
-"""As much of ONNX's file format as is read and changed here; a runtime doesn't have the package ``onnx``.
+"""As much of ONNX's file format as is read and changed here.
+
+The package ``onnx`` does more and is larger than mmgen's runtime, so a machine that only generates is spared it.
 
 A model is a message of ``protobuf``, which ONNX Runtime is installed with.  Fields that aren't named here are kept.
 """

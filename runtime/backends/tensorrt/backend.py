@@ -26,13 +26,13 @@ class TensorRT:
 
     def __init__(self, flavour: Flavour, shared: Shared, runtime: Any, folder: Path, build: Build) -> None:
         self.name: str = flavour
-        self._device, self._shared, self._runtime = shared.device, shared, runtime
+        self.device, self._shared, self._runtime = shared.device, shared, runtime
         self._folder, self._build = folder, build
         self._runners: list[EngineRunner] = []
         self._complained = False
 
     def block(self, host_bytes: int, other_bytes: int) -> Block:
-        return CudaBlock(self._device, host_bytes, other_bytes)
+        return CudaBlock(self.device, host_bytes, other_bytes)
 
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         engine = self._build.engines[role]
@@ -54,24 +54,24 @@ class TensorRT:
             return None
 
     def wait(self) -> None:
-        self._device.wait()
+        self.device.wait()
 
     def close(self) -> None:
         while self._runners:
             self._runners.pop().close()
         self._runtime = None
-        self._device.close()
+        self.device.close()
 
     def _record(self, calls: Sequence[Call]) -> Call:
         first = {call.context: call for call in reversed(calls) if isinstance(call, EngineCall)}
         settled = [bound.settle() for bound in first]
         for call in first.values():  # what a context puts off to its first run can't be recorded
             call()
-        self._device.wait()
+        self.device.wait()
         for context in settled:
-            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self._device.stream):
+            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self.device.stream):
                 raise MmgenError("TensorRT for RTX says that its stream can't be captured")
-        recorded = self._device.record(calls)
+        recorded = self.device.record(calls)
         for runner in self._runners:  # now, since a program on a device is seldom closed before the power is
             runner.save()
         return recorded

@@ -24,13 +24,14 @@ from tolerances import LIMITS
 from mmgen.engines import compile
 from mmgen.engines.builder import build
 from mmgen.engines.network import parse as parse_graph
-from mmgen.engines.profiles import profiles
 from mmgen.engines.targets import parse
 from mmgen.runtime import load
 from mmgen.runtime.backends.cuda import open_device
 from mmgen.runtime.backends.tensorrt.library import find_library, make_logger
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.bench.watch import watched_generator
 from mmgen.runtime.builds.engine_build import Place
+from mmgen.runtime.builds.profiles import profiles
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.storage import limits
@@ -355,6 +356,23 @@ def test_seconds_against_onnx_runtime_are_told(here: Path) -> None:
     told = ", ".join(f"{name} {1000 * median:.2f} ms" for name, median in medians.items())
     click.echo(f"\n{here.name} / ort-cuda = {medians[here.name] / medians['ort-cuda']:.2f} ({told})")
     assert all(len(values) == RUNS for values in taken.values())
+
+
+@gpu
+def test_gpu_time_of_graphs_is_a_part_of_the_host_s(here: Path) -> None:
+    with watched_generator(read_bundle(here), here.name, None, nvtx=False) as (generator, watch):
+        request = asked(generator.bundle)
+        streamed(generator, **request)
+        with watch.request(timed=True):
+            clock = time.perf_counter()
+            for row in generator.stream(**request):
+                if row.last:
+                    row.result()
+            host = time.perf_counter() - clock
+        taken = watch.taken()
+    assert len(taken["evaluation"]) == 4 and len(taken["decode"]) == 1
+    assert all(value > 0 for values in taken.values() for value in values)
+    assert sum(map(sum, taken.values())) < host
 
 
 @gpu

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tree import ROOT
 
-from mmgen.runtime import load
+from mmgen.runtime import Request, load
 from mmgen.runtime.base.children import python
 from mmgen.runtime.bench.ceilings import host_ceilings
 from mmgen.runtime.bench.cold_start import cold_start
@@ -40,7 +40,7 @@ def test_a_build_that_was_asked_for(trap: Path, bundle_folder: Path) -> None:
 
 
 def test_a_cold_start_and_the_ceilings_of_a_bench(trap: Path, bundle_folder: Path) -> None:
-    cold_start(bundle_folder, "ort-cpu", 1, {"prompt": "red", "steps": 1})
+    cold_start(bundle_folder, "ort-cpu", 1, Request(conditions={"prompt": "red"}, steps=1))
     host_ceilings(1)
     assert not trap.exists()
 

@@ -74,7 +74,7 @@ def test_a_failure_has_its_exit_code_whoever_listens(bundle_copy: Path, how: str
 @pytest.mark.parametrize("command", ["inspect", "verify", "doctor", "bench", "build"])
 def test_so_it_is_with_every_command(bundle_copy: Path, command: str, how: str) -> None:
     more = {
-        "bench": ("--runs", "1", "--warmup", "0", "--steps", "1", "--starts", "1", "--json", "a.json", *CPU),
+        "bench": ("--runs", "1", "--warmup", "0", "--steps", "1", "--starts", "1", "-o", "a.json", *CPU),
         "build": ("--target", "cpu"),
         "verify": CPU,
     }  # fmt: skip

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from commands import done, mmgen
 
-from mmgen.runtime import MmgenError, load
+from mmgen.runtime import MmgenError, Request, load
 from mmgen.runtime.bench.cold_start import cold_start
-from mmgen.runtime.bench.energy import metered, rails
 from mmgen.runtime.bench.figures import median_interval, noise, ratio, summary
-from mmgen.runtime.bench.measure import golden_conditions
 from mmgen.runtime.bench.text import milli, noise_text
 from mmgen.runtime.bench.usage import peak_memory, watched
+from mmgen.runtime.cli.main import main
 from mmgen.runtime.loop.plan import Plan
+from mmgen.runtime.request.example import example_conditions
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import MANIFEST
@@ -120,42 +120,6 @@ def test_what_a_busy_second_core_takes_is_seen() -> None:
     assert used.own * seconds < 0.1
 
 
-# Sensors
-
-
-def sensor(root: Path, **files: str) -> None:
-    folder = root / "sys/class/hwmon/hwmon3"
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_text(content + "\n")
-
-
-def test_a_jetson_s_rails_are_read_while_something_runs(tmp_path: Path) -> None:
-    sensor(
-        tmp_path, name="ina3221", in1_label="VDD_IN", in1_input="5000", curr1_input="2000",
-        in2_label="VDD_SOC", in2_input="5000", curr2_input="300", in7_label="sum of shunt voltages", in7_input="9",
-    )  # fmt: skip
-    assert [rail.name for rail in rails(tmp_path)] == ["VDD_IN", "VDD_SOC"]
-    with metered(tmp_path, gpu=True) as power:
-        time.sleep(0.01)
-    assert power.watts == {"VDD_IN": 10.0, "VDD_SOC": 1.5}
-    assert power.total == ("VDD_IN", 10.0)
-    assert power.seconds >= 0.01
-
-
-def test_a_gpu_is_asked_by_nvidia_s_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text('#!/bin/sh\necho 100.5; echo "[N/A]"; echo 120.5; exec sleep 60\n')
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with metered(tmp_path, gpu=True) as power:
-        time.sleep(0.5)
-    assert power.watts == {"GPU": 110.5}
-    with metered(tmp_path, gpu=False) as power:
-        pass
-    assert power.watts == {} and power.total is None
-
-
 def test_memory_that_was_held_once_stays_the_peak() -> None:
     before = peak_memory()
     block = np.ones(before + 2**24, np.uint8)
@@ -170,7 +134,7 @@ def test_memory_that_was_held_once_stays_the_peak() -> None:
 def measured(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one benchmark wrote."""
     folder = tmp_path_factory.mktemp("bench")
-    files = (f"--json={folder / 'all.json'}", f"--samples={folder / 'samples.jsonl'}")
+    files = (f"--output={folder / 'all.json'}", f"--samples={folder / 'samples.jsonl'}")
     result = done("bench", str(bundle_folder), *QUICK, "--batch=1", "--batch=3", "--batch=1", *files)
     (folder / "out.txt").write_text(result.stdout)
     return folder
@@ -200,6 +164,33 @@ def test_the_record_says_what_was_measured_and_where(measured: Path, bundle_fold
     assert start["peak_memory"] > 2**24
 
 
+def test_json_on_stdout_is_what_output_writes(bundle_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "all.json"
+    printed = done("bench", str(bundle_folder), *QUICK, "--runs=2", "--starts=0", "--json", "-o", str(file)).stdout
+    assert json.loads(printed) == json.loads(file.read_text())
+    assert json.loads(printed)["series"][0]["gpu"] == {}, "there is no GPU's time without one"
+
+
+def test_a_request_is_asked_as_generate_asks_it(bundle_folder: Path) -> None:
+    asked = ("--seed=7", "--solver=euler", "--sigmas=karras", "--guidance=3", "--guidance-interval", "0.2", "inf")
+    record = json.loads(done("bench", str(bundle_folder), *QUICK, "--runs=2", *asked, "--json").stdout)
+    request = record["context"]["request"]
+    assert {name: request[name] for name in ("seed", "solver", "sigmas", "guidance", "guidance_interval")} == {
+        "seed": 7, "solver": "euler", "sigmas": "karras", "guidance": 3.0, "guidance_interval": [0.2, "inf"],
+    }  # fmt: skip
+    (series,) = record["series"]
+    assert "step" not in {point["graph"] for point in series["roofline"]}, "evaluations differ in their branches"
+    said = done("bench", str(bundle_folder), *QUICK, "--runs=2", "--starts=0", *asked).stdout
+    assert "guidance 3, from 0.2 to inf of noise to data, sigmas karras, seed 7" in said
+
+
+def test_options_that_both_have_are_the_same_in_bench_and_generate() -> None:
+    ours, theirs = ({o.name: o.to_info_dict() for o in main.commands[name].params} for name in ("bench", "generate"))
+    for name in ("prompts", "class_ids", "others", "steps", "guidance", "guidance_interval", "seed", "solver", "sigmas",
+                 "backend", "as_json"):  # fmt: skip
+        assert ours[name] == theirs[name]
+
+
 def test_every_request_is_kept_and_its_parts_are_its_total(measured: Path) -> None:
     samples = [json.loads(line) for line in (measured / "samples.jsonl").read_text().splitlines()]
     record = json.loads((measured / "all.json").read_text())
@@ -227,13 +218,13 @@ def test_rows_of_a_loop_that_runs_as_one_are_timed_in_requests_of_their_own(
 ) -> None:
     monkeypatch.setattr(Plan, "loop", lambda self: lambda: [step() for step in self.steps])  # as a CUDA graph
     record, samples = tmp_path / "r.json", tmp_path / "s.jsonl"
-    done("bench", str(bundle_folder), *QUICK, "--starts=0", f"--json={record}", f"--samples={samples}")
+    done("bench", str(bundle_folder), *QUICK, "--starts=0", f"--output={record}", f"--samples={samples}")
     (series,) = json.loads(record.read_text())["series"]
     phases = [(s["phase"], len(s["steps"]), s["jitter"]) for s in map(json.loads, samples.read_text().splitlines())]
     assert phases.count(("measured", 0, None)) == series["parts"]["total"]["count"] == 14
-    assert [phase for phase, rows, _ in phases if rows] == ["row by row"] * 10
+    assert [phase for phase, rows, _ in phases if rows] == ["by evaluation"] * 10
     assert series["evaluations"] == 3 and series["parts"]["evaluation"]["count"] == 30
-    assert series["median"]["phase"] == "row by row" and len(series["median"]["steps"]) == 3
+    assert series["median"]["phase"] == "by evaluation" and len(series["median"]["steps"]) == 3
 
 
 def test_time_that_is_up_ends_it(bundle_folder: Path) -> None:
@@ -242,10 +233,11 @@ def test_time_that_is_up_ends_it(bundle_folder: Path) -> None:
     assert "noise floor unknown: 1 requests are too few" in result.stdout
 
 
-def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--rate=20"]], ids=["one after the other", "at a rate"])
+def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path, more: list[str]) -> None:
     Path("old.json").write_text("old")
     code = "from mmgen.runtime.cli.main import main; main()"
-    arguments = ["bench", "b.mmgen", "--runs=1000000", "--seconds=600", "--samples=s.jsonl", "--json=old.json"]
+    arguments = ["bench", "b.mmgen", "--runs=1000000", "--seconds=600", "--samples=s.jsonl", "--output=old.json", *more]
     with subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -272,8 +264,11 @@ def test_ctrl_c_keeps_the_samples_and_leaves_no_half_a_record(bundle_copy: Path)
         (["b.mmgen", "--seconds=0"], "seconds, got 0.0, wanted more than 0"),
         (["b.mmgen", "--steps=0"], "steps, got 0"),
         (["b.mmgen", "--solver=magic"], "solver, got 'magic'"),
+        (["b.mmgen", "--sigmas=magic"], "sigmas, got 'magic'"),
+        (["b.mmgen", "--seed=-1"], "seed, got -1"),
+        (["b.mmgen", "--guidance-interval", "5", "1"], "guidance_interval, got (5.0, 1.0)"),
         (["b.mmgen", "--backend=abacus"], "backend, got 'abacus'"),
-        (["b.mmgen", "--json=nowhere/all.json"], "all.json can't be written"),
+        (["b.mmgen", "--output=nowhere/all.json"], "all.json can't be written"),
         (["b.mmgen", "--samples=nowhere/s.jsonl"], "s.jsonl can't be written"),
     ],
 )
@@ -287,14 +282,14 @@ def test_what_is_wrong_is_one_line(bundle_copy: Path, arguments: list[str], word
 
 def test_a_fresh_process_that_fails_says_why(bundle_copy: Path) -> None:
     with pytest.raises(MmgenError, match=r"a fresh process that makes one request failed .*steps, got 0"):
-        cold_start(bundle_copy, "ort-cpu", 1, {"steps": 0})
+        cold_start(bundle_copy, "ort-cpu", 1, Request(steps=0))
 
 
 def test_conditions_that_are_not_given_are_the_golden_ones(bundle_folder: Path) -> None:
     bundle = read_bundle(bundle_folder)
-    golden = golden_conditions(bundle, {})
+    golden = example_conditions(bundle, {})
     assert set(golden) == {"prompt", "label"}
-    assert golden_conditions(bundle, {"prompt": ["red"]}) == {"prompt": ["red"]}
+    assert example_conditions(bundle, {"prompt": ["red"]}) == {"prompt": ["red"]}
 
 
 def test_forgetting_runs_the_graphs_again_with_the_same_result(bundle_folder: Path) -> None:

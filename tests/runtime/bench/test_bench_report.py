@@ -69,7 +69,7 @@ def test_names_are_escaped(page: str) -> None:
 
 def test_it_has_the_figures_and_the_diagrams(page: str) -> None:
     parsed = Page(page)
-    for words in ("end to end", "jitter of rows", "not included", "means nothing here", "samples a second",
+    for words in ("end to end", "jitter of evaluations", "not included", "means nothing here", "samples a second",
                   "until the first media", "batch 2, threads 1: 12 requests of 3 evaluations"):  # fmt: skip
         assert words in parsed.text
     drawings = [attributes["aria-label"] or "" for tag, attributes in parsed.tags if tag == "svg"]

@@ -104,7 +104,9 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
     record = json.loads(result.stdout)
     assert set(record) == {"files", "media", "backend", "request", "delivered", "timings"}
     assert record["files"] == ["out.png"]
-    assert record["media"] == {"kind": "image", "dtype": "uint8", "shape": [1, 16, 16, 3]}
+    assert record["media"] == {
+        "kind": "image", "dtype": "uint8", "shape": [1, 16, 16, 3], "range": [0.0, 255.0], "rate": None,
+    }  # fmt: skip
     assert record["request"] == {
         "conditions": {"prompt": ["red"]}, "steps": 2, "guidance": 2.0, "seed": 0, "solver": "ddim",
         "sigmas": "schedule", "count": 1,
@@ -112,6 +114,17 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
     times = {"encode", "condition", "timestep", "loop", "steps", "decode", "total", "jitter"}
     assert set(record["timings"]) == times
     assert json.dumps(record["request"]).encode() in (here / "out.png").read_bytes(), "the picture says how it was made"
+
+
+def test_what_numbers_of_media_mean_is_told_where_the_bundle_knows_it(here: Path) -> None:
+    def media() -> str:
+        return next(line for line in done("inspect", "b.mmgen").stdout.splitlines() if line.startswith("media"))
+
+    assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), values from 0 to 255, from latents (4, 8, 8)"
+    edit(here / "b.mmgen", lambda record: record["media"].update(range=None, rate=24.0))
+    assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), 24 a second, from latents (4, 8, 8)"
+    edit(here / "b.mmgen", lambda record: [record["media"].pop(name) for name in ("range", "rate")])
+    assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), from latents (4, 8, 8)", "as an older one may be"
 
 
 def test_inspect_tells_people_and_machines_what_a_bundle_is(here: Path) -> None:

@@ -301,7 +301,7 @@ def test_a_picture_that_was_named_by_a_link_is_where_it_leads(tmp_path: Path) ->
 
 def test_a_report_that_was_named_by_a_link_is_where_it_leads(bundle: Bundle, tmp_path: Path, elsewhere: Path) -> None:
     (tmp_path / "there").mkdir()
-    asked = {"--json": "a.json", "--samples": "a.jsonl", "--report": ""}
+    asked = {"--output": "a.json", "--samples": "a.jsonl", "--report": ""}
     named = {option: link(tmp_path / f"link{option}", tmp_path / "there" / name) for option, name in asked.items()}
     link(tmp_path / "there" / "index.html", elsewhere / "file")
     few = ("--runs", "1", "--warmup", "0", "--steps", "1", "--starts", "0", "--backend", "ort-cpu")

@@ -57,6 +57,18 @@ def test_results_are_those_of_onnx_runtime(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING], caplog.text
 
 
+@each_flavour
+def test_after_warming_up_the_first_request_only_writes_and_launches(machine: Machine, bundle: Path) -> None:
+    with load(bundle, machine.flavour) as generator:
+        generator.warm_up(batch=2, steps=3)
+        assert machine.cuda.calls.count("cudaGraphInstantiate") == 1
+        del machine.cuda.calls[:]
+        generator.generate(**ASKED)
+        assert machine.cuda.calls.count("cudaGraphLaunch") == 1
+        for slow in ("cudaMalloc", "cudaMallocHost", "cudaEventCreateWithFlags", "cudaGraphInstantiate"):
+            assert slow not in machine.cuda.calls, "it was done before"
+
+
 @every_release
 def test_a_stream_is_the_same_row_by_row(machine: Machine, bundle: Path, wanted: Generator) -> None:
     with load(bundle, machine.flavour) as generator:

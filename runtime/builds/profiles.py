@@ -1,6 +1,9 @@
-"""The shapes that engines are made for: ranges of the named axes B, G, R = G B and N."""
+"""The shapes that engines are made for: ranges of the named axes B, G, R = G B and N.
 
-from collections.abc import Mapping
+What builds engines and what tells ``trtexec`` have them from here, so that they agree.
+"""
+
+from collections.abc import Mapping, Sequence
 
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Flavour
@@ -8,6 +11,7 @@ from mmgen.runtime.storage.schema import Axis, Bundle, TensorSpec
 
 Profile = dict[str, Axis]  # by axis
 Shape = tuple[int, ...]
+Shapes = tuple[Shape, Shape, Shape]  # the least, the usual and the largest
 
 
 def profiles(bundle: Bundle, flavour: Flavour, axes: Mapping[str, Axis] | None = None) -> tuple[Profile, ...]:
@@ -32,7 +36,17 @@ def profiles(bundle: Bundle, flavour: Flavour, axes: Mapping[str, Axis] | None =
     return (full,) if flavour == "tensorrt-rtx" or usual == full else (usual, full)
 
 
-def shapes(spec: TensorSpec, profile: Profile) -> tuple[Shape, Shape, Shape]:
+def dynamic_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> list[dict[str, Shapes]]:
+    """Return the shapes of a graph's inputs with named axes, by name, for each profile.
+
+    A graph needn't have every axis, so of profiles that are the same for it there is one.
+    """
+    dynamic = [spec for spec in inputs if any(isinstance(n, str) for n in spec.shape)]
+    found = [{spec.name: shapes(spec, profile) for spec in dynamic} for profile in profiles]
+    return [each for i, each in enumerate(found) if each not in found[:i]]
+
+
+def shapes(spec: TensorSpec, profile: Profile) -> Shapes:
     """The least, the usual and the largest shape of an input."""
 
     def at(which: str) -> Shape:
