@@ -62,7 +62,7 @@ def environment(name: str, work: Path) -> None:
 
 def source(model: Model, work: Path) -> None:
     """A model's folder: its weights as diffusers has them, and ONNX as torch alone exports it."""
-    weights = [ROOT / "tests" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
+    weights = [ROOT / "tests" / "models" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
     weights.append(ROOT / "export" / "checkpoints" / "emoji" / "config.json")  # has the hash of its own
     key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *weights])}"
     if _done(folder := work / model.name, key):
@@ -86,7 +86,7 @@ def bundle(model: Model, policy: str, work: Path) -> None:
     if _done(made, key):
         return
     _tell(f"exporting {model.title}, {policy}")
-    given = {"text": [], "action": [f"{ROOT / 'tests' / 'action_head.py'}:true_size"]}
+    given = {"text": [], "action": [f"{ROOT / 'tests' / 'models' / 'action_head.py'}:true_size"]}
     origin = given.get(model.kind, [str(work / model.name / "diffusers")])
     command = [python(work, "torch").parent / "mmgen-export", *origin, *EXPORT[policy], "-o", made]
     subprocess.run(command, check=True, stdout=sys.stderr)

@@ -24,7 +24,7 @@ import numpy as np
 
 AMUSED, GUIDANCE = "aMUSEd-256", 3.0
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path[:0] = [str(ROOT / "tests" / name) for name in ("models", "support")]
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def amused_parity(folder: Path, bundle: Path, steps: int) -> dict[str, float]:
 
 def child(code: str) -> None:
     """Run code in a process of its own, so that its memory is given back."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "models")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
