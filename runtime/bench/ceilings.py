@@ -80,7 +80,7 @@ def device_ceilings() -> Ceilings:
 
 
 def main() -> None:
-    """What the process does: measure with as many threads as its argument says, and print."""
+    """Measure with as many threads as the argument says, and print the figures; run in a process of its own."""
     threads = int(sys.argv[1])
     clock, used = time.perf_counter(), time.process_time()
     operations = max(2 * side**3 / _best(_product(side)) for side in SIDES)

@@ -62,7 +62,7 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Request
 
 
 def main() -> None:
-    """What the process does: read what is asked on stdin, and tell of it in a line on stdout."""
+    """Read a request on stdin, make it, and print its times in one line; run in the fresh process."""
     asked = json.load(sys.stdin)
     request = Request(**asked.pop("request"))
     began = time.perf_counter()

@@ -82,7 +82,7 @@ def metered(root: Path = Path("/"), *, gpu: bool) -> Iterator[Power]:
 
 
 def _meter(root: Path, gpu: bool, readings: dict[str, list[float]]) -> AbstractContextManager[None]:
-    """The best that there is to measure with; it adds watts to ``readings``, by rail."""
+    """Choose the best meter of this machine; it adds watts to ``readings``, by rail."""
     if sensors := rails(root):
         return _reading(sensors, readings)
     if gpu and (counter := open_counter()):

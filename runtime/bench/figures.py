@@ -68,7 +68,7 @@ def summary(samples: Sequence[float]) -> Summary:
 
 
 def median_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The order statistics between which the median lies with at least 95 %, whatever the distribution.
+    """Find the order statistics between which the median lies with at least 95 %, whatever the distribution.
 
     Of n samples the number below the median is binomial (n, 1/2): with x sorted, from 0, the median is outside
     [x[k], x[n-1-k]] with probability 2 P(number <= k) (David and Nagaraja, Order Statistics, section 7.1).

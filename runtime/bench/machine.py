@@ -36,7 +36,7 @@ def record(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def state(root: Path = Path("/")) -> dict[str, Any]:
-    """What of it changes while it works: power mode, clocks, temperature.  None is what can't be told."""
+    """Read what changes while the machine works: power mode, clocks, temperature.  None: unknown."""
     return {
         "power_mode": _power_mode(_read(root / "etc/nvpmodel.conf")),
         "cpu_clock": _cpu_clock(root / "sys/devices/system/cpu/cpufreq"),
@@ -71,7 +71,7 @@ def _packages(status: str) -> dict[str, str]:
 
 
 def _power_mode(configuration: str) -> dict[str, Any] | None:
-    """The mode that ``nvpmodel -q`` names; the board's unlimited one, whose number isn't 0 everywhere."""
+    """Read the mode that ``nvpmodel -q`` names; the board's unlimited one, whose number isn't 0 everywhere."""
     found = re.search(r"NV Power Mode: (\S+)\s+(\d+)", _output("nvpmodel", "-q"))
     if not found:
         return None
@@ -109,7 +109,7 @@ def _gpu_celsius(folder: Path) -> float | None:
 
 
 def _smi() -> dict[str, str] | None:
-    """What ``nvidia-smi`` says of the first GPU, with its units; without what it doesn't know, as on a Jetson."""
+    """Read what ``nvidia-smi`` says of the first GPU, with units; without what it doesn't know, as on a Jetson."""
     lines = _output("nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader").splitlines()
     values = [value.strip() for value in lines[0].split(",")] if lines else []
     if len(values) != len(SMI):
@@ -125,7 +125,7 @@ def _cuda_toolkit(versions: str) -> str | None:
 
 
 def _output(program: str, *arguments: str) -> str:
-    """What a program prints; nothing where it isn't here, fails or hangs."""
+    """Return what a program prints; nothing where it isn't installed, fails or hangs."""
     path = shutil.which(program)
     if path is None:
         return ""

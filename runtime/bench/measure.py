@@ -334,14 +334,14 @@ def _roofline(
 
 
 def _timings(result: Result, total: float) -> dict[str, Any]:
-    """The parts of a request, as a sample has them."""
+    """Return the parts of a request, as a sample has them."""
     timings = result.timings
     parts = {name: getattr(timings, name) for name in ("condition", "timestep", "loop", "decode", "jitter")}
     return {**parts, "steps": tuple(timings.steps), "host": total - timings.total}
 
 
 def _streamed(generator: Generator, request: Request) -> Result:
-    """A request, evaluation by evaluation."""
+    """Make a request, evaluation by evaluation."""
     for progress in generator.stream(request):
         if progress.last:
             result = progress.result()
@@ -364,7 +364,7 @@ def _versions(backend: str) -> dict[str, str]:
 
 
 def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
-    """The request with the bundle's defaults where it was silent, and how it was repeated."""
+    """Describe the request, with the bundle's defaults where it was silent, and how it was repeated."""
     defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
     said = said_of(options.request)
     given = {name: _plain(value) for name, value in said.items() if name not in ("conditions", "negative")}
@@ -378,7 +378,7 @@ def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no number for, such as an interval without an end, as text."""
+    """Replace numbers that JSON doesn't have, such as an interval without an end, by text."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,7 +54,7 @@ def distribution(series: Mapping[str, Sequence[float]], unit: str) -> Element:
 
 
 def timeline(spans: Sequence[tuple[str, int, float, float]], unit: str, legend: Sequence[tuple[str, int]]) -> Element:
-    """What ran when, on one line.
+    """Draw what ran when, on one line.
 
     Args:
         spans: (name, colour, start, length) each.
@@ -73,7 +73,7 @@ def timeline(spans: Sequence[tuple[str, int, float, float]], unit: str, legend: 
 
 
 def bars(values: Sequence[tuple[str, float]], unit: str) -> Element:
-    """A bar for each (name, value), from zero."""
+    """Draw a bar for each (name, value), from zero."""
     svg = _canvas(unit)
     _, y = _axes(svg, None, (0, 1.1 * max(value for _, value in values)), "", unit)
     room = (WIDTH - LEFT - RIGHT) / len(values)
@@ -185,7 +185,7 @@ def _legend(svg: Element, names: Sequence[tuple[str, int]], top: float = TOP) ->
 
 
 def _line(svg: Element, points: Points, kind: str) -> None:
-    """A line through points; of several on one spot, one."""
+    """Draw a line through points; of several on one spot, one."""
     kept = [points[0], *(b for a, b in pairwise(points) if a != b)]
     SubElement(svg, "polyline", {"points": " ".join(f"{a:.1f},{b:.1f}" for a, b in kept), "class": f"line {kind}"})
 
@@ -202,5 +202,5 @@ def _text(svg: Element, x: float, y: float, text: str, anchor: str = "start") ->
 
 
 def _title(element: Element, text: str) -> None:
-    """What a browser shows where the pointer rests."""
+    """Add what a browser shows where the pointer rests."""
     SubElement(element, "title").text = text

@@ -28,7 +28,7 @@ HALVES = ("even requests", "odd requests")
 
 
 def page(measured: Measured, samples: Sequence[Sample]) -> bytes:
-    """The page, in UTF-8.
+    """Build the page, in UTF-8.
 
     Args:
         measured: the benchmark.

@@ -46,7 +46,7 @@ class Point:
 
 
 def roofline(bundle: Bundle, axes: Mapping[str, int], seconds: Mapping[str, float], ceilings: Ceilings) -> list[Point]:
-    """A point for each graph that was timed and whose work was counted.
+    """Return a point for each graph that was timed and whose work was counted.
 
     Args:
         bundle: whose graphs.
@@ -73,7 +73,7 @@ def count_operations(graph: Graph, axes: Mapping[str, int]) -> int:
 
 
 def moved_bytes(graph: Graph, axes: Mapping[str, int]) -> int:
-    """The fewest bytes that a run moves: weights, inputs and outputs, each once."""
+    """Count the fewest bytes that a run moves: weights, inputs and outputs, each once."""
     return (graph.weight_bytes or 0) + sum(_bytes(spec, axes) for spec in (*graph.inputs, *graph.outputs))
 
 

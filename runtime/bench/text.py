@@ -35,7 +35,7 @@ def text(measured: Measured) -> str:
 
 
 def facts(measured: Measured) -> list[tuple[str, str]]:
-    """What figures mean nothing without."""
+    """Describe what was measured, and on what: figures mean nothing without it."""
     context = measured.context
     before, after = (_clocks(state) for state in (context.machine, context.after))
     rows = [
@@ -67,7 +67,7 @@ def title(series: Series) -> str:
 
 
 def part_rows(series: Series) -> list[tuple[str, ...]]:
-    """A line for each part of a request, in milliseconds; on CUDA the median of its graph on the GPU beside them."""
+    """Return a line for each part of a request, in milliseconds; on CUDA with the median GPU time of its graph."""
     heads = ("part", "p50", "p90", "p99", "min", "mean", "std", "share")
     rows: list[tuple[str, ...]] = [(*heads, "gpu") if series.gpu else heads]
     whole = series.parts["total"].mean
@@ -81,7 +81,7 @@ def part_rows(series: Series) -> list[tuple[str, ...]]:
 
 
 def remarks(series: Series) -> list[str]:
-    """What is to be known beside the figures, a line each."""
+    """Return what else there is to know about the figures, a line each."""
     total, cores = series.parts["total"], series.cores
     without = " if requests came without a pause" if series.arrivals else ""
     lines = [f"{series.throughput:.3g} samples a second{without}"]
@@ -133,7 +133,7 @@ def noise_text(noise: Noise | None, count: int) -> str:
 
 
 def roofline_rows(series: Series) -> list[tuple[str, ...]]:
-    """A line for each graph: its work at the median time, against the ceiling that it would meet first."""
+    """Return a line for each graph: its work at the median time, against the ceiling that it would meet first."""
     rows: list[tuple[str, ...]] = [
         ("graph", "ms", "GFLOP", "MB", "FLOP/byte", "GFLOP/s", "GB/s", "of the ceiling"),
     ]
@@ -145,7 +145,7 @@ def roofline_rows(series: Series) -> list[tuple[str, ...]]:
 
 
 def ceiling_text(ceilings: Ceilings) -> str:
-    """What the machine can do at most, and how that was found."""
+    """Say what the machine can do at most, and how that was measured."""
     copied = f"{ceilings.bytes / 1e9:.1f} GB/s by a copy"
     if ceilings.operations is None:
         return f"ceilings of {ceilings.device}: {copied}; its arithmetic was not measured"

@@ -118,7 +118,7 @@ def _takes(bundle: Bundle) -> str:
 
 
 def _read(condition: Condition, value: str) -> list[Any]:
-    """What was typed, as ``generate`` takes it: of an array one value or several."""
+    """Read what was typed as ``generate`` takes it: of an array one value or several."""
     match condition.kind:
         case "text":
             return [_text(value)]

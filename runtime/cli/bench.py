@@ -114,7 +114,7 @@ def bench(
 
 @contextmanager
 def _whole(file: Path | None) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes a file, if there is to be one."""
+    """Yield a function that writes a file, if there is to be one."""
     if file is None:
         yield lambda content: None
     else:
@@ -124,7 +124,7 @@ def _whole(file: Path | None) -> Iterator[Callable[[bytes], None]]:
 
 @contextmanager
 def _kept(file: Path | None) -> Iterator[list["Sample"]]:
-    """Samples to add to; they are in the file in the end, and also if Ctrl-C or a failure comes first."""
+    """Yield a list of samples, which are written to the file in the end, also after Ctrl-C or a failure."""
     samples: list[Sample] = []
     ended: BaseException | None = None
     with _whole(file) as write:
@@ -140,7 +140,7 @@ def _kept(file: Path | None) -> Iterator[list["Sample"]]:
 
 
 def _made(folder: Path) -> Path:
-    """The folder, made unless it is there."""
+    """Make the folder, unless it exists, and return it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

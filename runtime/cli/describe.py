@@ -18,7 +18,7 @@ from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Med
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
-    """The manifest itself; ``bytes``: the size of each graph with its weights, by role; ``engines``: every build.
+    """Return the manifest; ``bytes``: size of each graph with its weights, by role; ``engines``: every build.
 
     ``solvers``: those that fit the process, each with its options' names.
 
@@ -87,12 +87,12 @@ def text(bundle: Bundle) -> str:
 
 
 def receipts(found: Sequence[Receipt]) -> str:
-    """A line for each comparison: what was measured, the limit, and whether it is kept."""
+    """Return a line for each comparison: what was measured, the limit, and whether it is kept."""
     return table([("level", "graph", "figure", "measured", "limit", "where"), *map(_receipt, found)])
 
 
 def place_text(place: Place) -> str:
-    """A library and what its engines run on, in a few words."""
+    """Name a library and what its engines run on, in a few words."""
     match place.flavour:
         case "tensorrt-rtx":
             ascending = sorted(place.compute_capabilities, key=lambda name: int(name[2:]))
@@ -201,14 +201,14 @@ def _tensors(bundle: Bundle) -> str:
 
 
 def _solvers(bundle: Bundle) -> str:
-    """What may be asked for in place of the default solver and its options."""
+    """List what may be used in place of the default solver and its options."""
     process = bundle.process
     rows = [(name, described(options_of(name, process)) or "-") for name in solvers_for(process)]
     return table([("solver", "options"), *rows])
 
 
 def _hoisting(bundle: Bundle) -> str:
-    """What a step is spared, and where it is computed instead."""
+    """Say how much work a step is spared, and where it is computed instead."""
     hoisting = bundle.hoisting
     if hoisting is None:
         return "nothing is hoisted: each step computes all of the denoiser"

@@ -48,7 +48,7 @@ def record(bundle: Bundle | None = None, root: Path = Path("/")) -> dict[str, An
 
 
 def text(found: dict[str, Any]) -> str:
-    """The same for people; what isn't there is left out, but for backends."""
+    """Return the same for people; what is missing is left out, but for backends."""
     rows = [
         *((f"backend {b['name']}", "works" if b["works"] else f"not here: {b['reason']}") for b in found["backends"]),
         ("auto takes", found["auto"]),
@@ -99,7 +99,7 @@ def _library(flavour: Flavour) -> str:
 
 
 def _try(question: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The answer, or the reason why there is none."""
+    """Return the answer, or the reason why there is none."""
     try:
         return question(), None
     except MmgenError as error:
@@ -116,7 +116,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def _advice(found: dict[str, Any]) -> list[str]:
-    """What would make this machine faster, or a backend work on it."""
+    """List what would make this machine faster, or a backend work on it."""
     lines = []
     mode, clock = found["power_mode"], found["gpu_clock"]
     if mode and mode["best"] not in (None, mode["name"]):

@@ -237,7 +237,7 @@ def doctor(folder: Path | None, as_json: bool) -> None:
 
 
 def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, Any]:
-    """The request as JSON can hold it, with the bundle's defaults where it was silent; what is off isn't told."""
+    """Return the request as JSON can hold it, with the bundle's defaults where it was silent; without what is off."""
     defaults = {"steps", "guidance", "solver", "sigmas"}
     full = {key: getattr(bundle.defaults, key) if key in defaults and value is None else value
             for key, value in {**vars(request), "image": None, "latents": None, "mask": None, **files}.items()
@@ -272,7 +272,7 @@ def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
 
 
 def _said(files: list[Path], result: Result, backend: str) -> str:
-    """The files, one a line, and where the time went."""
+    """Return the files, one a line, and where the time went."""
     timings = result.timings
     times = (
         f"{backend}: condition {timings.condition:.3f} s, timesteps {timings.timestep:.3f} s, "

@@ -12,7 +12,7 @@ GREY, RGB = 0, 2  # PNG colour types
 
 
 def png(picture: NDArray[np.uint8], text: Mapping[str, str] | None = None) -> bytes:
-    """A PNG file (ISO/IEC 15948) of a picture.
+    """Encode a picture as a PNG file (ISO/IEC 15948).
 
     Args:
         picture: uint8 (H, W, 3), or grey (H, W).

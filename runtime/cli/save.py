@@ -39,7 +39,7 @@ class Samples:
 
 @contextmanager
 def destination(output: str, media: Media) -> Iterator[Callable[[Samples], list[Path]]]:
-    """A function that writes samples and returns the files; the place is tried before there are any samples.
+    """Yield a function that writes samples and returns the files; the place is tried before there are any samples.
 
     OUT.png is one picture, or a sheet of all; OUT.npy the array (B, ...); a folder, or OUT/, gets a file a sample.
 
@@ -76,7 +76,7 @@ def _save_each(samples: Samples, folder: Path, suffix: str) -> list[Path]:
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """A folder that can be written; if it was made here and stays empty, it goes again."""
+    """Yield a folder that can be written; if it was made here and stays empty, it is removed."""
     new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)

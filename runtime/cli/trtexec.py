@@ -32,7 +32,7 @@ def commands(bundle: Bundle) -> dict[str, list[str]]:
 
 
 def text(commands: Mapping[str, Iterable[str]]) -> str:
-    """A line for each, for a shell."""
+    """Return a line for each, for a shell."""
     return "\n".join(map(shlex.join, commands.values()))
 
 

@@ -110,7 +110,7 @@ class Session:
 
     @contextmanager
     def _started(self, prepared: Prepared, clock: float) -> Iterator[Run]:
-        """A run with the request written and its conditions made; an error drops its plan."""
+        """Yield a run with the request written and its conditions computed; an error drops its plan."""
         deadline, timings, steps = prepared.request.deadline, Timings(), prepared.steps
         guides = prepared.size.guides
         try:
@@ -131,7 +131,7 @@ class Session:
 
     @contextmanager
     def _written(self, prepared: Prepared, timings: Timings) -> Iterator[Loan]:
-        """The plan of a request, with everything ready for its first row."""
+        """Yield the plan of a request, with everything ready for its first row."""
         clock = time.perf_counter()
         with self._plans.lend(prepared.size) as loan:
             plan = loan.plan()
@@ -146,7 +146,7 @@ class Session:
             yield loan
 
     def _encoded(self, prepared: Prepared, timings: Timings) -> Prepared:
-        """The request with latents in the place of an image to start from."""
+        """Return the request with latents in the place of an image to start from."""
         if prepared.image is None:
             return prepared
         clock = time.perf_counter()

@@ -112,7 +112,7 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
 
 
 def _no_argument(bundle: Bundle, inputs: Inputs, asked: Request, name: str) -> MmgenError:
-    """The error about an argument that is neither an attribute of a request nor a condition."""
+    """Return the error about an argument that is neither an attribute of a request nor a condition."""
     from mmgen.runtime.solvers.registry import options_of  # a dozen files, which few requests need here
 
     what = f"unknown argument {shown(name)}"
