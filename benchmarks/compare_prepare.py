@@ -62,7 +62,8 @@ def environment(name: str, work: Path) -> None:
 
 def source(model: Model, work: Path) -> None:
     """A model's folder: its weights as diffusers has them, and ONNX as torch alone exports it."""
-    weights = [ROOT / "tests" / "models" / f"{name}.py" for name in ("diffusers_models", "amused_models", "action_head")]
+    models = ("diffusers_models", "amused_models", "action_head")
+    weights = [ROOT / "tests" / "models" / f"{name}.py" for name in models]
     weights.append(ROOT / "export" / "checkpoints" / "emoji" / "config.json")  # has the hash of its own
     key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *weights])}"
     if _done(folder := work / model.name, key):

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +74,8 @@ NEWS: dict[New, str] = {
 class Options:
     """What is measured."""
 
-    request: Request = field(default_factory=Request)  # a batch takes its conditions, lists by name, in turn, and so its negative ones
+    # A batch takes its conditions, lists by name, in turn, and its negative conditions likewise.
+    request: Request = field(default_factory=Request)
     batch: tuple[int, ...] = (1,)  # samples at once
     threads: tuple[int | None, ...] = (None,)  # of a CPU backend; None: one a core
     backend: str = "auto"
