@@ -19,6 +19,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from grid import grid
 from schedulers import (
     KINDS,
     PREDICTIONS,
@@ -44,6 +45,7 @@ from mmgen.runtime.storage.process import Diffusion
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+every_process = grid(schedule=SCHEDULES, spacing=SPACINGS, prediction=PREDICTIONS)
 
 
 @pytest.fixture
@@ -81,9 +83,7 @@ def compare(solver, kind, steps, *, sigmas="schedule", options=None, config=None
     return follow(scheduler, rows, np.float64, told=rows.timestep if told else None, **(step or {}))
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_ddim(double, schedule, spacing, prediction):
     for c in some(
         36,
@@ -101,9 +101,7 @@ def test_ddim(double, schedule, spacing, prediction):
         assert error < LIMITS["solver, float64"], c
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_ddpm(double, schedule, spacing, prediction):
     for c in some(
         24,
@@ -119,9 +117,7 @@ def test_ddpm(double, schedule, spacing, prediction):
         assert compare("ddpm", DDPMScheduler, options=options, **process) < LIMITS["solver, float64, DDPM"], c
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_euler(double, schedule, spacing, prediction):
     for c in some(
         27,
@@ -144,9 +140,7 @@ def test_euler_ancestral(double, schedule, spacing, prediction):
         assert compare("euler-ancestral", EulerAncestralDiscreteScheduler, **process) < LIMITS["solver, float64"], c
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_heun(double, schedule, spacing, prediction):
     for c in some(18, clip=(None, 0.7), sigmas=KINDS, steps_offset=(0, 1)):
         process = {"beta_schedule": schedule, "spacing": spacing, "prediction": prediction, **c}
@@ -155,9 +149,7 @@ def test_heun(double, schedule, spacing, prediction):
         assert compare("heun", HeunDiscreteScheduler, **process) < limit, c
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_lms(double, schedule, spacing, prediction):
     for c in some(12, sigmas=KINDS, steps_offset=(0, 1), order=(1, 2, 3, 4)):
         order = {"order": c.pop("order")}
@@ -185,10 +177,7 @@ DPM_OPTIONS = {
 }
 
 
-@every_schedule
-@every_spacing
-@every_prediction
-@pytest.mark.parametrize("solver", ["dpmpp-2m", "dpmpp-3m", "dpmpp-sde-2m"])
+@grid(solver=["dpmpp-2m", "dpmpp-3m", "dpmpp-sde-2m"], schedule=SCHEDULES, spacing=SPACINGS, prediction=PREDICTIONS)
 def test_dpm(double, solver, schedule, spacing, prediction):
     orders = (3,) if solver == "dpmpp-3m" else (1, 2)
     algorithm = "sde-dpmsolver++" if solver == "dpmpp-sde-2m" else "dpmsolver++"
@@ -232,9 +221,7 @@ UNIPC_OPTIONS = {
 }
 
 
-@every_schedule
-@every_spacing
-@every_prediction
+@every_process
 def test_unipc(double, schedule, spacing, prediction):
     for c in some(27, **UNIPC_OPTIONS, sigmas=KINDS, steps_offset=(0, 1), zero_terminal_snr=(True, False)):
         options = {name: c.pop(name) for name in UNIPC_OPTIONS}
