@@ -256,27 +256,27 @@ def test_a_pace_is_cautious_and_forgets() -> None:
     pace = Pace(guides=2)
     assert not pace.known
     for seconds in [9.0] * 10 + [1.0] * 1000:
-        pace.add_row(False, seconds)
+        pace.add_evaluation(False, seconds)
     pace.decode.append(2.0)
     assert pace.known
-    assert pace.row(False) == 1.0, "long ago doesn't count"
-    assert pace.row(True) == 1.0, "a branch alone takes no longer"
+    assert pace.evaluation(False) == 1.0, "long ago doesn't count"
+    assert pace.evaluation(True) == 1.0, "a branch alone takes no longer"
     for _ in range(3):
-        pace.add_row(False, 5.0)
-    assert pace.row(False) == 1.0, "what happens every eightieth time is made up for by the other rows"
+        pace.add_evaluation(False, 5.0)
+    assert pace.evaluation(False) == 1.0, "what happens every eightieth time is made up for by the other evaluations"
     assert pace.end(False) == 5.0 + 2.0, "but for the last"
     assert pace.need([False] * 10) == 9 * 1.0 + 5.0 + 2.0
     for _ in range(30):
-        pace.add_row(False, 3.0)
-    assert pace.row(False) == 3.0, "what happens every eighth time is reckoned with"
+        pace.add_evaluation(False, 3.0)
+    assert pace.evaluation(False) == 3.0, "what happens every eighth time is reckoned with"
     alone = Pace(guides=3)
-    alone.add_row(True, 1.0)
-    assert alone.row(False) == 3.0
+    alone.add_evaluation(True, 1.0)
+    assert alone.evaluation(False) == 3.0
 
 
 def test_the_least_is_made_where_nothing_fits() -> None:
     pace = Pace(guides=1)
-    pace.add_row(False, 1.0)
+    pace.add_evaluation(False, 1.0)
     pace.decode.append(1.0)
 
     def in_steps(steps: int) -> Any:

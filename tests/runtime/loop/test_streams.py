@@ -227,7 +227,7 @@ def test_a_row_is_there_until_the_stream_goes_on_and_the_last_until_another_requ
     stream = generator.stream(**ASKED)
     first, second = next(stream), next(stream)
     for look in (first.latents, first.preview, first.result):
-        with pytest.raises(MmgenError, match="row 1 of this stream, got row 2, which ran since"):
+        with pytest.raises(MmgenError, match="evaluation 1 of this stream, got evaluation 2, which ran since"):
             look()
     second.preview()
     *_, last = stream
