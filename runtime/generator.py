@@ -108,8 +108,8 @@ class Generator:
         self.close()
 
     def _prepared(self, request: Request | None, given: dict[str, object]) -> Prepared:
-        asked = read_request(self.bundle, self._inputs, request, given)
-        return prepare(self.bundle, self._inputs, asked, self._fits)
+        combined = read_request(self.bundle, self._inputs, request, given)
+        return prepare(self.bundle, self._inputs, combined, self._fits)
 
 
 def load(

@@ -115,15 +115,15 @@ def _tokens(
     limit = max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFERING[policy])
     share_of = partial(Receipt, 3, "loop", "share that differs")
     end = differing(states[-1], golden.trajectory[-1])
-    torchs = _given(generator, golden, golden.trajectory, golden.undecided if policy == "fp16" else None)
+    torchs = _share_differing(generator, golden, golden.trajectory, golden.undecided if policy == "fp16" else None)
     return (
         share_of(torchs, limit, f"tokens of {len(states)} rows, given torch's"),
-        share_of(_given(generator, golden, states), 0.0, f"tokens of {len(states)} rows, given their own"),
+        share_of(_share_differing(generator, golden, states), 0.0, f"tokens of {len(states)} rows, given their own"),
         share_of(end, limit if policy == "fp32" else None, "tokens from masks"),
     )
 
 
-def _given(
+def _share_differing(
     generator: Generator, golden: Golden, states: Iterable[NDArray[np.int64]], free: NDArray[np.bool_] | None = None
 ) -> float:
     """Sum over all evaluations the share of tokens that differ from these, each starting from the one before in these.

@@ -109,7 +109,7 @@ class Device:
         """
         self.collect()
         size = max(size, ALIGNMENT)  # for 0 CUDA returns a null pointer
-        address = int(self._call("cudaMalloc", size, asked=size))
+        address = int(self._call("cudaMalloc", size, requested=size))
         memory = Memory(address, size)
         self.hold(memory, lambda: self._call("cudaFree", address))
         return memory
@@ -118,7 +118,7 @@ class Device:
         """Allocate pinned host memory of ``size`` bytes, uninitialized."""
         self.collect()
         size = max(size, ALIGNMENT)
-        address = int(self._call("cudaMallocHost", size, asked=size))
+        address = int(self._call("cudaMallocHost", size, requested=size))
         pinned = Pinned(address, size)
         self.hold(pinned, lambda: self._call("cudaFreeHost", address))
         return pinned
@@ -259,14 +259,14 @@ class Device:
             return False
         return True
 
-    def _call(self, name: str, *arguments: Any, asked: int | None = None) -> Any:
+    def _call(self, name: str, *arguments: Any, requested: int | None = None) -> Any:
         """Call a function of CUDA's runtime API, check its status, and return its value or values."""
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status):
-            raise self._error(name, status, asked)
+            raise self._error(name, status, requested)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def _error(self, name: str, status: Any, asked: int | None) -> MmgenError:
+    def _error(self, name: str, status: Any, requested: int | None) -> MmgenError:
         runtime = self._runtime
         what = f"{name} failed: {_described(runtime, status)}"
         if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
@@ -274,7 +274,7 @@ class Device:
             return MmgenError(
                 what,
                 got=None if int(unknown) else f"{_mib(free)} free of {_mib(total)}",
-                wanted=_mib(asked) if asked else None,
+                wanted=_mib(requested) if requested else None,
                 remedy="ask for fewer samples at once, or close other programs",
             )
         return MmgenError(what, remedy="start the program again; mmgen doctor describes this machine")

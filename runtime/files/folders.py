@@ -174,15 +174,15 @@ def _endable() -> Iterator[Callable[[], None]]:
     Yields a function that raises the exception again: a library that called Python back may have swallowed it.  Only
     signals with Python's default handlers are touched, and only in the main thread.
     """
-    asked: list[BaseException] = []
+    received: list[BaseException] = []
 
     def again() -> None:
-        if asked:
-            raise asked[0]
+        if received:
+            raise received[0]
 
     def leave(number: int, frame: FrameType | None) -> None:
-        asked.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
-        raise asked[-1]
+        received.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise received[-1]
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

@@ -48,7 +48,7 @@ class MaskedPlan:
         self._block = backend.block(self.invariants.host_bytes, layout.bytes - self.invariants.host_bytes)
         try:
 
-            def row(i: int) -> dict[str, Slot]:
+            def slots_of(i: int) -> dict[str, Slot]:
                 """Return the slots of evaluation ``i``."""
                 return {
                     **self.invariants.of_row(i, step),
@@ -59,7 +59,7 @@ class MaskedPlan:
                     names.CODES: self._codes,
                 }
 
-            self.steps = runners["step"].bind(self._block, [row(i) for i in range(count)])
+            self.steps = runners["step"].bind(self._block, [slots_of(i) for i in range(count)])
             self.invariants.bind(self._block, runners)
             self._decode.bind(self._block, self._codes)
         except BaseException:
@@ -74,9 +74,9 @@ class MaskedPlan:
         self._tokens[0].of(host)[:] = first_state(prepared).state
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
-        for row, uniforms in noises(prepared).items():
-            self._uniforms[names.CHOICE][row].of(host)[:] = uniforms[:, 0]
-            self._uniforms[names.ORDER][row].of(host)[:] = uniforms[:, 1]
+        for i, uniforms in noises(prepared).items():
+            self._uniforms[names.CHOICE][i].of(host)[:] = uniforms[:, 0]
+            self._uniforms[names.ORDER][i].of(host)[:] = uniforms[:, 1]
         self._guidance.of(host)[:] = prepared.branches.weights
         self.invariants.write(self._block, table.timestep, prepared.branches.inputs)
 

@@ -84,7 +84,7 @@ class Plan:
         try:  # the step graph first: it knows B from G, which makes for better refusals
             guidance = {False: self._guidance, True: self._one}
 
-            def row(i: int, alone: bool) -> dict[str, Slot]:
+            def slots_of(i: int, alone: bool) -> dict[str, Slot]:
                 """Return the slots of evaluation ``i``; alone: of all branches the first, in the same memory."""
                 grouped = self.invariants.of_row(i, step)
                 if alone:
@@ -106,7 +106,7 @@ class Plan:
             bound: dict[int, Call] = {}
             for kind in sorted(set(size.alone)):  # calls that are bound at once have the same shapes
                 chosen = [i for i, alone in enumerate(size.alone) if alone == kind]
-                calls = runners["step"].bind(self._block, [row(i, kind) for i in chosen])
+                calls = runners["step"].bind(self._block, [slots_of(i, kind) for i in chosen])
                 bound |= zip(chosen, calls, strict=True)
             self.steps = [bound[i] for i in range(count)]
             self.invariants.bind(self._block, runners)
@@ -132,8 +132,8 @@ class Plan:
         self._guidance.of(host)[:] = prepared.branches.weights
         self._one.of(host)[:] = 1
         self._no_noise.of(host)[:] = 0
-        for row, noise in noises(prepared).items():
-            self._noises[row].of(host)[:] = noise
+        for i, noise in noises(prepared).items():
+            self._noises[i].of(host)[:] = noise
         self.invariants.write(self._block, table.timestep, prepared.branches.inputs)
 
     def loop(self) -> Call | None:

@@ -75,7 +75,7 @@ def read_branches(
     """
     given = by_name(inputs, given, "conditions")
     unwanted = by_name(inputs, {} if negative is None else negative, "negative")
-    more = [(by_name(inputs, asked, f"also[{i}]"), share) for i, (asked, share) in enumerate(_pairs(also))]
+    more = [(by_name(inputs, requested, f"also[{i}]"), share) for i, (requested, share) in enumerate(_pairs(also))]
     weight = real(what, guidance, "a finite number; 1 is none")
     shares = [real(f"weight of also[{i}]", share, "a finite number") for i, (_, share) in enumerate(more)]
     null_weight = 1 - weight * (1 + math.fsum(shares))
@@ -88,11 +88,11 @@ def read_branches(
             "negative conditions have no effect without guidance", wanted="guidance other than 1",
             remedy="ask for more, such as guidance=4",
         )  # fmt: skip
-    asked = {name: _values(each, given.get(name), each.null) for name, each in inputs.items()}
-    null: Values = {name: asked[name] if each.null is None else [each.null] for name, each in inputs.items()}
-    sets = [(asked, weight), (_instead(inputs, null, unwanted), null_weight)]
+    requested = {name: _values(each, given.get(name), each.null) for name, each in inputs.items()}
+    null: Values = {name: requested[name] if each.null is None else [each.null] for name, each in inputs.items()}
+    sets = [(requested, weight), (_instead(inputs, null, unwanted), null_weight)]
     sets += [
-        (_instead(inputs, asked, what), weight * share) for (what, _), share in zip(more, shares, strict=True)
+        (_instead(inputs, requested, what), weight * share) for (what, _), share in zip(more, shares, strict=True)
     ]
     used = [sets[0], *((values, w) for values, w in sets[1:] if w)]
     lengths = {len(values) for conditions, _ in used for values in conditions.values()} - {1}
@@ -120,11 +120,11 @@ def encode(inputs: Inputs, branches: BranchValues) -> Branches:
     """
     arrays = {}
     for name, each in inputs.items():
-        rows = []
+        parts = []
         for branch in branches.values:  # no comprehension: warnings name the caller's line, so many calls from here
             made = each.encode(branch[name])
-            rows.append(np.repeat(made, branches.batch // len(made), 0))
-        arrays[each.condition.tensor] = np.concatenate(rows)
+            parts.append(np.repeat(made, branches.batch // len(made), 0))
+        arrays[each.condition.tensor] = np.concatenate(parts)
     return Branches(branches.weights, arrays, branches.batch)
 
 

@@ -117,13 +117,13 @@ def first_state(prepared: Prepared) -> Start:
 
 
 def noises(prepared: Prepared) -> dict[int, NDArray[np.float32]]:
-    """Draw unit noise (B, *L) for the rows that use it; of a masked process, uniform numbers (B, 2, *L)."""
+    """Draw unit noise (B, *L) for the evaluations that use it, by index; of masked ones uniform (B, 2, *L)."""
     seed, table = prepared.request.seed, prepared.table
     if isinstance(prepared.bundle.process, Masked):
         return tokens.uniforms(seed, prepared.noise.shape, len(table))
     batch, *latent = prepared.noise.shape
-    rows = np.flatnonzero(table.stochastic)
-    return {int(row): seeded_noise(seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
+    noisy = np.flatnonzero(table.stochastic)
+    return {int(i): seeded_noise(seed, batch, tuple(latent), stream=int(i) + 1) for i in noisy}
 
 
 def _layout(

@@ -95,22 +95,22 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
         raise MmgenError("request", got=shown(request), wanted="a Request, or its attributes as arguments by name")
     changes: dict[str, Any] = {name: value for name, value in given.items() if name in NAMES}
     named = {name: value for name, value in given.items() if name not in NAMES}
-    asked = replace(request, **changes)
-    conditions = by_name(inputs, {} if asked.conditions is None else asked.conditions, "conditions")
+    combined = replace(request, **changes)
+    conditions = by_name(inputs, {} if combined.conditions is None else combined.conditions, "conditions")
     for name in named:
         if name not in inputs:
-            raise _no_argument(bundle, inputs, asked, name)
+            raise _no_argument(bundle, inputs, combined, name)
         if name in conditions and "conditions" in changes:
             raise MmgenError(f"condition {name!r} is given twice", remedy="leave it out of conditions")
-    return replace(asked, conditions={**conditions, **named})
+    return replace(combined, conditions={**conditions, **named})
 
 
-def _no_argument(bundle: Bundle, inputs: Inputs, asked: Request, name: str) -> MmgenError:
+def _no_argument(bundle: Bundle, inputs: Inputs, request: Request, name: str) -> MmgenError:
     """Make the error about an argument that is neither an attribute of a request nor a condition."""
     from mmgen.runtime.solvers.registry import options_of  # a dozen files, which few requests need here
 
     what = f"unknown argument {shown(name)}"
-    solver = bundle.defaults.solver if asked.solver is None else asked.solver
+    solver = bundle.defaults.solver if request.solver is None else request.solver
     if name in {f.name for f in fields(options_of(solver, bundle.process))}:
         return MmgenError(what, remedy=f"it is an option of solver {solver!r}: options={{{name!r}: ...}}")
     if name == "cancel":

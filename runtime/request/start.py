@@ -12,7 +12,7 @@ from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
 
-MASKING = 0  # stream of the seed that says which tokens are masked at the start; the rows use streams from 1
+MASKING = 0  # stream of the seed that says which tokens are masked at the start; evaluations use those from 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def of_latents(
     Args:
         table: its ``initial_scale`` and first level count.
         noise: unit noise (B, *L).
-        latents: data (B, *L) that is noised to the first row's level; None: start from noise alone.
+        latents: data (B, *L) that is noised to the first evaluation's level; None: start from noise alone.
         new: (B, *L) where latents are regenerated, the rest being kept; at a strength of 1 from noise alone.
     """
     from_noise: NDArray[np.float32] = noise * np.float32(table.initial_scale)

@@ -52,8 +52,8 @@ def blocks(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | N
 
 
 def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:
-    """Draw uniform numbers (B, 2, *L) of ``count`` rows, by row from 0; row i uses stream i + 1 of the seed."""
-    return {row: uniform(seed, shape[0], (2, *shape[1:]), row + 1) for row in range(count)}
+    """Draw uniform numbers (B, 2, *L) for ``count`` evaluations, by index; index i uses stream i + 1 of the seed."""
+    return {i: uniform(seed, shape[0], (2, *shape[1:]), i + 1) for i in range(count)}
 
 
 def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDArray[np.int64]:

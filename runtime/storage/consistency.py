@@ -136,11 +136,11 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     roles = get_args(Role)
     for role, graph in bundle.graphs.items():
         yield "graphs", role, _one_of(role, roles)
-        yield f"graphs.{role}: data_sha256", _there(graph.data_sha256), _there(graph.data)
+        yield f"graphs.{role}: data_sha256", _presence(graph.data_sha256), _presence(graph.data)
         if graph.data is not None:
             yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
     for role in ("step", "decode"):
-        yield f"graphs.{role}", _there(bundle.graphs.get(role)), "there"
+        yield f"graphs.{role}", _presence(bundle.graphs.get(role)), "present"
     yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
     if bundle.media.kind == "image":
         yield "media", (bundle.media.shape[2:], bundle.media.dtype), ((3,), "uint8")
@@ -148,8 +148,8 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         yield f"conditions[{i}]: dtype", condition.dtype, _one_of(condition.dtype, DTYPES)
 
 
-def _there(value: object) -> str:
-    return "missing" if value is None else "there"
+def _presence(value: object) -> str:
+    return "missing" if value is None else "present"
 
 
 def _one_of(value: str, choices: Iterable[str]) -> str:
@@ -174,12 +174,12 @@ def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         null, what = condition.null, f"conditions[{i}]: null"
         match condition.kind:
             case "text":
-                yield "tokenizer_sha256", _there(bundle.tokenizer_sha256), "there"
+                yield "tokenizer_sha256", _presence(bundle.tokenizer_sha256), "present"
                 yield what, null if isinstance(null, str) or null is None else type(null), null
             case "class":
                 yield what, null, null if null is None or (type(null) is int and null >= 0) else "a whole number from 0"
             case "array" if condition.null_file is not None:
-                yield f"conditions[{i}]: null_sha256", _there(condition.null_sha256), "there"
+                yield f"conditions[{i}]: null_sha256", _presence(condition.null_sha256), "present"
 
 
 def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:

@@ -43,8 +43,8 @@ class Golden:
         """Arguments of ``generate`` and ``stream``."""
         names = ("solver", "steps", "guidance", "sigmas", "seed", "noise")
         count = None if self.conditions else len(self.other)
-        asked = {name: getattr(self, name) for name in (*names, "conditions", "negative")}
-        return {**asked, "count": count}
+        arguments = {name: getattr(self, name) for name in (*names, "conditions", "negative")}
+        return {**arguments, "count": count}
 
 
 ARRAYS = ("trajectory", "other", "media")
@@ -93,14 +93,14 @@ def read_golden(path: Path) -> Golden:
     try:
         with open_regular(path, remedy=AGAIN) as (file, size):
             arrays: dict[str, Any] = dict(read_npz(file, size, "biufU"))
-        if (asked := arrays.pop("request", None)) is None or asked.dtype.kind != "U" or asked.ndim:
+        if (written := arrays.pop("request", None)) is None or written.dtype.kind != "U" or written.ndim:
             raise ValueError("it has no request")
         for name in arrays:
             if name not in (*ARRAYS, *OPTIONAL) and not name.startswith(tuple(GIVEN.values())):
                 raise ValueError(f"it has an array {shown(name)}")
         if missing := [name for name in ARRAYS if name not in arrays]:
             raise ValueError(f"it has no array {missing[0]!r}")
-        request = _request(path, json.loads(str(asked)))
+        request = _request(path, json.loads(str(written)))
         for given, prefix in GIVEN.items():
             found = [name for name in arrays if name.startswith(prefix)]
             request[given] |= {name.removeprefix(prefix): arrays.pop(name) for name in found}

@@ -36,7 +36,7 @@ class Flow:
 
     noise_time: Literal[0, 1] = 1  # the time t at which x is pure noise; s = t if 1, s = 1 - t if 0
     velocity: Literal["noise-data", "data-noise"] = "noise-data"  # what the denoiser predicts
-    timestep_scale: float = 1000.0  # the denoiser is told timestep_scale * t
+    timestep_scale: float = 1000.0  # the denoiser is conditioned on timestep_scale * t
     integer_timesteps: bool = False  # truncated to whole numbers first (GR00T)
     shift: float = 1.0  # s' = shift s / (1 + (shift - 1) s); schedules.resolution_shift knows FLUX's and its kin's
     terminal: float | None = None  # the last s, to which the shifted ones are stretched; None: they are left alone

@@ -39,19 +39,19 @@ def refusal(
         profiles: of the engine.
         shapes: of the inputs.
     """
-    asked: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     ranges: dict[str, list[tuple[int, int]]] = {}
     for spec in specs:
         for i, axis in enumerate(spec.shape):
             if isinstance(axis, str):
-                asked[axis] = shapes[spec.name][i]
+                sizes[axis] = shapes[spec.name][i]
                 ranges[axis] = [(p[spec.name][0][i], p[spec.name][2][i]) for p in profiles]
-    for axis, size in asked.items():
+    for axis, size in sizes.items():
         if not any(least <= size <= largest for least, largest in ranges[axis]):
             wanted = " or ".join(map(_said, _widest(ranges[axis])))
             return MmgenError(f"{what}: axis {axis}", got=size, wanted=wanted, remedy=_remedy(bundle, axis, size))
-    got = ", ".join(f"{axis}={size}" for axis, size in asked.items())
-    each = (", ".join(f"{axis}={_said(ranges[axis][i])}" for axis in asked) for i in range(len(profiles)))
+    got = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    each = (", ".join(f"{axis}={_said(ranges[axis][i])}" for axis in sizes) for i in range(len(profiles)))
     return MmgenError(f"{what}: axes", got=got, wanted=" or ".join(each), remedy=build_command(bundle))
 
 
