@@ -78,7 +78,7 @@ class Device:
             self.multiprocessors: int = facts.multiProcessorCount
             self.memory_bytes: int = facts.totalGlobalMem
             self.driver_cuda = _version(self._call("cudaDriverGetVersion"))
-            # With cudaStreamNonBlocking no other program part's work on the default stream is ordered with ours.
+            # With cudaStreamNonBlocking, work that others enqueue on the default stream isn't ordered with ours.
             self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         except BaseException:
             self.close()

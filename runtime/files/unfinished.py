@@ -25,7 +25,7 @@ def beside(path: Path, kind: Kind) -> Path:
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Yield a new name next to ``path``, for what becomes it; ``leftovers`` of this process ignore it in the block."""
+    """Yield a new name next to ``path``, for what becomes it; in the block ``alive`` is true of it."""
     partial = beside(path, "partial")
     _writing.add(partial)
     try:

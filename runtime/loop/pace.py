@@ -41,7 +41,7 @@ class Pace:
         (self.alone if alone else self.guided).append(seconds)
 
     def end(self, alone: bool, load: float = 1.0) -> float:
-        """Return the seconds to expect from the last evaluation to the media; ``load`` times the usual ones if more."""
+        """Return the seconds to expect from the last evaluation to the media; ``load`` times the usual if more."""
         last = max(self.evaluation(alone, NEARLY_ALWAYS), load * self.evaluation(alone))
         return last + max(_quantile(self.decode, NEARLY_ALWAYS), load * _quantile(self.decode, USUALLY))
 

@@ -119,7 +119,7 @@ class Turns:
             self._inside.pop(thread, None)
 
     def _wait(self, check: Callable[[], None]) -> None:
-        """Wait until nobody has the turn: a caller before in the queue may have left it without having had one."""
+        """Wait until nobody has the turn: an earlier caller in the queue may have left it without a turn."""
         seconds = 0.001
         while self._turn.locked():
             time.sleep(seconds)

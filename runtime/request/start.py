@@ -20,7 +20,7 @@ class Start:
     """The state that a plan starts from."""
 
     state: NDArray[Any]  # (B, *L) latents float32, or tokens int64 with masks
-    keep: NDArray[np.bool_] | None = None  # (B, *L) where data is kept; None: nowhere, or of tokens those unmasked
+    keep: NDArray[np.bool_] | None = None  # (B, *L) where latents are kept; tokens are where they aren't masks
     known: NDArray[np.float32] | None = None  # (2, B, *L): this data, and the noise that is added to it
 
 
