@@ -1,4 +1,4 @@
-"""What is built because a caller asked for it: ``load(..., build=True)``."""
+"""Building that a caller requested: ``load(..., build=True)``."""
 
 import subprocess
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import FLAVOURS, require_buildable
 from mmgen.runtime.storage.schema import Bundle
 
-MMGEN = python("from mmgen.runtime.cli.main import main; main()")  # this environment's, wherever it is
+MMGEN = python("from mmgen.runtime.cli.main import main; main()")  # of this environment
 
 
 def ensure_built(bundle: Bundle, backend: str) -> None:
-    """Build engines for this device unless there are some that fit, or optimise graphs for this processor.
+    """Build engines for this device unless some fit, or optimise graphs for this processor.
 
     Args:
-        bundle: what they are for; they are written into its folder.
+        bundle: what to build for; the files are written into its folder.
         backend: ``auto``, which on a machine without a GPU or with a bundle for CPUs does nothing; a TensorRT backend;
             or ``ort-cpu``.  For the others there is nothing to build.
 
     Raises:
-        MmgenError: a TensorRT backend can't be had here, or the build failed.
+        MmgenError: a TensorRT backend can't be opened here, or the build failed.
     """
     if backend == "ort-cpu":
         run_build([str(bundle.folder), "--target", "cpu"], log.info)
@@ -45,7 +45,7 @@ def ensure_built(bundle: Bundle, backend: str) -> None:
 
 
 def run_build(arguments: list[str], say: Callable[[str], None]) -> None:
-    """Run ``mmgen build`` in a process of its own, so that this one has no compiler in its memory.
+    """Run ``mmgen build`` in a process of its own, so that this one doesn't load the compiler.
 
     Args:
         arguments: of the command.

@@ -30,9 +30,9 @@ from mmgen.runtime.storage.schema import Bundle
 class Generator:
     """Made by ``load``.
 
-    Any thread may call it.  Calls run one after the other in the order in which they came, a stream's rows each as a
-    call of its own, so between two rows other requests are served.  Closing twice does no harm.  In a process that is
-    forked from the one that loaded it, every call is an error, and closing it does nothing.
+    Any thread may call it.  Calls run one after the other in the order in which they came, a stream's evaluations each
+    as a call of its own, so between two of them other requests are served.  Closing twice does no harm.  In a process
+    that was forked from the one that loaded it, every call is an error, and closing it does nothing.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
@@ -52,12 +52,12 @@ class Generator:
         """Make media.
 
         Args:
-            request: what to make; None: what the other arguments say.
+            request: what to make; None: the other arguments say it.
             cancel: a ``threading.Event`` that another thread may set, or anything with its ``is_set``: the request ends
-                before its next evaluation of the denoiser.  It is played one by one then, since what is recorded as one
-                can't be ended early.
+                before its next evaluation of the denoiser.  Evaluations then run one by one, since a loop that was
+                recorded as one call can't be ended early.
             given: the attributes of ``Request``, in place of the request's own, such as ``steps=20``; and conditions as
-                arguments of their own, where these have no such name: ``generate(prompt="a cat")``.
+                arguments of their own, where their names aren't those of attributes: ``generate(prompt="a cat")``.
 
         Raises:
             Cancelled: ``cancel`` was set.
@@ -73,11 +73,11 @@ class Generator:
         """Make media evaluation by evaluation; leaving the loop cancels, and so does ``Stream.cancel`` in any thread.
 
         Arguments and errors as for ``generate``; arguments are checked before this returns, and a deadline's time runs
-        from here, with what other requests take between the rows.
+        from here and includes other requests between the evaluations.
         """
         clock = time.perf_counter()
         prepared, cancel = self._prepared(request, given), Flag()
-        return Stream(self._turns, self._session.rows(prepared, clock, cancel), cancel)
+        return Stream(self._turns, self._session.evaluations(prepared, clock, cancel), cancel)
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode latents float32 (B, *L), or codes int64 (B, *L), to media (B, ...) and codes (B, ...) or None."""
@@ -87,7 +87,7 @@ class Generator:
         return self._turns.run(lambda: self._session.decode(given))
 
     def forget(self, *graphs: Literal["condition", "timestep"]) -> None:
-        """Have the next requests run these graphs, though what they make is there already from the last one."""
+        """Have the next requests run these graphs, even if what they compute is there already from the last one."""
         for graph in graphs:
             chosen("graph", graph, ("condition", "timestep"))
         self._turns.run(lambda: self._session.forget(*graphs))
@@ -113,9 +113,9 @@ class Generator:
     def close(self) -> None:
         """Free graphs and memory, from any thread, also inside a stream.
 
-        Requests that wait end with an error, and those that run and streams do before their next row; it returns when
-        what is running has come that far.  Inside a call of the same thread, such as in a handler of a signal, it
-        returns at once, and all is freed at the end of that call.
+        Requests that wait end with an error, and so do running ones and streams before their next evaluation; it
+        returns when the running one has ended.  Inside a call of the same thread, such as in a signal handler, it
+        returns at once, and everything is freed at the end of that call.
         """
         self._turns.close(self._session.close)
 
@@ -128,8 +128,8 @@ class Generator:
         self.close()
 
     def _prepared(self, request: Request | None, given: dict[str, object]) -> Prepared:
-        asked = read_request(self.bundle, self._inputs, request, given)
-        return prepare(self.bundle, self._inputs, asked, self._fits)
+        combined = read_request(self.bundle, self._inputs, request, given)
+        return prepare(self.bundle, self._inputs, combined, self._fits)
 
 
 def load(
@@ -148,20 +148,20 @@ def load(
         backend: ``auto`` or a name of ``mmgen.runtime.backends.registry.NAMES``.
         threads: for CPU backends; None: one a core.
         verify: compare every file with its hash first.
-        build: make TensorRT engines for this device first if there are none that fit, or for ``ort-cpu`` optimised
-            graphs, as ``mmgen build`` does; it may take minutes, and is never done without being asked for.
-        public_key: the file of a key that the bundle must be signed with, and its engines, by ``mmgen sign``.
+        build: make TensorRT engines for this device first if none fit, or optimised graphs for ``ort-cpu``, as
+            ``mmgen build`` does; it may take minutes, and never happens unless requested.
+        public_key: the file of a key that the bundle and its engines must be signed with, by ``mmgen sign``.
 
     Raises:
-        MmgenError: not a whole bundle, one that isn't signed with the key, or a backend that can't be had.
+        MmgenError: not a complete bundle, one that isn't signed with the key, or a backend that can't be opened.
     """
-    threads = check_backend(backend, threads)  # before what takes its time
+    threads = check_backend(backend, threads)  # before the slow part
     if build and public_key is not None:
         remedy = "build, sign with mmgen sign, and then load"
         raise MmgenError("what is built here is not signed yet, and only what is signed was asked for", remedy=remedy)
     bundle = read_bundle(folder, verify=verify, public_key=public_key)
     if build:
-        from mmgen.runtime.building import ensure_built  # which starts processes and looks for devices
+        from mmgen.runtime.building import ensure_built  # starts processes and looks for devices
 
         ensure_built(bundle, backend)
     opened = open_backend(backend, bundle, threads)

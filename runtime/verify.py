@@ -1,4 +1,4 @@
-"""Receipts 3 and 4: the loop and the media of a bundle against what torch made, on any backend, with no torch."""
+"""Validation records (receipts) 3 and 4: a bundle's loop and media against torch's, on any backend, without torch."""
 
 import dataclasses
 import math
@@ -23,23 +23,23 @@ EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON ha
 
 
 def verify(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
-    """Repeat the comparisons of levels 3 and 4 on a backend; ``repeat`` and ``require`` in one.
+    """Repeat the comparisons of levels 3 and 4 on a backend, and raise if one fails: ``repeat``, then ``require``.
 
     Raises:
-        MmgenError: the bundle or the backend can't be had, or a comparison fails.
+        MmgenError: the bundle or the backend can't be opened, or a comparison fails.
     """
     return require(repeat(folder, backend, threads=threads))
 
 
 def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
-    """Receipts of levels 3 and 4 on a backend, passed or not.
+    """Measure the receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
         folder: the ``.mmgen`` folder.
         backend, threads: as for ``load``.
 
     Raises:
-        MmgenError: the bundle or the backend can't be had.
+        MmgenError: the bundle or the backend can't be opened.
     """
     with load(folder, backend, threads=threads) as generator:
         if generator.bundle.golden_sha256 is None:
@@ -48,33 +48,33 @@ def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None
 
 
 def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
-    """Receipts of levels 3 and 4, passed or not."""
+    """Measure the receipts of levels 3 and 4, passed or not."""
     policy = generator.bundle.precision.policy
-    rows = []
-    for progress in _rows(generator, golden):
-        rows.append(progress.latents())
-        if (made := rows[0].shape) != golden.other.shape:
+    states = []
+    for progress in _evaluations(generator, golden):
+        states.append(progress.latents())
+        if (made := states[0].shape) != golden.other.shape:
             what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
             raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
     masked = isinstance(generator.bundle.process, Masked)
-    trajectory = _tokens(generator, golden, policy, rows) if masked else (_latents(golden, policy, rows),)
+    trajectory = _tokens(generator, golden, policy, states) if masked else (_latents(golden, policy, states),)
 
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
-    if not np.isfinite(rows[-1]).all():  # what torch never made can't be decoded; the trajectory's receipt says so
+    if not np.isfinite(states[-1]).all():  # these can't be decoded; the trajectory's receipt reports them
         return *trajectory, *alone
-    media, codes = generator.decode(rows[-1])
+    media, codes = generator.decode(states[-1])
     end = [dataclasses.replace(_media(4, "loop", policy, media, golden.media), limit=None, tensor="media from noise")]
     if codes is not None and golden.codes is not None:
         end.append(Receipt(4, "loop", "share", share(codes, golden.codes), None, "codes from noise", at_least=True))
     return *trajectory, *alone, *end
 
 
-def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
-    """The golden request, row by row, if it has as many as torch made.
+def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
+    """Play the golden request, evaluation by evaluation, if it has as many as torch made.
 
     Raises:
-        MmgenError: it hasn't, or is none that the bundle takes.
+        MmgenError: it has another number of them, or isn't a request that the bundle takes.
     """
     try:
         stream = generator.stream(**golden.request)
@@ -92,47 +92,49 @@ def _rows(generator: Generator, golden: Golden) -> Iterator[Progress]:
             yield progress
 
 
-def _latents(golden: Golden, policy: str, rows: list[NDArray[np.float32]]) -> Receipt:
-    """Level 3: the latents after every row, by how much another seed's differ."""
-    errors = [relative_rms(got, want) for got, want in zip(rows, golden.trajectory, strict=True)]
+def _latents(golden: Golden, policy: str, states: list[NDArray[np.float32]]) -> Receipt:
+    """Compare at level 3: the latents after every evaluation, relative to how much another seed's differ."""
+    errors = [relative_rms(got, want) for got, want in zip(states, golden.trajectory, strict=True)]
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
     apart = relative_rms(golden.other, golden.trajectory[-1])
     limit = max(limits.TRAJECTORY_SHARE[policy] * apart, limits.TRAJECTORY_RMS[policy])
-    return Receipt(3, "loop", "relative RMS", errors[worst], limit, f"latents after row {worst + 1} of {len(rows)}")
+    return Receipt(3, "loop", "relative RMS", errors[worst], limit, f"latents after row {worst + 1} of {len(states)}")
 
 
 def _tokens(
-    generator: Generator, golden: Golden, policy: str, rows: list[NDArray[np.int64]]
+    generator: Generator, golden: Golden, policy: str, states: list[NDArray[np.int64]]
 ) -> tuple[Receipt, Receipt, Receipt]:
-    """Level 3: tokens that a row makes otherwise than torch from the same tokens before it, all rows together.
+    """Compare at level 3: tokens of an evaluation that differ from torch's given the same tokens before it.
 
-    A token that differs changes what is drawn behind it, the more the less a model knows what it wants; so what is
-    left of that at the end of a run of its own is judged in float32 only.  That such a run is nothing but these rows,
-    each begun where the one before it ended, is seen by giving it its own tokens: nothing may change.
+    All evaluations count together.  A token that differs changes what is drawn after it, the more the less certain a
+    model is; so what that adds up to at the end of a run of its own is judged in float32 only.  That such a run is
+    nothing but these evaluations, each starting where the one before it ended, is tested by giving it its own tokens:
+    nothing may change.
     """
     apart = differing(golden.other, golden.trajectory[-1])
     limit = max(limits.TOKENS_SHARE[policy] * apart, limits.TOKENS_DIFFERING[policy])
     share_of = partial(Receipt, 3, "loop", "share that differs")
-    torchs = _given(generator, golden, golden.trajectory, golden.undecided if policy == "fp16" else None)
+    end = differing(states[-1], golden.trajectory[-1])
+    torchs = _share_differing(generator, golden, golden.trajectory, golden.undecided if policy == "fp16" else None)
     return (
-        share_of(torchs, limit, f"tokens of {len(rows)} rows, given torch's"),
-        share_of(_given(generator, golden, rows), 0.0, f"tokens of {len(rows)} rows, given their own"),
-        share_of(differing(rows[-1], golden.trajectory[-1]), limit if policy == "fp32" else None, "tokens from masks"),
+        share_of(torchs, limit, f"tokens of {len(states)} rows, given torch's"),
+        share_of(_share_differing(generator, golden, states), 0.0, f"tokens of {len(states)} rows, given their own"),
+        share_of(end, limit if policy == "fp32" else None, "tokens from masks"),
     )
 
 
-def _given(
-    generator: Generator, golden: Golden, rows: Iterable[NDArray[np.int64]], free: NDArray[np.bool_] | None = None
+def _share_differing(
+    generator: Generator, golden: Golden, states: Iterable[NDArray[np.int64]], free: NDArray[np.bool_] | None = None
 ) -> float:
-    """Share of the tokens that differ from these, rows added up, where each row begins from the one before in these.
+    """Sum over all evaluations the share of tokens that differ from these, each starting from the one before in these.
 
-    In places (N, B, *L) that are free, a token may be hidden where it is not in these, or the other way round.
+    At positions (N, B, *L) that are free, a token may be masked where it isn't in these, or the other way round.
     """
     differ = 0.0
     mask = generator.bundle.process.mask_id if isinstance(generator.bundle.process, Masked) else None
-    for row, (progress, tokens) in enumerate(zip(_rows(generator, golden), rows, strict=True)):
+    for index, (progress, tokens) in enumerate(zip(_evaluations(generator, golden), states, strict=True)):
         made = progress.latents()
-        either = np.zeros(made.shape, bool) if free is None else free[row] & ((made == mask) != (tokens == mask))
+        either = np.zeros(made.shape, bool) if free is None else free[index] & ((made == mask) != (tokens == mask))
         differ += float(np.mean((made != tokens) & ~either))
         assert progress.resume is not None
         progress.resume(tokens)
@@ -148,10 +150,10 @@ def compare_media(
     codes: NDArray[np.int64] | None,
     wanted_codes: NDArray[np.int64] | None,
 ) -> list[Receipt]:
-    """Media of the same latents, and their codes.
+    """Compare media of the same latents, and their codes.
 
-    One code that flips changes a whole picture through the norms of a decoder, so media are compared where all codes
-    of a sample agree; where no sample is left, all are compared.
+    One code that differs changes a whole picture through the norms of a decoder, so media are compared where all codes
+    of a sample agree; where they agree for no sample, all are compared.
     """
     receipts = []
     same = np.ones(len(wanted), bool)
@@ -164,17 +166,17 @@ def compare_media(
 
 
 def _media(level: int, graph: str, policy: str, media: NDArray[Any], wanted: NDArray[Any]) -> Receipt:
-    """PSNR of what is shown in 256 levels, relative RMS of numbers."""
+    """Compare by PSNR what has 256 levels, and by relative RMS what has other numbers."""
     if wanted.dtype == np.uint8:
         return Receipt(level, graph, "PSNR", psnr(media, wanted), limits.GRAPH_PSNR[policy], "media", at_least=True)
     return Receipt(level, graph, "relative RMS", relative_rms(media, wanted), limits.GRAPH_RMS[policy], "media")
 
 
 def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
-    """The receipts, if all passed.
+    """Return the receipts if all passed.
 
     Raises:
-        MmgenError: names level, graph, worst tensor, what was measured and the limit of the first that didn't.
+        MmgenError: one failed; names its level, graph and worst tensor, what was measured and the limit.
     """
     receipts = tuple(receipts)
     for receipt in receipts:
@@ -189,7 +191,7 @@ def require(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
 
 
 def relative_rms(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """|got - wanted| / |wanted|; the plain norm against zeros.  Equal infinities, as masks have, don't count."""
+    """Compute |got - wanted| / |wanted|; the plain norm against zeros.  Equal infinities, as in masks, don't count."""
     got, wanted = got.astype(np.float64), wanted.astype(np.float64)
     if (equal := np.isinf(wanted) & (got == wanted)).any():
         got, wanted = np.where(equal, 0, got), np.where(equal, 0, wanted)
@@ -199,16 +201,16 @@ def relative_rms(got: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def psnr(got: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB, the peak being 255."""
+    """Compute the peak signal-to-noise ratio in dB, the peak being 255."""
     error = float(np.mean((got.astype(np.float64) - wanted) ** 2))
     return 10 * math.log10(255**2 / error) if error > 0 else EXACT_DB
 
 
 def differing(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Share of the elements that differ."""
+    """Return the share of the elements that differ."""
     return 1 - share(got, wanted)
 
 
 def share(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Share of the elements that are equal."""
+    """Return the share of the elements that are equal."""
     return float(np.mean(got == wanted))

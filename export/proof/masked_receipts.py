@@ -12,7 +12,7 @@ from mmgen.export.base.dtypes import load
 from mmgen.export.proof.torch_run import Arrays, Sample
 from mmgen.runtime.loop.masked_plan import ROWS
 from mmgen.runtime.solvers.masked import MaskedTable
-from mmgen.runtime.solvers.masked_reference import draw, settle
+from mmgen.runtime.solvers.masked_reference import draw, unmask
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
@@ -43,7 +43,7 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
 
     row = _row(sample.inputs)
     codes, score, stays = draw(process, row, 0, tokens, logits, choice, order)
-    after = settle(process, row, 0, tokens, codes, score, stays, order)
+    after = unmask(process, row, 0, tokens, codes, score, stays, order)
     made, found = (got[name].reshape(tokens.shape) for name in (names.NEXT_TOKENS, names.CODES))
     either = tied(score, stays, limits.TIED_SCORES["fp32"])
     if ((made == process.mask_id).sum(-1) == (after == process.mask_id).sum(-1)).all():
@@ -71,7 +71,7 @@ def _row(inputs: Arrays) -> MaskedTable:
     """A table of the row whose numbers a step is given."""
     numbers = {name: inputs[name] for name in ROWS}
     numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
-    return MaskedTable(**numbers, hidden=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
+    return MaskedTable(**numbers, masked_before=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
 
 
 def tied(score: np.ndarray, stays: np.ndarray, near: float) -> np.ndarray:

@@ -1,8 +1,8 @@
 """CUDA as the backends need it: a device with one stream, memory, copies, and recorded graphs of calls.
 
-Every status is checked, and a failure is an ``MmgenError`` that names the call.  What was allocated is freed once: by
-``Device.release``, some time after nobody refers to it, or with the device.  Simulated, not run on a device: statuses
-and signatures are those of NVIDIA's bindings, whose calls fail on a machine with no driver.
+Every status is checked, and a failure is an ``MmgenError`` that names the call.  Whatever is allocated is freed once:
+by ``Device.release``, some time after its last reference is gone, or with the device.  Simulated, not run on a device:
+statuses and signatures are those of NVIDIA's bindings, whose calls fail on a machine without a driver.
 """
 
 import logging
@@ -36,7 +36,7 @@ class Memory:
 
 @dataclass(frozen=True, eq=False)
 class Pinned:
-    """Host memory that the device copies from and to by itself."""
+    """Host memory that the device copies from and to directly."""
 
     address: int
     bytes: int
@@ -53,7 +53,7 @@ class Pinned:
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """A place in the stream that the host can wait for; a timed one also knows when it was reached."""
+    """A position in the stream that the host can wait for; a timed one also knows when it was reached."""
 
     handle: Any
 
@@ -63,7 +63,7 @@ class Device:
 
     def __init__(self, runtime: Any, index: int) -> None:
         self._runtime = runtime
-        self._held: dict[weakref.ref[object], Callable[[], object]] = {}  # in the order in which it was made
+        self._held: dict[weakref.ref[object], Callable[[], object]] = {}  # in order of allocation
         self._complained = False
         self._stream: Any = None
         self._closed = False
@@ -71,14 +71,14 @@ class Device:
         claim("CUDA")
         try:
             self.use()
-            self._call("cudaFree", 0)  # makes the device's context, where cudaSetDevice didn't
+            self._call("cudaFree", 0)  # creates the device's context, where cudaSetDevice didn't
             facts = self._call("cudaGetDeviceProperties", index)
             self.name: str = facts.name.decode(errors="replace").rstrip("\0")
             self.compute_capability = f"sm{facts.major}{facts.minor}"
             self.multiprocessors: int = facts.multiProcessorCount
             self.memory_bytes: int = facts.totalGlobalMem
             self.driver_cuda = _version(self._call("cudaDriverGetVersion"))
-            # With cudaStreamNonBlocking no work of the default stream, whoever's it is, orders itself with ours.
+            # With cudaStreamNonBlocking, work that others enqueue on the default stream isn't ordered with ours.
             self._stream = self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking)
         except BaseException:
             self.close()
@@ -90,7 +90,7 @@ class Device:
         return int(self._stream)
 
     def free_bytes(self) -> int:
-        """Memory that is free now; on a Jetson the host shares it."""
+        """Return how much memory is free now; a Jetson's is shared with the host."""
         self.use()
         free, _ = self._call("cudaMemGetInfo")
         return int(free)
@@ -102,29 +102,29 @@ class Device:
         self._call("cudaSetDevice", self.index)
 
     def memory(self, size: int) -> Memory:
-        """Device memory of ``size`` bytes, uninitialized.
+        """Allocate device memory of ``size`` bytes, uninitialized.
 
         Raises:
-            MmgenError: there isn't as much, saying how much there is.
+            MmgenError: there isn't enough; says how much there is.
         """
         self.collect()
-        size = max(size, ALIGNMENT)  # CUDA's answer to 0 is a null pointer
-        address = int(self._call("cudaMalloc", size, asked=size))
+        size = max(size, ALIGNMENT)  # for 0 CUDA returns a null pointer
+        address = int(self._call("cudaMalloc", size, requested=size))
         memory = Memory(address, size)
         self.hold(memory, lambda: self._call("cudaFree", address))
         return memory
 
     def pinned(self, size: int) -> Pinned:
-        """Pinned host memory of ``size`` bytes, uninitialized."""
+        """Allocate pinned host memory of ``size`` bytes, uninitialized."""
         self.collect()
         size = max(size, ALIGNMENT)
-        address = int(self._call("cudaMallocHost", size, asked=size))
+        address = int(self._call("cudaMallocHost", size, requested=size))
         pinned = Pinned(address, size)
         self.hold(pinned, lambda: self._call("cudaFreeHost", address))
         return pinned
 
     def event(self, *, timed: bool = False) -> Event:
-        """An event; waiting for it before ``mark`` returns at once.  One that isn't timed costs less."""
+        """Create an event; waiting for it before ``mark`` returns at once.  One that isn't timed costs less."""
         self.use()
         flags = self._runtime.cudaEventDefault if timed else self._runtime.cudaEventDisableTiming
         handle = self._call("cudaEventCreateWithFlags", flags)
@@ -137,10 +137,10 @@ class Device:
         self._call("cudaEventRecord", event.handle, self._stream)
 
     def wait(self, event: Event | None = None) -> None:
-        """Return when what is enqueued is done, or what was when the event was marked.
+        """Wait until what is enqueued is done, or what was when the event was marked.
 
         Raises:
-            MmgenError: something of it failed; usually the process must be started again.
+            MmgenError: some of it failed; usually the process must be started again.
         """
         self.use()
         if event is None:
@@ -172,17 +172,17 @@ class Device:
         self._call("cudaMemcpyAsync", to, source, size, kind, self._stream)
 
     def record(self, calls: Sequence[Call]) -> Call:
-        """What these calls enqueue, as one call; they live as long as it does.
+        """Record what these calls enqueue as one call, which keeps them alive.
 
-        Nothing of it runs now.  Each call must have run before, or a library may still have work to do that can't be
+        Nothing runs now.  Each call must have run before, or a library may still have work to do that can't be
         recorded.
 
         Raises:
             MmgenError: CUDA can't record it.  The stream works as before.
-            Exception: what a call raised, likewise.
+            Exception: raised by a call; likewise.
         """
         self.use()
-        # The thread's own mode: in the global one, another thread that allocates memory would spoil the recording.
+        # The thread's own mode: in the global one, another thread that allocates memory would break the recording.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
@@ -202,30 +202,30 @@ class Device:
         return recorded
 
     def launch(self, executable: Any) -> None:
-        """Enqueue what was recorded."""
+        """Enqueue recorded calls."""
         self.use()
         self._call("cudaGraphLaunch", executable, self._stream)
 
     def hold(self, owner: object, free: Callable[[], object]) -> None:
-        """Call ``free`` once: when ``owner`` is released, was collected, or with the device.
+        """Call ``free`` once: when ``owner`` is released, has been collected, or the device is closed.
 
-        Never from Python's garbage collector, which may come in the middle of a recording.
+        It is never called from Python's garbage collector, which may run in the middle of a recording.
         """
         self._held[weakref.ref(owner)] = free
 
     def release(self, *owners: object) -> None:
-        """Free what these own, after everything enqueued before; what was freed is left alone."""
+        """Free what these own, after everything enqueued before; what is freed already is skipped."""
         self._free([ref for owner in owners if (ref := weakref.ref(owner)) in self._held])
 
     def collect(self) -> None:
-        """Free what nobody refers to any more, after everything enqueued before."""
+        """Free what has no references any more, after everything enqueued before."""
         self.use()
         self._free([ref for ref in self._held if ref() is None])
 
     def close(self) -> None:
         """Free everything, after everything enqueued before; closing twice does no harm.
 
-        Failures are logged: what made the device fail was raised where it showed.
+        Failures are logged: the device's own failure was raised where it happened.
         """
         if self._closed:
             return
@@ -235,18 +235,18 @@ class Device:
         self._closed = True
 
     def __del__(self) -> None:
-        with suppress(Exception):  # half made, or the interpreter is leaving
+        with suppress(Exception):  # partly constructed, or the interpreter is shutting down
             self.close()
 
     def _free(self, refs: list[weakref.ref[object]], regardless: bool = False) -> None:
-        """Wait for the device and free; where waiting fails, leave it to ``close``."""
+        """Wait for the device and free; if waiting fails, leave it to ``close``."""
         if not refs:
             return
         self._quietly(self.use)
         if not self._quietly(lambda: self._call("cudaStreamSynchronize", self._stream)) and not regardless:
             return
         frees = [self._held.pop(ref) for ref in refs]
-        for free in reversed(frees):  # what was made last may need what was made before
+        for free in reversed(frees):  # what was allocated last may need what was allocated before
             self._quietly(free)
 
     def _abandon(self) -> None:
@@ -256,7 +256,7 @@ class Device:
             self._runtime.cudaGraphDestroy(graph)
 
     def _quietly(self, call: Callable[[], object]) -> bool:
-        """Make a call that frees; whether it went well."""
+        """Make a call that frees something; return whether it succeeded."""
         try:
             call()
         except MmgenError as error:  # after a failure of the device, each call repeats it
@@ -265,14 +265,14 @@ class Device:
             return False
         return True
 
-    def _call(self, name: str, *arguments: Any, asked: int | None = None) -> Any:
-        """A function of CUDA's runtime API: its value or values, the status checked."""
+    def _call(self, name: str, *arguments: Any, requested: int | None = None) -> Any:
+        """Call a function of CUDA's runtime API, check its status, and return its value or values."""
         status, *values = getattr(self._runtime, name)(*arguments)
         if int(status):
-            raise self._error(name, status, asked)
+            raise self._error(name, status, requested)
         return values[0] if len(values) == 1 else tuple(values)
 
-    def _error(self, name: str, status: Any, asked: int | None) -> MmgenError:
+    def _error(self, name: str, status: Any, requested: int | None) -> MmgenError:
         runtime = self._runtime
         what = f"{name} failed: {_described(runtime, status)}"
         if status == runtime.cudaError_t.cudaErrorMemoryAllocation:
@@ -280,18 +280,18 @@ class Device:
             return MmgenError(
                 what,
                 got=None if int(unknown) else f"{_mib(free)} free of {_mib(total)}",
-                wanted=_mib(asked) if asked else None,
+                wanted=_mib(requested) if requested else None,
                 remedy="ask for fewer samples at once, or close other programs",
             )
         return MmgenError(what, remedy="start the program again; mmgen doctor describes this machine")
 
 
 class Recorded:
-    """Calls as one CUDA graph.  It replays the addresses that they had."""
+    """Calls as one CUDA graph, which replays the addresses that they had."""
 
     def __init__(self, device: Device, executable: Any, calls: tuple[Call, ...]) -> None:
         self._device, self._executable = device, executable
-        self._calls = calls  # what they refer to is what it runs on
+        self._calls = calls  # keeps alive the memory that it runs on
 
     def __call__(self) -> None:
         self._device.launch(self._executable)
@@ -301,8 +301,8 @@ def open_device(index: int = 0) -> Device:
     """Open a GPU.
 
     Raises:
-        MmgenError: no bindings of CUDA, no driver or one too old for them, no such device, or a process that was forked
-            from one that used CUDA.
+        MmgenError: CUDA's bindings aren't installed, no driver or one too old for them, no such device, or a process
+            that was forked from one that used CUDA.
     """
     check_forked("CUDA")
     try:
@@ -332,7 +332,7 @@ def open_device(index: int = 0) -> Device:
 
 
 def _driver_error(runtime: Any) -> MmgenError:
-    """CUDA says the same where there is no driver and where it is too old."""
+    """Make the error of a missing driver or one too old, for which CUDA's status is the same."""
     driver, needed = runtime.cudaDriverGetVersion()[1], runtime.cudaRuntimeGetVersion()[1]
     if not driver:
         return MmgenError(NO_DRIVER, remedy=f"install one; {CONTAINER}")
@@ -350,7 +350,7 @@ def _described(runtime: Any, status: Any) -> str:
 
 
 def _version(number: int) -> str:
-    """``12.6`` of 12060."""
+    """Write a version, ``12.6`` for 12060."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

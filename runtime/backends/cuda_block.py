@@ -19,7 +19,7 @@ class CudaBlock:
         self._memory = device.memory(host_bytes + other_bytes)
         self._staging = device.pinned(host_bytes)
         self._uploaded = device.event()
-        self._landing: Pinned | None = None  # what is read comes here first
+        self._landing: Pinned | None = None  # reading copies to it first
         self._closed = False
 
     @property
@@ -36,17 +36,17 @@ class CudaBlock:
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
         self._check()
         layout = Layout()
-        places = [layout.slot(slot.shape, slot.dtype) for slot in slots]
+        landings = [layout.slot(slot.shape, slot.dtype) for slot in slots]
         if self._landing is None or self._landing.bytes < layout.bytes:
             self._landing = self._device.pinned(layout.bytes)
-        for slot, place in zip(slots, places, strict=True):
-            self._device.to_host(self._landing.address + place.offset, self.address(slot), slot.bytes)
+        for slot, landing in zip(slots, landings, strict=True):
+            self._device.to_host(self._landing.address + landing.offset, self.address(slot), slot.bytes)
         self._device.wait()
         landed = self._landing.array
-        return tuple(place.of(landed).copy() for place in places)
+        return tuple(landing.of(landed).copy() for landing in landings)
 
     def address(self, slot: Slot) -> int:
-        """Where a slot lies on the device."""
+        """Return a slot's address on the device."""
         self._check()
         return self._memory.address + slot.offset
 

@@ -1,4 +1,4 @@
-"""What the CPU backends share: a block is a numpy array, graphs are bound to it by address, and calls end when done."""
+"""The part that CPU backends share: a block is a numpy array, graphs are bound by address, and calls end when done."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from mmgen.runtime.base.errors import MmgenError
 
 
 class HostBlock:
-    """Memory of the host, where writing and reading cost nothing but a copy."""
+    """Memory of the host, where uploading is free and reading is a copy."""
 
     def __init__(self, size: int) -> None:
         try:
@@ -24,27 +24,27 @@ class HostBlock:
         self.host: NDArray[np.uint8] = room[start : start + size]
 
     def upload(self, end: int | None = None) -> None:
-        """It is there already."""
+        """Do nothing: the memory is the host's."""
 
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
         return tuple(slot.of(self.host).copy() for slot in slots)
 
     def close(self) -> None:
-        """It goes with the last call that is bound to it."""
+        """Do nothing: the memory is freed with the last call that is bound to it."""
 
 
 class HostBackend:
-    """A backend but for its graphs."""
+    """A backend, except for its graphs."""
 
     def block(self, host_bytes: int, other_bytes: int) -> Block:
         return HostBlock(host_bytes + other_bytes)
 
     def record(self, calls: Sequence[Call]) -> Call | None:
-        """A call costs microseconds here; there is nothing to gain."""
+        """Return None: a call costs microseconds here, so recording gains nothing."""
         return None
 
     def wait(self) -> None:
-        """Calls return when they are done."""
+        """Return at once: calls end when they are done."""
 
     def close(self) -> None:
-        """Nothing outlives the graphs."""
+        """Do nothing: everything is freed with the graphs."""

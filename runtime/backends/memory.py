@@ -1,4 +1,4 @@
-"""Where the tensors of a request lie: slots of one block of memory, so that a call binds a block and offsets."""
+"""Layout of a request's tensors: slots of one block of memory, so that a call binds a block and offsets."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.storage.schema import TensorSpec, shape_of
 
-ALIGNMENT = 256  # bytes; what TensorRT documents for the memory it is given
+ALIGNMENT = 256  # bytes; TensorRT's documented requirement for its memory
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Slot:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __getitem__(self, index: int) -> "Slot":
-        """Item ``index`` of the first axis."""
+        """Return item ``index`` of the first axis."""
         item = dataclasses.replace(self, shape=self.shape[1:])
         return dataclasses.replace(item, offset=self.offset + index * item.bytes)
 
     def part(self, start: int, stop: int) -> "Slot":
-        """Items ``start`` to ``stop`` of the first axis."""
+        """Return items ``start`` to ``stop`` of the first axis."""
         return dataclasses.replace(self[start], shape=(stop - start, *self.shape[1:]))
 
     def reshape(self, *shape: int) -> "Slot":
-        """The same bytes in another shape."""
+        """Return the same bytes in another shape."""
         return dataclasses.replace(self, shape=shape)
 
     def of(self, block: NDArray[np.uint8]) -> NDArray[Any]:
-        """The tensor, in a block that lies in host memory."""
+        """Return the tensor, in a block of host memory."""
         array: NDArray[Any] = np.ndarray(self.shape, self.dtype, block.data, self.offset)
         return array
 
@@ -52,18 +52,18 @@ class Layout:
         self.bytes = 0
 
     def slot(self, shape: tuple[int, ...], dtype: str = "float32") -> Slot:
-        """Room for one tensor."""
+        """Add one tensor."""
         slot = Slot(self.bytes, shape, dtype)
         self.bytes += -(-slot.bytes // ALIGNMENT) * ALIGNMENT
         return slot
 
     def slots(self, count: int, shape: tuple[int, ...], dtype: str = "float32") -> tuple[Slot, ...]:
-        """Room for tensors of one shape, each aligned."""
+        """Add tensors of one shape, each aligned."""
         return tuple(self.slot(shape, dtype) for _ in range(count))
 
 
 def stacked(block: NDArray[np.uint8], slots: tuple[Slot, ...]) -> NDArray[Any]:
-    """One array (N, *shape) over slots that ``Layout.slots`` made, in a block that lies in host memory."""
+    """View slots from ``Layout.slots``, in a block of host memory, as one array (N, *shape)."""
     first: NDArray[Any] = slots[0].of(block)
     stride = slots[1].offset - slots[0].offset if len(slots) > 1 else first.nbytes
     shape, strides = (len(slots), *first.shape), (stride, *first.strides)
@@ -72,5 +72,5 @@ def stacked(block: NDArray[np.uint8], slots: tuple[Slot, ...]) -> NDArray[Any]:
 
 
 def slots_for(layout: Layout, specs: Iterable[TensorSpec], axes: Mapping[str, int]) -> dict[str, Slot]:
-    """A slot for each tensor, by name."""
+    """Add a slot for each tensor, and return them by name."""
     return {spec.name: layout.slot(shape_of(spec, axes), spec.dtype) for spec in specs}

@@ -1,8 +1,8 @@
-"""The seam between the loop and what executes graphs: memory that stays where it is, and calls bound to it.
+"""The interface between the loop and backends: memory that stays where it is, and calls bound to it.
 
 The loop owns the memory of a request, one block; a bound call reads and writes it in place and returns nothing.  Calls
-run in the order in which they were made; on a GPU they only enqueue, and ``Block.read`` and ``Backend.wait`` are where
-the host waits.
+run in the order in which they were made; on a GPU they only enqueue, and the host waits in ``Block.read`` and
+``Backend.wait``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ class Block(Protocol):
 
     @property
     def host(self) -> NDArray[np.uint8]:
-        """The bytes to write in; waits until an upload under way has left them."""
+        """The bytes to write in; waits until a running upload has read them."""
         ...
 
     def upload(self, end: int | None = None) -> None:
@@ -30,7 +30,7 @@ class Block(Protocol):
         ...
 
     def read(self, *slots: Slot) -> tuple[NDArray[Any], ...]:
-        """Copies on the host, after everything enqueued before."""
+        """Copy tensors to the host, after everything enqueued before."""
         ...
 
     def close(self) -> None:
@@ -42,13 +42,13 @@ class Runner(Protocol):
     """One graph of a bundle, loaded."""
 
     def bind(self, block: Block, calls: Sequence[Mapping[str, Slot]]) -> list[Call]:
-        """Calls that run the graph on slots of a block, inputs and outputs by name.
+        """Bind calls that run the graph on slots of a block, inputs and outputs by name.
 
-        All calls have the same shapes and share what the graph needs for them; it lives as long as one of the calls.
+        All calls have the same shapes and share what the graph needs for them, which lives as long as one of the calls.
         A call must not be made after its block or the runner was closed.
 
         Raises:
-            MmgenError: shapes that the graph can't run, naming the axis and its range.
+            MmgenError: shapes that the graph can't run; names the axis and its range.
         """
         ...
 
@@ -64,7 +64,7 @@ class Backend(Protocol):
     def runner(self, bundle: Bundle, role: Role) -> Runner: ...
 
     def record(self, calls: Sequence[Call]) -> Call | None:
-        """One call that makes all of these without the host in between, or None where there is no such thing.
+        """Record calls as one, without the host in between; None where the backend can't.
 
         It is valid as long as the calls and their block are.  Some of the calls may be made while recording.
         """

@@ -1,4 +1,4 @@
-"""Backends by name, and which of them ``auto`` takes.
+"""Backends by name, and the order in which ``auto`` tries them.
 
 A backend's module has a function ``open_backend(name, bundle, threads)``, which returns a ``protocol.Backend``.  It is
 imported when it is opened, and imports its vendor's library then.
@@ -13,7 +13,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.base.numbers import whole
 from mmgen.runtime.storage.schema import Bundle
 
-OPENERS = {  # name: module beside this one, in the order in which ``auto`` tries them
+OPENERS = {  # module in this package by name, in the order in which ``auto`` tries them
     "tensorrt": "tensorrt.backend",
     "tensorrt-rtx": "tensorrt.backend",
     "ort-cuda": "ort.cuda",
@@ -24,7 +24,7 @@ OPENERS = {  # name: module beside this one, in the order in which ``auto`` trie
 }
 NAMES = tuple(OPENERS)
 ON_GPU = NAMES[:3]
-AUTO = NAMES[:5]  # the others lose digits that a bundle may need: only if asked for
+AUTO = NAMES[:5]  # the others lose precision that a bundle may need: only on request
 MOST_THREADS = 1024
 
 log = logging.getLogger("mmgen")
@@ -35,11 +35,11 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
 
     Args:
         name: ``auto`` or one of ``NAMES``.
-        bundle: what it is to run; a TensorRT backend needs engines of it.
+        bundle: to run; a TensorRT backend needs engines of it.
         threads: of a CPU backend; None: one a core.
 
     Raises:
-        MmgenError: as ``check_backend``, or it can't be had here; never another one in its place.
+        MmgenError: as ``check_backend``, or it can't be opened here; another one is never opened instead.
     """
     threads = check_backend(name, threads)
     if name != "auto":
@@ -55,27 +55,27 @@ def open_backend(name: str, bundle: Bundle, threads: int | None = None) -> Backe
             log.info("backend %s", candidate)
             return backend
     backend = _open(last, bundle, threads)
-    # Nobody who has a GPU should find out from the clock that it isn't used.
+    # Users with a GPU shouldn't have to find out by timing that it isn't used.
     level = logging.WARNING if reasons and _has_gpu() else logging.INFO
     log.log(level, "backend %s", "; not ".join((backend.name, *reasons)))
     return backend
 
 
 def check_backend(name: object, threads: object) -> int | None:
-    """See that there is a backend of a name; returns the number of threads.
+    """Check a backend's name and number of threads, and return the latter.
 
     Raises:
-        MmgenError: unknown name; no whole number, below 1, or more than libraries should be told to start.
+        MmgenError: unknown name; not a whole number, below 1, or more threads than libraries should start.
     """
     chosen("backend", name, ("auto", *NAMES))
     return None if threads is None else whole("threads", threads, "a whole number, at least 1", 1, MOST_THREADS)
 
 
 def candidates_for(bundle: Bundle) -> tuple[str, ...]:
-    """What ``auto`` tries, in this order.
+    """List the backends that ``auto`` tries, in this order.
 
-    A bundle for CPUs alone has been compared with torch on ONNX Runtime, and uses operators that others may not have or
-    compute as something else: OpenVINO 2026.4 does with Fourier transforms.
+    A bundle for CPUs alone has been compared with torch on ONNX Runtime, and uses operators that other backends may
+    lack or compute differently, as OpenVINO 2026.4 does with Fourier transforms.
     """
     return AUTO[-1:] if bundle.cpu_only else AUTO
 

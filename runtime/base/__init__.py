@@ -1,1 +1,1 @@
-"""What everything else is written with: errors, names, numbers, processes.  Imports nothing of mmgen."""
+"""Basics that everything else uses: errors, names, numbers, processes.  Imports nothing of mmgen."""

@@ -1,4 +1,4 @@
-"""Values that somebody gave as an array of another type, when that changes none of them beyond rounding."""
+"""Conversion of arrays and lists of numbers to another type, where that changes none of them beyond rounding."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ TAKEN = {"f": "iuf", "i": "iub", "u": "iub", "b": "iub"}  # kinds of numpy's typ
 
 
 def as_array(what: str, value: object, dtype: str, wanted: str) -> NDArray[Any]:
-    """An array of a type.
+    """Convert a value to an array of a type.
 
     Floats take whole numbers, which are rounded; whole numbers take bools, as masks are often given, and no floats.
 
@@ -21,11 +21,11 @@ def as_array(what: str, value: object, dtype: str, wanted: str) -> NDArray[Any]:
         wanted: what is accepted, for the error.
 
     Raises:
-        MmgenError: no array of numbers; NaN or infinity; a number that the type doesn't have.
+        MmgenError: not an array of numbers; NaN or infinity; a number that the type can't hold.
     """
     try:
         array = np.asarray(value)
-    except Exception as error:  # lists of several lengths, and what the class of an object raises
+    except Exception as error:  # lists of different lengths, and what the class of an object raises
         raise MmgenError(what, got=shown(value), wanted=wanted) from error
     target = np.dtype(dtype)
     if array.dtype.kind not in TAKEN[target.kind]:

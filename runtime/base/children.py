@@ -1,10 +1,10 @@
-"""Python processes of our own: they import nothing from the folder in which they are started."""
+"""Python processes started by mmgen: they import nothing from the folder in which they are started."""
 
 import sys
 
 
 def python(code: str) -> list[str]:
-    """The command that runs code in this environment's Python.
+    """Return the command that runs code in this environment's Python.
 
     Python looks for modules in the working folder first, where a ``numpy.py`` may lie.
     """

@@ -1,4 +1,4 @@
-"""Names that somebody typed: one of those there are, or an error that knows which one was meant."""
+"""Names that users type: one of the known ones, or an error that suggests the one that was meant."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -6,20 +6,20 @@ from typing import TypeVar
 
 from mmgen.runtime.base.errors import MmgenError, shown
 
-SIMILAR = 0.6  # difflib's ratio, from which on a name may be another one with a slip in it
+SIMILAR = 0.6  # difflib's ratio from which a name may be a misspelling of another one
 
 _Name = TypeVar("_Name", bound=str)
 
 
 def chosen(what: str, given: object, choices: Sequence[_Name]) -> _Name:
-    """The choice that was made.
+    """Return the choice that was made.
 
     Args:
-        what: begins the error.
-        choices: what there is to choose from.
+        what: begins the error message.
+        choices: the names to choose from.
 
     Raises:
-        MmgenError: none of them; it names them all, and the near one.
+        MmgenError: none of them; it lists them all, and suggests the nearest.
     """
     if isinstance(given, str):
         for choice in choices:
@@ -29,7 +29,7 @@ def chosen(what: str, given: object, choices: Sequence[_Name]) -> _Name:
 
 
 def near(given: object, choices: Iterable[str]) -> str | None:
-    """The choice that a name is most like, if it is like any; upper and lower case are the same."""
+    """Find the choice that a name is most like, if it is like any; upper and lower case are the same."""
     if not isinstance(given, str):
         return None
     lower = {choice.lower(): choice for choice in choices}
@@ -38,11 +38,11 @@ def near(given: object, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(given: object, choices: Iterable[str]) -> str | None:
-    """The remedy of an error about a name: the near one, if there is one."""
+    """Return the remedy of an error about a name: the nearest one, if there is one."""
     found = near(given, choices)
     return None if found is None else f"did you mean {found!r}?"
 
 
 def either(choices: Iterable[object]) -> str:
-    """What may be chosen, for an error."""
+    """List the choices, for an error."""
     return " or ".join(map(repr, choices))

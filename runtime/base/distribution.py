@@ -1,7 +1,7 @@
 """mmgen as pip knows it: the distribution's name, and the command that adds an extra to it.
 
-Modules and commands are called mmgen.  On the package index that name is another project's, so the distribution has one
-of its own, and what to type depends on where this installation came from.
+Modules and commands are called mmgen.  On the package index that name belongs to another project, so the distribution
+has a name of its own, and the command depends on where this installation came from.
 """
 
 from mmgen.runtime.base.errors import MmgenError
@@ -10,14 +10,14 @@ NAME = "mmgen-dit"
 
 
 def version() -> str:
-    """The version that is installed."""
-    from importlib.metadata import version  # not for those who only load
+    """Return the installed version."""
+    from importlib.metadata import version  # slow to import, and not needed to load a bundle
 
     return version(NAME)
 
 
 def extra(name: str) -> str:
-    """The command that installs what an extra of ``pyproject.toml`` needs: from the same place as mmgen itself."""
+    """Return the command that installs an extra of ``pyproject.toml``: from the same source as mmgen itself."""
     import json
     import shlex
     from importlib.metadata import PackageNotFoundError, distribution
@@ -44,12 +44,12 @@ def extra(name: str) -> str:
 
 
 def unloaded(library: str, error: Exception, remedy: str) -> MmgenError:
-    """The error for a library that can't be imported: it isn't there, or it is and something keeps it from loading.
+    """Make the error for a library that can't be imported: it isn't installed, or something keeps it from loading.
 
     Args:
-        library: what people call it.
+        library: its usual name.
         error: of the import.
-        remedy: what installs it.
+        remedy: the command that installs it.
     """
     if isinstance(error, ModuleNotFoundError):
         return MmgenError(f"{library} is not installed", remedy=remedy)

@@ -1,4 +1,4 @@
-"""The one error users see: what went wrong, what was got, what was wanted, what to do."""
+"""The one error that users see: what went wrong, what was got, what was wanted, what to do."""
 
 import numpy as np
 
@@ -28,35 +28,35 @@ class MmgenError(Exception):
 
 
 class Cancelled(MmgenError):
-    """A request that somebody cancelled; nothing is wrong with it."""
+    """A request that was cancelled; nothing is wrong with it."""
 
 
 def said(value: object) -> str:
-    """What an error says that it got: an array's type and shape, of anything else the type."""
+    """Describe a value that an error is about: an array's type and shape, of anything else the type."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, cut where that is long."""
+    """Return a value as Python writes it, cut if it is long."""
     if isinstance(value, (str, bytes)):
         value = value[:SHOWN]
     elif isinstance(value, (list, tuple, dict, set, frozenset)) and len(value) > SHOWN:
         return f"a {type(value).__name__} of {len(value)}"
     try:
         text = repr(value)
-    except Exception as error:  # of somebody else's class, or of more digits than Python writes
+    except Exception as error:  # of another program's class, or of more digits than Python writes
         return f"{type(value).__name__}, which can't be shown ({type(error).__name__})"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def _cut(part: str) -> str:
-    """A part of a message, where it is long without most of its end."""
+    """Cut a long part of a message, and keep its beginning and end."""
     last = PART // 4
     return part if len(part) <= PART else f"{part[: PART - last]} ... {part[-last:]}"
 
 
 def _printable(text: str) -> str:
-    """One line; what isn't a letter, such as what changes a terminal, as Python writes it."""
+    """Join a text to one line; what isn't printable, such as terminal control codes, is written as Python does."""
     line = " ".join(text.split())
     if line.isprintable():
         return line

@@ -1,8 +1,8 @@
 """What a forked process inherits and must never destroy: threads and devices behind it are its parent's.
 
 A fork copies memory and one thread.  A destructor that joins the threads of a session, or frees memory of a GPU, waits
-in the child for ever or brings it down.  So nothing of it is destroyed there: the system takes all of it back at once
-when the process ends.
+in the child for ever or crashes it.  So nothing of it is destroyed there: the system takes everything back when the
+process ends.
 """
 
 import functools
@@ -15,7 +15,7 @@ _users: dict[str, int] = {}  # the first process that used a library, by its nam
 
 
 def check_elsewhere(process: int) -> None:
-    """See that a generator is used in the process that it was loaded in.
+    """Check that a generator is used in the process that it was loaded in.
 
     Raises:
         MmgenError: it isn't.
@@ -27,7 +27,7 @@ def check_elsewhere(process: int) -> None:
 
 
 def check_forked(library: str) -> None:
-    """See that this process can use a library whose threads, or whose device, a fork doesn't copy.
+    """Check that this process can use a library whose threads, or whose device, a fork doesn't copy.
 
     Raises:
         MmgenError: it was forked from a process that used it.
@@ -40,27 +40,27 @@ def check_forked(library: str) -> None:
 
 
 def claim(library: str) -> None:
-    """The same, and take down that this process uses it."""
+    """Check the same, and record that this process uses the library."""
     check_forked(library)
     _users[library] = os.getpid()
 
 
 def keep_in_children(thing: object) -> None:
-    """Have an object, and all that it refers to, live to the end of every process that is forked from this one."""
+    """Keep an object, and everything it refers to, alive to the end of every process forked from this one."""
     _watched().add(thing)
 
 
 @functools.cache
 def _watched() -> "weakref.WeakSet[object]":
-    """What is kept in children.  Python is told so when there is something to keep; it can't be told to stop."""
+    """Return what is kept in children; the first call registers a handler with Python, which can't be undone."""
     import ctypes
 
     watched: weakref.WeakSet[object] = weakref.WeakSet()
 
     def keep() -> None:
-        for thing in watched:  # one reference too many, for the interpreter clears all that it knows when it ends
+        for thing in watched:  # an extra reference each, since the interpreter clears all that it knows when it ends
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
-    if hasattr(os, "register_at_fork"):  # Windows knows no fork
+    if hasattr(os, "register_at_fork"):  # Windows has no fork
         os.register_at_fork(after_in_child=keep)
     return watched

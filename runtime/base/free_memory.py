@@ -1,11 +1,11 @@
-"""How much memory is free: of the machine, of the container that this is, and of the process."""
+"""Free memory: of the machine, of the container around this process, and of the process."""
 
 from contextlib import suppress
 from pathlib import Path
 
 
 def free_bytes() -> int | None:
-    """Memory that this process can still have; None: this system doesn't tell."""
+    """Return how much memory this process can still get; None: this system doesn't say."""
     return min((free for free in (_of_machine(), _of_container(), _of_process()) if free is not None), default=None)
 
 
@@ -17,7 +17,7 @@ def _of_machine() -> int | None:
 
 
 def _of_container() -> int | None:
-    """What a control group leaves, whose files are here in a container; what it has of files can be taken back."""
+    """Return what a control group leaves, whose files are here in a container; its cached files can be reclaimed."""
     folder = "/sys/fs/cgroup"
     limit, used = _lines(f"{folder}/memory.max"), _lines(f"{folder}/memory.current")
     if not (limit and used and limit[0].isdigit() and used[0].isdigit()):
@@ -27,7 +27,7 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """What a limit of its address space leaves, as ``ulimit -v`` sets it."""
+    """Return what a limit on the address space leaves, as ``ulimit -v`` sets it."""
     try:
         import resource
     except ImportError:  # on Windows
@@ -40,7 +40,7 @@ def _of_process() -> int | None:
 
 
 def _lines(path: str) -> list[str]:
-    """The lines of one of the system's files; none where it isn't there."""
+    """Return the lines of a system file; none where it doesn't exist."""
     with suppress(OSError):
         return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     return []

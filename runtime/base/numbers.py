@@ -1,4 +1,4 @@
-"""What counts as a number in a request: Python's and numpy's, also as arrays without axes; no bool and no text."""
+"""Numbers of a request: Python's and numpy's, also as arrays without axes, but not bools or texts."""
 
 import math
 import numbers
@@ -19,16 +19,16 @@ def whole(
     *,
     remedy: str | None = None,
 ) -> int:
-    """A whole number.
+    """Return a value as a whole number.
 
     Args:
         what: the number, as the user knows it.
-        wanted: what is accepted, but for ``most``, for the error.
+        wanted: what is accepted, except for ``most``, for the error.
         least, most: its range, both included; None: no limit.
         remedy: what to do, for the error.
 
     Raises:
-        MmgenError: no whole number (2.0 is none), or out of its range.
+        MmgenError: not a whole number (2.0 isn't one), or out of its range.
     """
     plain = _scalar(value)
     if isinstance(plain, numbers.Integral) and not isinstance(plain, bool):
@@ -48,16 +48,16 @@ def real(
     *,
     remedy: str | None = None,
 ) -> float:
-    """A real number.
+    """Return a value as a real number.
 
     Args:
         what: the number, as the user knows it.
         wanted: what is accepted, for the error.
-        fits: whether it is in its range; NaN, of which every comparison is false, should be in none.
+        fits: whether it is in its range; must be false for NaN, as comparisons are.
         remedy: what to do, for the error.
 
     Raises:
-        MmgenError: no real number, out of its range, or more than a float can be.
+        MmgenError: not a real number, out of its range, or more than a float can hold.
     """
     plain = _scalar(value)
     if isinstance(plain, numbers.Real) and not isinstance(plain, bool):
@@ -71,5 +71,5 @@ def real(
 
 
 def _scalar(value: object) -> Any:
-    """An array without axes as the number in it."""
+    """Return an array without axes as the number in it, and anything else as it is."""
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value

@@ -1,4 +1,4 @@
-"""The same for many, at once: what waits for files or for a library that leaves Python's lock alone."""
+"""A function on many items at once, in threads: for reading files, or for libraries that release Python's lock."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -8,8 +8,8 @@ _R = TypeVar("_R")
 
 
 def at_once(function: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    """What a function makes of each item, in their order; the first item's error is raised."""
-    from concurrent.futures import ThreadPoolExecutor  # not for those who only import mmgen
+    """Return the function's result for each item, in order; the first item's error is raised."""
+    from concurrent.futures import ThreadPoolExecutor  # slow to import, and not always needed
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(function, items))

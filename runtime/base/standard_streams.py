@@ -1,4 +1,4 @@
-"""Standard streams where nobody listens: work goes on, and no file is opened in their place."""
+"""Standard streams that are closed or can't be written: work goes on, and no other file takes their number."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ from typing import IO, Any
 
 
 def open_closed_streams() -> None:
-    """Let stdin, stdout and stderr lead nowhere if they were closed when this process was started.
+    """Connect stdin, stdout and stderr to the null device if they were closed when this process started.
 
-    Else the next file that is opened has their number, and a library that complains to stderr writes into it.
+    Otherwise the next file that is opened gets their number, and a library that prints to stderr writes into it.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is not None:
@@ -17,17 +17,17 @@ def open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            _lead_nowhere(number)
+            _connect_to_null(number)
         setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False))
 
 
 def hush(stream: IO[Any]) -> None:
-    """Let a stream that can't be written lead nowhere, so that what is left in it does no harm at the end."""
-    with suppress(OSError):  # one that a program put in its place, and that is no file
-        _lead_nowhere(stream.fileno())
+    """Connect a stream that can't be written to the null device, so that its buffer does no harm at exit."""
+    with suppress(OSError):  # a replacement by a program that isn't a file
+        _connect_to_null(stream.fileno())
 
 
-def _lead_nowhere(number: int) -> None:
+def _connect_to_null(number: int) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     if nowhere != number:
         os.dup2(nowhere, number)

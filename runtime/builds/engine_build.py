@@ -1,6 +1,6 @@
-"""What an engine is and where it fits: the schema of ``engines/KEY/build.json``.
+"""The identity of an engine build, and where it runs: the schema of ``engines/KEY/build.json``.
 
-``mmgen build`` writes it beside the engines; the runtime reads it to find engines that fit this device, and to name
+``mmgen build`` writes it next to the engines; the runtime reads it to find engines that fit this device, and to name
 the field that differs where none does.
 """
 
@@ -21,7 +21,7 @@ FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 
 @dataclass(frozen=True)
 class Place:
-    """The library and the device that engines run on.  Fields that a flavour isn't tied to are None."""
+    """The library and the device that engines run on.  Fields that don't matter to a flavour are None."""
 
     flavour: Flavour
     version: str  # of TensorRT or TensorRT for RTX, in full: engines never run on another
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Options:
-    """What a build was asked for beyond the bundle itself."""
+    """The options of a build, beyond the bundle itself."""
 
     profiles: tuple[dict[str, Axis], ...]  # ranges of the named axes; the first is the one to capture
     workspace_mib: int | None = None  # None: TensorRT's default, all of the device
@@ -44,7 +44,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides what a builder makes: two builds with the same identity can stand for each other."""
+    """Everything that the result of a build depends on: two builds with the same identity can replace each other."""
 
     graphs: dict[str, str]  # by role: SHA-256 over the ONNX file and its external data
     place: Place
@@ -53,7 +53,7 @@ class Identity:
 
     @property
     def key(self) -> str:
-        """Name of the folder."""
+        """Name of the build's folder."""
         return key_of(self)
 
 
@@ -66,7 +66,7 @@ class GraphReport:
     float_layers: int  # layers whose outputs are float32
     half_weight_bytes: int
     float_weight_bytes: int
-    islands: tuple[str, ...]  # tensors that the bundle keeps in float32 and that are float32 in the network
+    islands: tuple[str, ...]  # the bundle's float32 exceptions that are float32 in the network
     seconds: float
     peak_bytes: int  # resident memory of the builder's process
 
@@ -88,7 +88,7 @@ class Build:
     identity: Identity
     engines: dict[str, EngineFile]  # by role
     created: str  # ISO 8601, UTC
-    versions: dict[str, str] = field(default_factory=dict)  # of what made it; not part of its identity
+    versions: dict[str, str] = field(default_factory=dict)  # of the software that made it; not part of its identity
 
 
 def require_buildable(bundle: Bundle) -> None:

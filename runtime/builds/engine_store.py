@@ -1,7 +1,7 @@
-"""The engines of a bundle as the runtime finds them: ``engines/KEY/``, each with its ``build.json``.
+"""Engines in a bundle: ``engines/KEY/``, each with its ``build.json``.
 
-Nothing here trusts that a path exists: a build counts if its sidecar is whole and belongs to its folder, an engine if
-its bytes have the sidecar's hash.
+An existing path isn't trusted: a build counts if its sidecar is complete and belongs to its folder, an engine if its
+bytes have the sidecar's hash.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ KEY = "[0-9a-f]{32}"  # names of builds
 
 
 def find(bundle: Bundle, place: Place) -> tuple[Path, Build]:
-    """The newest build whose engines run here.
+    """Find the newest build whose engines run here.
 
     Args:
-        bundle: as read; its graphs' hashes are what engines must have been made from.
+        bundle: as read; engines must have been made from its graphs' hashes.
         place: the library and the device, as ``library.place`` gives it.
 
     Returns:
         The build's folder and sidecar.  The engines themselves are checked by ``engine_bytes``.
 
     Raises:
-        MmgenError: no build fits, with the first field in which the nearest one differs; or there are no builds; or
-            they are behind a link.
+        MmgenError: no build fits, with the first field in which the nearest one differs; or there are no builds; or a
+            link leads to them.
     """
     misfits: list[list[str]] = []
     skipped: list[str] = []
@@ -58,22 +58,22 @@ def find(bundle: Bundle, place: Place) -> tuple[Path, Build]:
 
 
 def builds(bundle: Bundle) -> list[tuple[Path, Build]]:
-    """The bundle's builds whose sidecar can be read, newest first."""
+    """List the bundle's builds whose sidecar can be read, newest first."""
     return [(folder, build) for folder, build in scan(bundle) if isinstance(build, Build)]
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Build | MmgenError]]:
-    """Every build's folder with its sidecar, newest first, or with the reason why it can't be read, those last.
+    """List every build's folder with its sidecar, newest first, or with the reason why it can't be read, those last.
 
     Raises:
-        MmgenError: a link lies in the place of the folder that holds them.
+        MmgenError: their folder is a link.
     """
     found = [(path, _read(path, bundle)) for path in _folders(own(bundle.folder, ENGINES))]
     return sorted(found, key=lambda item: item[1].created if isinstance(item[1], Build) else "", reverse=True)
 
 
 def engine_bytes(folder: Path, engine: EngineFile) -> bytes:
-    """An engine, read once: the bytes whose hash was compared are those that are returned.
+    """Read an engine once: the bytes whose hash was compared are those that are returned.
 
     Raises:
         MmgenError: the file can't be read, is cut short, or was changed.
@@ -100,12 +100,12 @@ def check_engines(folder: Path, build: Build) -> None:
 
 
 def graph_hashes(bundle: Bundle) -> dict[str, str]:
-    """What identifies each graph, by role: its ONNX and external data."""
+    """Return each graph's identity, by role: of its ONNX file and external data."""
     return {role: identity_of_graph(graph.sha256, graph.data_sha256) for role, graph in bundle.graphs.items()}
 
 
 def changed_graphs(bundle: Bundle, build: Build) -> list[str]:
-    """The graphs of a bundle that a build was not made from, as ``graphs.step: found '1a2b', wanted '3c4d'``."""
+    """List the bundle's graphs that a build wasn't made from, as ``graphs.step: found '1a2b', wanted '3c4d'``."""
     found = build.identity.graphs
     return [
         f"graphs.{role}: found {found.get(role, 'none')[:BRIEF]!r}, wanted {wanted[:BRIEF]!r}"
@@ -115,7 +115,7 @@ def changed_graphs(bundle: Bundle, build: Build) -> list[str]:
 
 
 def misfit(bundle: Bundle, build: Build, place: Place) -> list[str]:
-    """The fields that keep a build's engines from running in a place; none: they fit.  Its options are free."""
+    """List the fields that keep a build's engines from running in a place; none: they fit.  Options don't matter."""
     found = build.identity.place
     wanted = place
     if place.flavour == "tensorrt-rtx" and set(place.compute_capabilities) <= set(found.compute_capabilities):
@@ -124,17 +124,17 @@ def misfit(bundle: Bundle, build: Build, place: Place) -> list[str]:
 
 
 def build_command(bundle: Bundle, targets: Sequence[str] = ()) -> str:
-    """What to type for engines that are missing."""
+    """Return the command that builds missing engines."""
     return " ".join(["mmgen build", shlex.quote(str(bundle.folder)), *(f"--target {name}" for name in targets)])
 
 
 def without_remedy(error: MmgenError, remedy: str | None = None) -> MmgenError:
-    """The same failure with another remedy, or none."""
+    """Return the same error with another remedy, or none."""
     return MmgenError(error.what, got=error.got, wanted=error.wanted, remedy=remedy)
 
 
 def _unsigned(bundle: Bundle, folder: Path) -> MmgenError | None:
-    """Why a build can't be trusted, where somebody asked for that."""
+    """Return why a build can't be trusted, where signatures are required; None: it can."""
     if bundle.public_key is None:
         return None
     from mmgen.runtime.storage import signatures as signing
@@ -148,7 +148,7 @@ def _unsigned(bundle: Bundle, folder: Path) -> MmgenError | None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Builds by their name, and whatever else has a sidecar."""
+    """List the folders named as builds are, and any other folder that has a sidecar."""
     if not folder.is_dir():
         return []
     visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
@@ -163,7 +163,7 @@ def _read(folder: Path, bundle: Bundle) -> Build | MmgenError:
 
 
 def read_build(folder: Path) -> Build:
-    """A build's sidecar, checked: whole, of this schema, of this folder, and naming files in it alone.
+    """Read and check a build's sidecar: complete, of this schema and folder, and naming files in the folder alone.
 
     Raises:
         MmgenError: it isn't, or the folder is a link.
@@ -190,7 +190,7 @@ def read_build(folder: Path) -> Build:
 
 
 def _compare_size(path: Path, engine: EngineFile) -> None:
-    """See that a file is one, which ends, before it is read."""
+    """Check that it is a regular file, and its size, before it is read."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise _damaged(f"{path} is no file", path.parent)

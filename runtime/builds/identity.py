@@ -1,4 +1,4 @@
-"""What decides what is made of a graph, as one short key, and where two such things differ."""
+"""Identities of what is built from a graph: a short key of one, and the differences between two."""
 
 import dataclasses
 import hashlib
@@ -8,18 +8,18 @@ from mmgen.runtime.files.json_records import to_json
 
 
 def key_of(identity: object) -> str:
-    """What a dataclass that decides everything is known by: 32 hexadecimal digits of its SHA-256."""
+    """Return the key of an identity, a dataclass: 32 hexadecimal digits of its SHA-256."""
     text = json.dumps(to_json(identity), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def identity_of_graph(sha256: str, data_sha256: str | None) -> str:
-    """One hash of an ONNX file and its external data."""
+    """Hash an ONNX file and its external data to one value."""
     return hashlib.sha256(f"{sha256} {data_sha256 or ''}".encode()).hexdigest()
 
 
 def differences(wanted: object, found: object, where: str = "") -> list[str]:
-    """The fields in which two of these dataclasses differ, as ``place.version: found '10.3.0', wanted '10.9.0'``."""
+    """List the fields in which two such dataclasses differ, as ``place.version: found '10.3.0', wanted '10.9.0'``."""
     if dataclasses.is_dataclass(wanted) and type(wanted) is type(found):
         return [
             line

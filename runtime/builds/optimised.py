@@ -1,9 +1,9 @@
-"""Graphs as ONNX Runtime has optimised them for this processor, kept in ``optimised/KEY/`` for the next start.
+"""Graphs that ONNX Runtime has optimised for this processor, kept in ``optimised/KEY/`` for the next start.
 
-``mmgen build BUNDLE --target cpu`` makes them.  Loading one takes less time, and next to no memory: weights have the
-type and the order in which they are multiplied, so they are mapped from the file and not copied.  A key over everything
-that decides what is in a folder names it, its files are compared with their checksums before they are used, and it
-appears whole or not at all.  Nothing depends on it: without it, graphs are optimised at each start.
+``mmgen build BUNDLE --target cpu`` makes them.  Loading one takes less time and hardly any memory: weights have the
+type and the order in which they are multiplied, so they are mapped from the file instead of copied.  A folder's name is
+a key over everything that its content depends on; its files are compared with their checksums before they are used, and
+it is written atomically.  Nothing depends on it: without it, graphs are optimised at each start.
 """
 
 import json
@@ -23,10 +23,10 @@ from mmgen.runtime.files.links import is_link, own
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import Bundle, Role
 
-FOLDER = "optimised"  # in a bundle, beside its engines and like them of one machine
+FOLDER = "optimised"  # in a bundle; as its engines, for one kind of machine
 GRAPH, DATA, SIDECAR = "graph.onnx", "graph.onnx.data", "optimised.json"
-SCHEMA = 2  # of the sidecar and of the settings with which graphs are written; another one means writing them again
-ROOM = 4  # bytes to have free for each byte of a graph: half precision becomes float32, and is there twice
+SCHEMA = 2  # of the sidecar and of the settings with which graphs are written; a change means writing them again
+ROOM = 4  # bytes to have free for each byte of a graph: half precision becomes float32, and is stored twice
 
 ELSEWHERE = "copy the bundle to a place that can be written"
 
@@ -35,12 +35,12 @@ log = logging.getLogger("mmgen")
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides what ONNX Runtime makes of a graph."""
+    """Everything that ONNX Runtime's optimised graph depends on."""
 
     graph: str  # SHA-256 over the ONNX file and its external data
     onnxruntime: str  # its version
-    build: str  # what it was built from
-    processor: str  # the instructions that it has
+    build: str  # its build information
+    processor: str  # the processor's instructions
     schema: int = SCHEMA
 
 
@@ -58,14 +58,14 @@ class Optimised:
 
 
 def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
-    """The optimised graph, an ONNX file, if there is one of this graph for this machine; the log names a damaged one.
+    """Find the optimised graph, an ONNX file, of this graph for this machine; a damaged one is logged and not used.
 
     Args:
         bundle: as read.
         role: which of its graphs.
         onnxruntime: the module.
     """
-    if not bundle.path(FOLDER).is_dir() or bundle.public_key is not None:  # checksums are no proof of who made it
+    if not bundle.path(FOLDER).is_dir() or bundle.public_key is not None:  # checksums don't prove who made it
         return None
     try:
         folder = _folder(bundle, _identify(bundle, role, onnxruntime))
@@ -83,21 +83,21 @@ def find(bundle: Bundle, role: Role, onnxruntime: Any) -> Path | None:
 def make(
     bundle: Bundle, role: Role, onnxruntime: Any, optimise: Callable[[Path, str], None], waiting: Callable[[], None]
 ) -> tuple[Path, bool]:
-    """Have an optimised graph of this graph for this machine.
+    """Find or make an optimised graph of this graph for this machine.
 
     Args:
         bundle, role, onnxruntime: as for ``find``.
-        optimise: writes the graph to a path, and its weights to a file of the name that it is told, beside it.
-        waiting: called when another process is making it, before waiting for that.
+        optimise: writes the graph to a path, and its weights to a file of the given name next to it.
+        waiting: called when another process is making it, before waiting for it.
 
     Returns:
-        The folder; whether it was there already.
+        The folder; whether it existed already.
 
     Raises:
-        MmgenError: it can't be written or made, a link lies in the place of a folder, or a file of the bundle isn't
-            the manifest's.
+        MmgenError: it can't be written or made, a folder is a link, or a file of the bundle isn't the one in the
+            manifest.
     """
-    from mmgen.runtime.files.atomic import explained  # not for those who only load
+    from mmgen.runtime.files.atomic import explained  # not needed to load
     from mmgen.runtime.files.locks import lock_of, locked
 
     identity = _identify(bundle, role, onnxruntime)
@@ -112,10 +112,10 @@ def make(
 
 
 def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
-    """Every kept graph's folder with its sidecar, or with the reason why that can't be read.
+    """List every kept graph's folder with its sidecar, or with the reason why it can't be read.
 
     Raises:
-        MmgenError: a link lies in the place of the folder that holds them.
+        MmgenError: their folder is a link.
     """
     folder = own(bundle.folder, FOLDER)
     found = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -123,12 +123,12 @@ def scan(bundle: Bundle) -> list[tuple[Path, Optimised | MmgenError]]:
 
 
 def stale(bundle: Bundle, folder: Path, version: str | None) -> str | None:
-    """Why a kept graph can be used no more; None where it can, or is of another processor.
+    """Return why a kept graph can no longer be used; None where it can, or is for another processor.
 
     Args:
         bundle: as read.
         folder: one that ``scan`` found.
-        version: of the ONNX Runtime that is here; None: there is none, and graphs of any may be somebody else's.
+        version: of the installed ONNX Runtime; None: there is none, and graphs of any version may be in use elsewhere.
     """
     found = _read(folder)
     if isinstance(found, MmgenError):
@@ -152,7 +152,7 @@ def _folder(bundle: Bundle, identity: Identity) -> Path:
 
 
 def processor() -> str:
-    """The instructions that the processor has, as Linux names them; elsewhere what it is."""
+    """Return the processor's instructions, as Linux names them; on other systems its name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
@@ -164,7 +164,7 @@ def processor() -> str:
 
 
 def _wrong(folder: Path) -> str | None:
-    """Why a folder can't be used; None where it can."""
+    """Return why a folder can't be used; None where it can."""
     found = _read(folder)
     return str(found) if isinstance(found, MmgenError) else _damage(folder, found)
 
@@ -181,7 +181,7 @@ def _read(folder: Path) -> Optimised | MmgenError:
 
 
 def _damage(folder: Path, found: Optimised) -> str | None:
-    """What is wrong with the files; they are compared with checksums, which cost less than what they save."""
+    """Return what is wrong with the files; comparing checksums costs less than they save."""
     if set(found.files) != {GRAPH, DATA}:
         return f"{folder / SIDECAR} names other files"
     for name, wanted in found.files.items():
@@ -195,7 +195,7 @@ def _damage(folder: Path, found: Optimised) -> str | None:
 
 
 def _checksum(path: Path) -> tuple[int, int]:
-    """Bytes and CRC-32 of a file."""
+    """Return the bytes and CRC-32 of a file."""
     size, crc, piece = 0, 0, memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(piece):
@@ -215,10 +215,10 @@ def _write(
     room = ROOM * sum(path.stat().st_size for path in sources)
     with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=alone) as partial:
         optimise(partial / GRAPH, DATA)
-        for path, wanted in sources.items():  # the key is by these hashes, and the files may have changed since then
+        for path, wanted in sources.items():  # the key has these hashes, and the files may have changed since
             if sha256(path) != wanted:
                 raise MmgenError(f"{path} is not the manifest's", remedy="make the bundle again, or copy it again")
-        (partial / DATA).touch()  # a graph may have no weights that are worth a file
+        (partial / DATA).touch()  # a graph may have no weights large enough for the file
         files = {name: _checksum(partial / name) for name in (GRAPH, DATA)}
         record = to_json(Optimised(identity, role, files))
         (partial / SIDECAR).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Signing a bundle: its manifest, and the sidecar of each build of engines that it has."""
+"""Signing of a bundle: its manifest, and the sidecar of each build of engines that it has."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +14,17 @@ from mmgen.runtime.storage.signatures import sign
 
 
 def sign_bundle(folder: Path, private_key: Path, passphrase: Callable[[], str]) -> list[Path]:
-    """Sign what is in a bundle, after comparing it with its hashes.
+    """Sign a bundle and its builds, after comparing all files with their hashes.
 
     Args:
         private_key: a file.
-        passphrase: asked if the key is encrypted.
+        passphrase: called if the key is encrypted.
 
     Returns:
         The signatures' paths.
 
     Raises:
-        MmgenError: a file isn't what the bundle says, there is no such key, or the bundle can't be written.
+        MmgenError: a file isn't what the bundle says, the key can't be read, or the bundle can't be written.
     """
     bundle = read_bundle(folder)
     builds = engine_store.builds(bundle)

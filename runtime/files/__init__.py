@@ -1,1 +1,1 @@
-"""Files and folders that are whole or not there, and read with care.  Imports ``base``; anybody may import it."""
+"""Files and folders that are written atomically and read with care.  Imports ``base``; any room may import it."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and paths that any library takes."""
+"""Files that are written completely or not at all, and paths that any library takes."""
 
 import errno
 import os
@@ -14,20 +14,20 @@ NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS}  # of file sy
 
 
 def followed(path: Path) -> Path:
-    """Where a path leads that somebody named: with ``whole_file``, a link that they have there stays a link."""
+    """Resolve a path that a user named, for ``whole_file``: a link that they have there stays a link."""
     return Path(os.path.realpath(path))
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes a file, which takes its place when the block ends well.
+    """Yield a function that writes a file, which replaces the one at ``path`` when the block ends without an error.
 
-    A file is opened beside ``path`` at once, so that a place that can't be written shows before any work is done.  An
-    error or Ctrl-C in the block leaves what was at ``path`` untouched and nothing beside it.  What killed processes
-    left of such files is cleared away first.  A link at ``path`` is replaced, and what it leads to stays as it is.
+    A file is opened next to ``path`` at once, so that a folder that can't be written is reported before any work is
+    done.  An error or Ctrl-C in the block leaves what was at ``path`` untouched, and no other file.  Such files of
+    killed processes are deleted first.  A link at ``path`` is replaced, and its target stays as it is.
 
     Raises:
-        MmgenError: the place can't be written, or the disk is full.
+        MmgenError: it can't be written, or the disk is full.
     """
     with explained(path):
         if not _may_be_replaced(path):
@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
                 left.unlink(missing_ok=True)
     with unfinished(path) as partial:
         with explained(path):
-            file = partial.open("xb")  # exclusive: it follows no link, and opens nothing that was there
+            file = partial.open("xb")  # exclusive: it follows no link, and opens no existing file
         try:
 
             def write(content: bytes) -> None:
@@ -58,7 +58,7 @@ def whole_file(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 @contextmanager
 def explained(path: Path, remedy: str = "choose another place") -> Iterator[None]:
-    """Say of the system's errors in a block that ``path`` can't be written, unless they name a file somewhere else.
+    """Turn the system's errors in a block into one that ``path`` can't be written, unless they name a file elsewhere.
 
     Raises:
         MmgenError: it can't be written.
@@ -72,12 +72,12 @@ def explained(path: Path, remedy: str = "choose another place") -> Iterator[None
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a loss of power, where the system can do that."""
+    """Make the names in a folder survive a loss of power, where the system can do that."""
     if os.name != "posix":
         return
     try:
         number = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one that can be written and not be read
+    except PermissionError:  # one that can be written but not read
         return
     try:
         os.fsync(number)
@@ -90,10 +90,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def as_text(path: Path) -> Iterator[Path]:
-    """A path for libraries that take names in UTF-8 alone, valid as long as the block lasts.
+    """Yield a path for libraries that only take names in UTF-8, valid as long as the block lasts.
 
-    It is the same path, but for folders with names of bytes that no UTF-8 is: Linux has another way to what a program
-    has open.
+    It is the same path, except in folders whose names aren't UTF-8: Linux has another path to what a program has open.
     """
     try:
         str(path.parent).encode()
@@ -108,12 +107,12 @@ def as_text(path: Path) -> Iterator[Path]:
 
 
 def _is_near(file: Path, path: Path) -> bool:
-    """Whether a file is beside ``path`` or below."""
+    """Check whether a file is next to ``path`` or below that folder."""
     return file.absolute().is_relative_to(path.parent.absolute())
 
 
 def _may_be_replaced(path: Path) -> bool:
-    """Whether there is a file, a link or nothing; renaming onto a device would replace it."""
+    """Check that there is a file, a link or nothing; renaming onto a device would replace the device."""
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""Two names that change places in one step."""
+"""Exchange of two names in one step."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let what lies at two paths of one file system change places, so that neither name is ever absent.
+    """Exchange what is at two paths of one file system, so that neither name is ever absent.
 
     Returns:
-        False where nothing was done: the system, its C library or the file system can't, or one isn't there.
+        False where nothing was done: the system, its C library or the file system can't, or one doesn't exist.
     """
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that are written completely or not at all."""
 
 import os
 import shutil
@@ -28,23 +28,23 @@ def whole_folder(
     carry: tuple[str, ...] = (),
     alone: bool = False,
 ) -> Iterator[Path]:
-    """A folder to write in, which becomes ``out`` when the block ends well; left empty, it is dropped.
+    """Yield a folder to write in, which becomes ``out`` when the block ends without an error; an empty one is dropped.
 
-    It lies beside ``out`` under a name of ``unfinished``.  On an error, Ctrl-C or SIGTERM it goes, and what was at
-    ``out`` stays as it was.  What a killed process left behind is cleared away first.  Whenever this process is killed,
-    at ``out`` lies the older folder or the new one, with what is carried over; where the system can't let two folders
-    change places, the older one may lie beside it, until ``recover`` puts it back.
+    It lies next to ``out`` under a name of ``unfinished``.  On an error, Ctrl-C or SIGTERM it is deleted, and what was
+    at ``out`` stays as it was.  What a killed process left behind is deleted first.  Whenever this process is killed,
+    there is the older folder or the new one at ``out``, with what is carried over; where the system can't exchange two
+    folders, the older one may lie next to it, until ``recover`` puts it back.
 
     Args:
         out: nothing, or an older folder.
-        wanted_bytes: free space to ask for.
-        remedy: what to do about a place that can't be written or is full.
+        wanted_bytes: free space that is needed.
+        remedy: for an error about a folder that can't be written or is full.
         check: called with ``out`` before any work; raises where ``out`` must not be replaced.
-        carry: names in the older folder that go over to the new one, unless it has them too.
-        alone: no other process writes ``out`` now, so whatever lies there unfinished is dead.
+        carry: names in the older folder that are moved to the new one, unless it has them too.
+        alone: no other process writes ``out`` now, so whatever is unfinished there is left over.
 
     Raises:
-        MmgenError: the place can't be written, has too little space, or holds a link or a file.
+        MmgenError: the folder can't be written, has too little space, or there is a link or a file.
     """
     with explained(out, remedy), _endable() as end_if_asked:
         recover(out, carry=carry, alone=alone)
@@ -74,7 +74,7 @@ def whole_folder(
 
 
 def recover(out: Path, *, carry: tuple[str, ...] = (), alone: bool = False) -> None:
-    """Put back an older folder that a process set aside and was killed; delete what dead processes left."""
+    """Put back an older folder that a killed process had set aside; delete what such processes left."""
     dead = [(path, kind) for path, pid, kind in leftovers(out) if alone or not alive(path, pid)]
     for path, kind in dead:
         if kind == "old" and not os.path.lexists(out):
@@ -89,17 +89,17 @@ def recover(out: Path, *, carry: tuple[str, ...] = (), alone: bool = False) -> N
 
 
 def put_back(out: Path) -> bool:
-    """Put back what ``recover`` would, and leave the rest alone: for those who want to read what isn't there.
+    """Put back what ``recover`` would, and leave the rest alone: for readers of a folder that doesn't exist.
 
     Returns:
-        Whether there was something.
+        Whether there was such a folder.
 
     Raises:
         MmgenError: it can't be renamed.
     """
     try:
         found = [path for path, pid, kind in leftovers(out) if kind == "old" and not alive(path, pid)]
-    except (OSError, ValueError):  # there can't be anything of such a name
+    except (OSError, ValueError):  # no file can have such a name
         return False
     for path in found[:1]:
         try:
@@ -111,16 +111,16 @@ def put_back(out: Path) -> bool:
 
 
 def size_text(count: int) -> str:
-    """Bytes for people."""
+    """Write a number of bytes with its unit."""
     if count < 2**20:
         return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _swap(partial: Path, out: Path, carried: list[str]) -> None:
-    """Put the new folder in the place of the older one; what ``partial`` is then is to be deleted.
+    """Replace the older folder by the new one; what ``partial`` is then has to be deleted.
 
-    What is carried over is in both.  In the end the new one gets the older one's own: somebody may be at work in there.
+    What is carried over is in both.  In the end the new one gets the older one's own, which may be in use.
     """
     if not out.exists():
         partial.rename(out)
@@ -144,13 +144,13 @@ def _goes_over(name: str, older: Path, newer: Path) -> bool:
 
 
 def _copy_by_links(source: Path, target: Path) -> None:
-    """Copy a folder of finished files in next to no time and room; locks and what isn't finished are left out."""
-    hidden = shutil.ignore_patterns(".*")
-    shutil.copytree(source, target, symlinks=True, ignore=hidden, copy_function=_link_or_copy)
+    """Copy a folder of finished files without copying their bytes; locks and unfinished files are left out."""
+    unfinished_files = shutil.ignore_patterns(".*")
+    shutil.copytree(source, target, symlinks=True, ignore=unfinished_files, copy_function=_link_or_copy)
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name; copy it where the file system has no such thing."""
+    """Give a file a second name; copy it where the file system has no links."""
     try:
         os.link(source, target)
     except OSError:
@@ -158,7 +158,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Nothing takes its place before it would survive a loss of power."""
+    """Write a folder to disk, so that it survives a loss of power before it replaces another one."""
     for root, _, names in os.walk(folder):
         for path in (Path(root, name) for name in names):
             if stat.S_ISREG(path.lstat().st_mode):
@@ -169,20 +169,20 @@ def _to_disk(folder: Path) -> None:
 
 @contextmanager
 def _endable() -> Iterator[Callable[[], None]]:
-    """SIGTERM, like Ctrl-C, ends the block as an exception, so that it cleans up.
+    """Have SIGTERM, like Ctrl-C, end the block as an exception, so that it cleans up.
 
-    Yields a function that raises the exception again: a library that Python called back from may have swallowed it.
-    Only signals that nobody else handles are touched, and only in the main thread.
+    Yields a function that raises the exception again: a library that called Python back may have swallowed it.  Only
+    signals with Python's default handlers are touched, and only in the main thread.
     """
-    asked: list[BaseException] = []
+    received: list[BaseException] = []
 
     def again() -> None:
-        if asked:
-            raise asked[0]
+        if received:
+            raise received[0]
 
     def leave(number: int, frame: FrameType | None) -> None:
-        asked.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
-        raise asked[-1]
+        received.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise received[-1]
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

@@ -1,7 +1,7 @@
-"""JSON of a schema: dataclasses written as it, and read strictly, whoever wrote the file.
+"""Dataclasses as JSON, written, and read strictly, since anybody may have written the file.
 
 A library for validation would be one more package on every robot and to import at every start, with errors of its own
-in the place of one line.
+instead of one line.
 """
 
 import dataclasses
@@ -20,17 +20,17 @@ from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.files.regular import read_regular
 
 LARGEST = 32 << 20  # bytes of a file
-DIGITS = 20  # of a whole number; more than 64 bits have
+DIGITS = 20  # of a whole number; none of 64 bits has more
 
 AGAIN = "export or copy the bundle again"
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Read the content of a JSON file.
 
     Raises:
-        MmgenError: it can't be read, is no regular file or too large for one of ours; or is not JSON, or JSON with
-            numbers, letters or a depth that nothing of ours has.
+        MmgenError: it can't be read, isn't a regular file or is too large; or isn't JSON, or has numbers, letters or a
+            depth that mmgen never writes.
     """
     content = read_regular(path, LARGEST, remedy=AGAIN)
     try:
@@ -52,14 +52,14 @@ def _whole(digits: str) -> int:
 
 
 def _finite(number: str) -> float:
-    """JSON has neither infinity nor NaN, but Python reads and writes them."""
+    """Parse a number; JSON has neither infinity nor NaN, but Python reads and writes them."""
     if not math.isfinite(value := float(number)):
         raise ValueError(f"the number {number:.{DIGITS}}")
     return value
 
 
 def _unprintable(value: object) -> str | None:
-    """A letter that could change a terminal or can't be written, anywhere in parsed JSON."""
+    """Find a letter that could change a terminal or can't be written, anywhere in parsed JSON."""
     todo = [value]
     while todo:
         item = todo.pop()
@@ -75,7 +75,7 @@ def _unprintable(value: object) -> str | None:
 
 
 def to_json(value: object) -> Any:
-    """Dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
+    """Convert dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
         return {f.name: to_json(getattr(value, f.name)) for f in fields}
@@ -90,7 +90,7 @@ _T = TypeVar("_T")
 
 
 def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
-    """A dataclass from parsed JSON, every field checked; ``where`` begins each error."""
+    """Build a dataclass from parsed JSON, every field checked; ``where`` begins each error."""
     if not isinstance(record, dict):
         raise MmgenError(where, got=type(record).__name__, wanted="an object")
     hints = typing.get_type_hints(kind)
@@ -135,7 +135,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
     if hint is float and type(value) is int:
-        return float(value)  # of no more digits than any has
+        return float(value)  # of at most ``DIGITS`` digits
     if type(value) is not hint:
         raise wrong
     return value

@@ -1,4 +1,4 @@
-"""A bundle's folders are its own: through a link, files elsewhere would be read, written and deleted."""
+"""Links in a bundle are refused: through one, files elsewhere would be read, written and deleted."""
 
 import os
 from pathlib import Path
@@ -9,17 +9,17 @@ REMEDY = "delete the link, or put the folder itself in its place"
 
 
 def is_link(path: Path) -> bool:
-    """Whether there is a link, or on Windows a junction, wherever it leads to."""
+    """Check whether there is a link, or on Windows a junction, wherever it leads to."""
     junction = getattr(os.path, "isjunction", None)  # since Python 3.12
     return path.is_symlink() or (junction is not None and junction(path))
 
 
 def own(path: Path, *below: str) -> Path:
-    """A folder inside a bundle, which need not be there.
+    """Return a folder inside a bundle, which need not exist.
 
     Args:
         path: of the bundle, which may be a link itself.
-        below: the folders to go down.
+        below: names of the folders down to it.
 
     Raises:
         MmgenError: one of them is a link.

@@ -1,4 +1,4 @@
-"""Locks for those who write folders."""
+"""Locks for processes that write folders."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,24 +13,24 @@ FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | 
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock of those who write a folder, beside it."""
+    """Return the path of a folder's lock, next to the folder."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[Literal["mine", "theirs", "none"]]:
-    """Hold a lock that ends with this process; its file is gone afterwards.
+    """Hold a lock, which ends at the latest with this process; its file is deleted afterwards.
 
     Args:
-        path: of the lock's file, in a folder that is there.
-        waiting: called when somebody else holds it, before waiting for them; None: don't wait.
+        path: of the lock's file, in an existing folder.
+        waiting: called when another process holds it, before waiting; None: don't wait.
 
     Raises:
         MmgenError: a link lies in its place.
         OSError: it can't be made.
 
     Yields:
-        ``mine``; ``theirs`` where somebody else holds it and nobody waits; ``none`` where there are no such locks.
+        ``mine``; ``theirs`` where another process holds it and ``waiting`` is None; ``none`` where locks don't work.
     """
     try:
         import fcntl
@@ -48,7 +48,7 @@ def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[Literal["
                 return
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a network's folder without locks
+        except OSError:  # a network folder without locks
             file.close()
             path.unlink(missing_ok=True)
             yield "none"
@@ -58,7 +58,7 @@ def locked(path: Path, waiting: Callable[[], None] | None) -> Iterator[Literal["
                 break
         except FileNotFoundError:
             pass
-        file.close()  # the one before took its file away
+        file.close()  # the holder before deleted its file
     try:
         yield "mine"
     finally:

@@ -1,7 +1,7 @@
-"""Numpy's files, .npy and .npz, from whoever wrote them: what an array takes is known before it is laid out.
+"""Numpy's files, .npy and .npz, from untrusted sources: the size of an array is known before it is allocated.
 
-``numpy.load`` parses a header as Python is parsed, lays out what it claims and unpacks what is compressed.  Here a
-header is one line of one form, and an array's bytes are in the file, as they are in those that ``numpy.savez`` writes.
+``numpy.load`` parses a header as Python, allocates what it claims and unpacks what is compressed.  Here a header is one
+line of one form, and an array's bytes are in the file, as ``numpy.savez`` writes them.
 """
 
 import math
@@ -22,26 +22,26 @@ LONGEST = 4096  # bytes of a header; numpy's own have 118
 AXES_GIVEN = r"\(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\)"
 HEADER = re.compile(rf"\{{ *'descr': *'([^']*)', *'fortran_order': *(True|False), *'shape': *{AXES_GIVEN},? *\}} *\n?")
 DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|12|16)|U[0-9]{1,7})")
-AXES = 32  # that every numpy has
+AXES = 32  # that every version of numpy allows
 PIECE = 1 << 18  # bytes that are read at once
-MEMBERS = 1 << 20  # bytes of an archive's table of what is in it
+MEMBERS = 1 << 20  # bytes of an archive's table of contents
 
 
 class NoArray(ValueError):
-    """The bytes are no array that is read here; ``str()`` says why."""
+    """Bytes that aren't an array this module reads; ``str()`` says why."""
 
 
 def read_npy(file: BinaryIO, size: int, kinds: str = "biuf") -> NDArray[Any]:
-    """The array in a .npy file.
+    """Read the array in a .npy file.
 
     Args:
         file: at its start.
-        size: bytes that it has.
-        kinds: letters of numpy's kinds of types that are taken.
+        size: its bytes.
+        kinds: letters of numpy's kinds of types that are accepted.
 
     Raises:
         NoArray: damaged, cut, or of another kind of type.
-        MemoryError: more than there is.
+        MemoryError: more than is free.
     """
     start = file.read(len(MAGIC) + 2)
     width = {1: 2, 2: 4, 3: 4}.get(start[-2] if len(start) == len(MAGIC) + 2 else 0)
@@ -66,7 +66,7 @@ def read_npy(file: BinaryIO, size: int, kinds: str = "biuf") -> NDArray[Any]:
     if len(shape) > AXES or count > left:
         raise NoArray(f"it is cut, or its shape is wrong: ({axes[:60]}) in {max(left, 0)} bytes")
     if count > PIECE and (free := free_bytes()) is not None and count > free:
-        raise MemoryError(f"{count} bytes, and {free} are free")  # numpy lays out more: a file may be one hole
+        raise MemoryError(f"{count} bytes, and {free} are free")  # numpy would allocate more: a file may be sparse
     content = np.empty(count, np.uint8)
     for begin in range(0, count, PIECE):
         if file.readinto(content[begin : begin + PIECE]) != min(PIECE, count - begin):  # type: ignore[attr-defined]
@@ -77,21 +77,21 @@ def read_npy(file: BinaryIO, size: int, kinds: str = "biuf") -> NDArray[Any]:
         raise NoArray("it holds letters that no text has")
     try:
         return content.view(dtype).reshape(shape, order="F" if order == "True" else "C")
-    except ValueError as error:  # nothing, on axes that no array has
+    except ValueError as error:  # an empty array with axes that none can have
         raise NoArray(str(error)) from error
 
 
 def read_npz(file: BinaryIO, size: int, kinds: str = "biuf") -> dict[str, NDArray[Any]]:
-    """The arrays in a .npz file by name, none of them compressed.
+    """Read the arrays in a .npz file by name; compressed ones are refused.
 
     Args:
         file, size, kinds: as for ``read_npy``.
 
     Raises:
-        NoArray: damaged, cut, or something else is in it.
-        MemoryError: more than there is.
+        NoArray: damaged, cut, or with anything else in it.
+        MemoryError: more than is free.
     """
-    import zipfile  # and with it every kind of compression, which a request needs not
+    import zipfile  # imports every kind of compression, which a request doesn't need
 
     try:
         with zipfile.ZipFile(_Pieces(file)) as archive:
@@ -103,7 +103,7 @@ def read_npz(file: BinaryIO, size: int, kinds: str = "biuf") -> dict[str, NDArra
             return {member.filename.removesuffix(".npy"): _member(archive, member, kinds) for member in members}
     except (NoArray, MemoryError):
         raise
-    except Exception as error:  # zipfile's are of as many kinds as there are ways to damage an archive
+    except Exception as error:  # zipfile raises many kinds of errors for damaged archives
         raise NoArray(str(error)) from error
 
 
@@ -119,7 +119,7 @@ def _member(archive: "zipfile.ZipFile", member: "zipfile.ZipInfo", kinds: str) -
 
 
 class _Pieces:
-    """A file of which only so much is read at once: else an archive of a million nothings would be laid out."""
+    """A file that is read in limited pieces: otherwise an archive of a million empty members would fill the memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Regular files, opened without waiting for anybody: in the place of one there may lie a pipe or a device."""
+"""Regular files, opened without blocking: a pipe or a device may have a file's name."""
 
 import errno
 import os
@@ -15,17 +15,17 @@ FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 @contextmanager
 def open_regular(path: Path, *, wanted: str | None = None, remedy: str | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """A file to read, and how many bytes it has.
+    """Open a file for reading, and yield it and its size in bytes.
 
     Args:
-        wanted, remedy: of the error.
+        wanted, remedy: for the error.
 
     Raises:
         MmgenError: it can't be read, now or in the block, or is a folder, a pipe or a device.
     """
     try:
         opened = os.open(path, FLAGS)
-    except (OSError, ValueError) as error:  # a name may have a zero byte
+    except (OSError, ValueError) as error:  # a name may contain a zero byte
         reason = getattr(error, "strerror", None) or error
         raise MmgenError(f"{path} can't be read ({reason})", wanted=wanted, remedy=remedy) from error
     try:
@@ -43,7 +43,7 @@ def open_regular(path: Path, *, wanted: str | None = None, remedy: str | None = 
 
 
 def read_regular(path: Path, most: int, *, remedy: str | None = None) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises:
         MmgenError: as ``open_regular``, or there are more than ``most``.

@@ -1,4 +1,4 @@
-"""Where the system keeps temporary files."""
+"""The system's folder for temporary files."""
 
 import tempfile
 
@@ -6,10 +6,10 @@ from mmgen.runtime.base.errors import MmgenError
 
 
 def temporary_place() -> str:
-    """The folder for temporary files.
+    """Return the folder for temporary files.
 
     Raises:
-        MmgenError: none of those that the system has can be written.
+        MmgenError: none of the system's can be written.
     """
     try:
         return tempfile.gettempdir()

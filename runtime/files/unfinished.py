@@ -1,7 +1,7 @@
-"""Names for what isn't finished yet, and what processes that were killed have left of it.
+"""Names for unfinished files and folders, and what killed processes have left of them.
 
-``.NAME.PID.RANDOM.partial`` lies beside NAME, which it is to become, and ``.old`` what it replaces.  Nobody can guess
-such a name and put a link there first; by the number whoever comes next sees whether its process is still at work.
+``.NAME.PID.RANDOM.partial`` lies next to NAME, which it is to become, and ``.old`` is what it replaces.  Nobody can
+guess such a name and put a link there first; the process number tells later processes whether it is still in use.
 """
 
 import os
@@ -14,18 +14,18 @@ from typing import Literal
 
 Kind = Literal["partial", "old"]
 
-LABEL = r"\d+(?:\.[0-9a-f]{16})?\.(?:partial|old)"  # behind the name
+LABEL = r"\d+(?:\.[0-9a-f]{16})?\.(?:partial|old)"  # after the name
 _writing: set[Path] = set()  # of this process
 
 
 def beside(path: Path, kind: Kind) -> Path:
-    """A new name beside ``path``; this process has to rename or delete what it puts there."""
+    """Return a new name next to ``path``; this process has to rename or delete what it puts there."""
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(8).hex()}.{kind}")
 
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A new name beside ``path``, for what becomes it; as long as the block lasts, that is no leftover."""
+    """Yield a new name next to ``path``, for what becomes it; in the block ``alive`` is true of it."""
     partial = beside(path, "partial")
     _writing.add(partial)
     try:
@@ -35,20 +35,20 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 
 def leftovers(path: Path, is_kind: Callable[[int], bool] = stat.S_ISDIR) -> list[tuple[Path, int, str]]:
-    """What is being written to become ``path``, or was: where it lies, its process, and ``partial`` or ``old``.
+    """List what is being written to become ``path``, or was: its path, its process, and ``partial`` or ``old``.
 
-    Links are none, and neither is what somebody else has put there, unless the folder is theirs.
+    Links don't count, and neither does what other users have put there, unless the folder is theirs.
 
     Args:
-        path: need not be there.
-        is_kind: whether a file's mode is that of what is looked for; folders unless given.
+        path: need not exist.
+        is_kind: whether a file's mode is that of the kind to list; folders by default.
     """
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(?:\.[0-9a-f]{{16}})?\.(partial|old)")
     try:
         owners = {path.parent.stat().st_uid, *([os.geteuid()] if os.name == "posix" else ())}
         with os.scandir(path.parent) as entries:
             found = [(entry, match) for entry in entries if (match := name.fullmatch(entry.name))]
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or a folder that can be written and not be read
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # or a folder that can be written but not read
         return []
     ours = []
     for entry, match in found:
@@ -62,8 +62,8 @@ def leftovers(path: Path, is_kind: Callable[[int], bool] = stat.S_ISDIR) -> list
 
 
 def alive(path: Path, pid: int) -> bool:
-    """Whether somebody still works on what lies at ``path``, as ``leftovers`` gives it."""
-    if pid == os.getpid():  # in containers, also of the one before
+    """Check whether a process still works on what is at ``path``, as ``leftovers`` lists it."""
+    if pid == os.getpid():  # in containers, also that of the one before
         return path in _writing
     if os.name != "posix":  # there, asking with signal 0 would end the process
         return True
@@ -71,6 +71,6 @@ def alive(path: Path, pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):  # no process has such a number
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True

@@ -1,1 +1,1 @@
-"""The sampling loop: a request's memory, its rows, and what they make.  Imports ``request`` and ``backends``."""
+"""The sampling loop: a request's memory, its evaluations, and their results.  Imports ``request`` and ``backends``."""

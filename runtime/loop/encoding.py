@@ -13,7 +13,7 @@ from mmgen.runtime.storage.schema import Bundle
 
 
 def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]) -> NDArray[Any]:
-    """Latents float32 or codes int64 (B, *L) of media (B, ...); ``runner`` is the bundle's encode graph."""
+    """Encode media (B, ...) to latents float32 or codes int64 (B, *L); ``runner`` is the bundle's encode graph."""
     layout = Layout()
     given = layout.slot(media.shape, media.dtype.name)
     host_bytes = layout.bytes
@@ -34,7 +34,7 @@ def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]
 def decode(
     bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Media (B, ...) and codes (B, ...) or None, of latents or codes (B, *L) from the host."""
+    """Decode latents or codes (B, *L) from the host to media (B, ...) and codes (B, ...) or None."""
     layout = Layout()
     slot = layout.slot(latents.shape, latents.dtype.name)
     host_bytes = layout.bytes

@@ -1,8 +1,9 @@
-"""Whether a request fits into memory, reckoned before any of it is laid out.
+"""Estimates of whether a request fits into memory, before any of it is laid out.
 
-What is handed between graphs is known to the byte.  What a graph lays out inside is not: it is reckoned from what it is
-given, makes and computes, as measured with ONNX Runtime (0.20 to 0.32 MB for each sample of a tiny model of 64 tokens,
-which is reckoned with 0.4; 8.9 to 13.8 MB of the embedded one, with 6), and may be off by a factor of three.
+What is passed between graphs is known to the byte.  What a graph allocates inside is not: it is estimated from its
+inputs, outputs and operations, as measured with ONNX Runtime (0.20 to 0.32 MB for each sample of a tiny model of 64
+tokens, where the estimate is 0.4; 8.9 to 13.8 MB of the embedded one, where it is 6), and may be off by a factor of
+three.
 """
 
 import functools
@@ -20,27 +21,27 @@ from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle, Graph, Role, TensorSpec, shape_of
 from mmgen.runtime.storage.tensors import TENSORS
 
-INSIDE = 24  # times what the step or the decoder is given and makes
-WIDENED = 4  # times the conditioning that a step is given
-OPERATIONS = 1500  # for each of which it has a byte inside
+INSIDE = 24  # times the inputs and outputs of the step or the decoder
+WIDENED = 4  # times the conditioning that a step takes
+OPERATIONS = 1500  # operations for each byte inside
 COPIES = 6  # of the latents: noise, the start and its two parts that are kept, results
-ALWAYS = 1 << 26  # bytes that are there: what takes less isn't worth a look
+ALWAYS = 1 << 26  # bytes that are assumed to be free: what takes less isn't checked
 
 
 def check_for(bundle: Bundle, backend: str) -> Callable[[Size], None]:
-    """What sees that there is memory for a request of a size; what is on a GPU its own memory tells.
+    """Return a function that checks that there is memory for a request of a size; a GPU's own memory isn't checked.
 
-    It raises an ``MmgenError`` where there isn't, which says for how many samples there is.
+    It raises an ``MmgenError`` where there isn't, which says how many samples would fit.
     """
     needed = functools.lru_cache(partial(bytes_of, bundle, on_host=backend not in ON_GPU))
     return lambda size: _check(size.batch, needed(size))
 
 
 def check_decoding(bundle: Bundle, backend: str, batch: int) -> None:
-    """See that there is memory to decode so many samples.
+    """Check that there is memory to decode so many samples.
 
     Raises:
-        MmgenError: there isn't; it says for how many there is.
+        MmgenError: there isn't; it says how many would fit.
     """
     graph, axes = bundle.graphs["decode"], {"B": batch}
     made = _handed(graph.outputs, axes)
@@ -48,11 +49,11 @@ def check_decoding(bundle: Bundle, backend: str, batch: int) -> None:
 
 
 def bytes_of(bundle: Bundle, size: Size, *, on_host: bool) -> int:
-    """What a request takes in the host's memory: what it is given and gets, and with ``on_host`` all between."""
-    rows = len(size.stochastic)
-    axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": rows}
+    """Estimate a request's bytes in the host's memory: its arguments and results, and with ``on_host`` all between."""
+    count = len(size.stochastic)
+    axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
     latents = 4 * size.batch * math.prod(bundle.latent_shape)
-    noisy = 2 * rows if isinstance(bundle.process, Masked) else sum(size.stochastic)
+    noisy = 2 * count if isinstance(bundle.process, Masked) else sum(size.stochastic)
     given = bundle.graphs.get("condition", bundle.graphs["step"]).inputs
     media = _handed(bundle.graphs["decode"].outputs, axes)
     host = (COPIES + noisy) * latents + 2 * _handed(given, axes) + media
@@ -84,7 +85,7 @@ def _handed(specs: Iterable[TensorSpec], axes: Mapping[str, int]) -> int:
 
 
 def _inside(graphs: Iterable[Graph], axes: Mapping[str, int]) -> int:
-    """What the largest of these graphs lays out for itself."""
+    """Estimate what the largest of these graphs allocates for itself."""
     return max(_inside_of(graph, axes) for graph in graphs)
 
 

@@ -1,6 +1,6 @@
-"""What a loop doesn't repeat: the condition graph's and the timestep graph's inputs and results in a request's block.
+"""What a loop doesn't repeat: the condition and timestep graphs' inputs and results, in a request's block.
 
-They stay there.  As long as the conditions and the timesteps are the same, they are there for the next request.
+They stay there, so the next request uses them if its conditions and timesteps are the same.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ Runners = Mapping[Role, Runner]
 
 
 class Invariants:
-    """Of a request with B samples, G branches and N rows: ``axes`` has these numbers, and R = G B.
+    """For a request with B samples, G branches and N evaluations: ``axes`` has these and R = G B, the branch batch.
 
-    What the host writes before ``layout`` comes here goes to the device each time; the conditions, which end what the
-    host writes, only when they have changed.
+    What the host writes before ``layout`` reaches this part goes to the device each time; the conditions, which are the
+    last that the host writes, only when they have changed.
     """
 
     def __init__(self, bundle: Bundle, layout: Layout, axes: Mapping[str, int]) -> None:
@@ -40,16 +40,16 @@ class Invariants:
         self._timed_by_condition = timestep is not None and len(timestep.inputs) > 1
         self._conditions: list[Call] = []
         self._timesteps: list[Call] = []
-        self._due = {"condition", "timestep"}  # graphs whose results are not in the block, or not those of the request
+        self._due = {"condition", "timestep"}  # graphs whose results aren't in the block, or are another request's
 
     def of_row(self, i: int, step: Mapping[str, TensorSpec]) -> dict[str, Slot]:
-        """What the step graph with these inputs reads of it in row ``i``."""
+        """Return the slots that the step graph with these inputs reads of it in evaluation ``i``."""
         given = self._made | {name: slot[i] for name, slot in self._timed.items()}
         shapes = {name: shape_of(step[name], self._axes) for name in given if name in step}
         return {name: given[name].reshape(*shape) for name, shape in shapes.items()}
 
     def bind(self, block: Block, runners: Runners) -> None:
-        """Bind both graphs, where there are such."""
+        """Bind both graphs, where the bundle has them."""
         if "condition" in runners:
             self._conditions = runners["condition"].bind(block, [self._made])
         for times, (start, stop) in zip(self._times, self._chunks, strict=True):  # bound alone: the last is shorter
@@ -57,7 +57,7 @@ class Invariants:
             self._timesteps += runners["timestep"].bind(block, [{**self._made, **parts, names.TIMESTEP: times}])
 
     def write(self, block: Block, timesteps: NDArray[np.float32], inputs: Mapping[str, NDArray[np.generic]]) -> None:
-        """Take in the timesteps (N,) and the conditions (R, ...), and upload all that the host wrote and is new."""
+        """Write the timesteps (N,) and the conditions (R, ...), and upload what the host wrote and what changed."""
         host = block.host
         for times, (first, stop) in zip(self._times, self._chunks, strict=True):
             if not np.array_equal(times.of(host), timesteps[first:stop]):
@@ -71,11 +71,11 @@ class Invariants:
         block.upload(None if "condition" in self._due else self._unconditional_bytes)
 
     def forget(self, *graphs: str) -> None:
-        """Have these graphs, condition and timestep, run in the next request, whatever is there."""
+        """Have these graphs, condition and timestep, run in the next request, even if nothing changed."""
         self._due.update(graphs)
 
     def make_conditions(self) -> None:
-        """Compute what depends on the condition alone, unless it is there."""
+        """Compute what depends on the condition alone, unless it is in the block already."""
         if "condition" in self._due:
             if self._timed_by_condition:
                 self._due.add("timestep")
@@ -84,7 +84,7 @@ class Invariants:
             self._due.remove("condition")
 
     def make_timesteps(self) -> bool:
-        """Compute what depends on the timestep for all rows, unless it is there; returns whether there was work."""
+        """Compute what depends on the timestep for all evaluations, unless it is there; returns whether it had to."""
         if not self._timesteps or "timestep" not in self._due:
             return False
         for call in self._timesteps:
@@ -93,12 +93,12 @@ class Invariants:
         return True
 
     def close(self) -> None:
-        """Let go of the graphs."""
+        """Release the graphs."""
         self._conditions, self._timesteps = [], []
 
 
 def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape without the rows' axis and dtype of each condition, by its tensor, as ``request.branches`` makes them."""
+    """Return each condition's shape without the branch batch, and dtype, by tensor, as ``branches`` makes it."""
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for condition in bundle.conditions:
         match condition.kind:
@@ -112,5 +112,5 @@ def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def chunks(count: int, largest: int) -> list[tuple[int, int]]:
-    """Rows of the table, start and stop, in pieces that the timestep graph can run."""
+    """Divide the table's rows into pieces that the timestep graph can run: start and stop of each."""
     return [(start, min(start + largest, count)) for start in range(0, count, largest)]

@@ -1,8 +1,8 @@
-"""The memory of a request and the graphs bound to it, kept so that the next request of that shape only writes and runs.
+"""The memory of a request and the graphs bound to it, kept so that the next request of that size only writes and runs.
 
-All tensors of a request lie in one block.  What the host writes comes first and goes to the device in one piece: the
-start, the rows of the solver's table, the guidance weights, the noise and the conditions.  The state moves between two
-slots, row i reads its numbers at their offsets, and nothing returns before somebody reads it.
+All tensors of a request lie in one block.  What the host writes comes first and goes to the device in one copy: the
+start, the rows of the solver's table, the guidance weights, the noise and the conditions.  The state alternates between
+two slots, evaluation i reads its numbers at their offsets, and nothing returns before somebody reads it.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.schema import Bundle, shape_of
 from mmgen.runtime.storage.tensors import K
 
-ROWS = {  # shapes of a row's inputs to the step graph, float32
+ROWS = {  # shapes of the step graph's inputs from a row of the table, float32
     names.TRANSITION: (K, K + 3),
     names.PREDICTION: (2,),
     names.X0_LIMIT: (1,),
@@ -46,7 +46,7 @@ class Decoding:
         self._calls = dict(zip(latents, calls, strict=True))
 
     def __call__(self, block: Block, latents: Slot) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Media (B, ...) and codes (B, ...), or None where there is no codebook."""
+        """Decode to media (B, ...) and codes (B, ...), or None where there is no codebook."""
         if latents not in self._calls:
             raise MmgenError("the memory of this request was freed", remedy="make the request again")
         self._calls[latents]()
@@ -54,7 +54,7 @@ class Decoding:
         return media, codes[0] if codes else None
 
     def forget(self) -> None:
-        """Let go of the graph."""
+        """Release the graph."""
         self._calls = {}
 
 
@@ -84,8 +84,8 @@ class Plan:
         try:  # the step graph first: it knows B from G, which makes for better refusals
             guidance = {False: self._guidance, True: self._one}
 
-            def row(i: int, alone: bool) -> dict[str, Slot]:
-                """What a row of the table reads and writes; alone: of all branches the first, in the same memory."""
+            def slots_of(i: int, alone: bool) -> dict[str, Slot]:
+                """Return the slots of evaluation ``i``; alone: of all branches the first, in the same memory."""
                 grouped = self.invariants.of_row(i, step)
                 if alone:
                     branched = [name for name in grouped if step[name].shape[0] == "G"]
@@ -106,7 +106,7 @@ class Plan:
             bound: dict[int, Call] = {}
             for kind in sorted(set(size.alone)):  # calls that are bound at once have the same shapes
                 chosen = [i for i, alone in enumerate(size.alone) if alone == kind]
-                calls = runners["step"].bind(self._block, [row(i, kind) for i in chosen])
+                calls = runners["step"].bind(self._block, [slots_of(i, kind) for i in chosen])
                 bound |= zip(chosen, calls, strict=True)
             self.steps = [bound[i] for i in range(count)]
             self.invariants.bind(self._block, runners)
@@ -118,7 +118,7 @@ class Plan:
         self._recorded = False
 
     def write(self, prepared: Prepared) -> None:
-        """Give the device a request of this size, of which only what changed since the last one."""
+        """Write a request of this size for the device; only what changed since the last one is copied."""
         host, table, start = self._block.host, prepared.table, first_state(prepared)
         state = self._states[0].of(host)
         state[1:] = 0
@@ -132,41 +132,41 @@ class Plan:
         self._guidance.of(host)[:] = prepared.branches.weights
         self._one.of(host)[:] = 1
         self._no_noise.of(host)[:] = 0
-        for row, noise in noises(prepared).items():
-            self._noises[row].of(host)[:] = noise
+        for i, noise in noises(prepared).items():
+            self._noises[i].of(host)[:] = noise
         self.invariants.write(self._block, table.timestep, prepared.branches.inputs)
 
     def loop(self) -> Call | None:
-        """All rows as one call, where the backend has such a thing.  It is made once, after a request was written."""
+        """Return all evaluations as one call if the backend can record them; made once, after a request was written."""
         if not self._recorded:
             self._loop, self._recorded = self._backend.record(self.steps), True
-            self._block.upload()  # what was run to record may have written over the start
+            self._block.upload()  # running it to record may have overwritten the start
         return self._loop
 
-    def latents(self, row: int) -> NDArray[np.float32]:
-        """A copy of the latents (B, *L) after ``row`` rows."""
-        (latents,) = self._block.read(self._states[row % 2][0])
+    def latents(self, done: int) -> NDArray[np.float32]:
+        """Copy the latents (B, *L) after ``done`` evaluations."""
+        (latents,) = self._block.read(self._states[done % 2][0])
         return latents
 
-    def decode(self, row: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Media and codes of the latents after ``row`` rows."""
-        return self._decode(self._block, self._states[row % 2][0])
+    def decode(self, done: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Decode the latents after ``done`` evaluations to media and codes."""
+        return self._decode(self._block, self._states[done % 2][0])
 
     def preview(self) -> NDArray[Any]:
-        """Media of what the denoiser believed in the last row."""
+        """Decode the denoiser's prediction in the last evaluation to media."""
         return self.decode_x0()[0]
 
     def x0(self) -> NDArray[np.float32]:
-        """A copy of the latents (B, *L) that the denoiser believed in in the last row."""
+        """Copy the latents (B, *L) that the denoiser predicted in the last evaluation."""
         (latents,) = self._block.read(self._x0)
         return latents
 
     def decode_x0(self) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Media and codes of these."""
+        """Decode these to media and codes."""
         return self._decode(self._block, self._x0)
 
     def close(self) -> None:
-        """Free the memory; nothing of this plan may be called any more."""
+        """Free the memory; nothing of this plan may be called afterwards."""
         self._loop, self.steps = None, []
         self.invariants.close()
         self._decode.forget()

@@ -1,6 +1,6 @@
 """The plans of a generator: each lent to one request at a time, and kept for the next one of the same size.
 
-Requests whose rows alternate have a plan each, so none sees what the others write.
+Requests whose evaluations alternate have a plan each, so neither sees what the other writes.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,21 +18,21 @@ PLANS = 4  # kept: requests of so many different sizes can alternate without bei
 
 @dataclass(eq=False)
 class Loan:
-    """A plan in the hands of one request, which may look at it until another one gets it."""
+    """A plan lent to one request, which may look at it until another one gets it."""
 
     size: Size
     lent: AnyPlan | None
 
     def plan(self) -> AnyPlan:
-        """What was lent.
+        """Return the plan.
 
         Raises:
             MmgenError: it has been lent to another request, or was closed.
         """
         if self.lent is None:
             raise MmgenError(
-                "what this request had made was freed, or its memory is another request's",
-                remedy="look at a row before the stream is left or another request is made",
+                "the state of this request was freed, or its memory is another request's",
+                remedy="use the progress of an evaluation before the stream is left or another request is made",
             )
         return self.lent
 
@@ -53,12 +53,12 @@ class Plans:
 
     @contextmanager
     def lend(self, size: Size) -> Iterator[Loan]:
-        """A plan for as long as the block lasts; what half-ran is not kept for the next request."""
+        """Lend a plan as long as the block lasts; one that an error interrupted isn't kept for the next request."""
         loan, whole = self._take(size), False
         try:
             yield loan
             whole = True
-        except (Cancelled, GeneratorExit):  # which come between two rows
+        except (Cancelled, GeneratorExit):  # which come between two evaluations
             whole = True
             raise
         finally:
@@ -95,6 +95,6 @@ class Plans:
             loan.close()
 
     def _make_room(self, count: int) -> None:
-        """Free what was lent least recently, for so many more to be there, as far as that helps."""
+        """Free what was lent least recently, until ``count`` more fit, as far as that helps."""
         while self._kept and len(self._kept) + len(self._lent) + count > PLANS:
             self._kept.pop(0).close()

@@ -1,4 +1,4 @@
-"""What comes out of a request."""
+"""The results of a request."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ from mmgen.runtime.request.request import Request
 class Timings:
     """Wall-clock seconds of one call."""
 
-    encode: float = 0.0  # of what the request starts from, if anything
-    condition: float = 0.0  # with the request's way to the device
-    timestep: float = 0.0  # what depends on the timestep and not on the latents; 0 where it is still there
-    loop: float = 0.0  # all rows of the solver's table
-    steps: list[float] = field(default_factory=list)  # each row; empty where a GPU ran all of them as one graph
+    encode: float = 0.0  # of the image that the request starts from, if any
+    condition: float = 0.0  # with the request's transfer to the device
+    timestep: float = 0.0  # what depends on the timestep and not on the latents; 0 where it was kept from before
+    loop: float = 0.0  # all evaluations of the denoiser
+    steps: list[float] = field(default_factory=list)  # each of them; empty where a GPU ran them all as one graph
     decode: float = 0.0
 
     @property
@@ -27,7 +27,7 @@ class Timings:
 
     @property
     def jitter(self) -> float | None:
-        """How much longer the slowest row took than the median; None where rows weren't timed one by one."""
+        """How much longer the slowest evaluation took than the median; None where they weren't timed one by one."""
         return max(self.steps) - float(np.median(self.steps)) if self.steps else None
 
 
@@ -40,14 +40,14 @@ class Result:
     codes: NDArray[np.int64] | None  # (B, ...), where the decoder has a codebook
     timings: Timings
     steps_asked: int
-    steps: int  # that the solver was laid out for: fewer than asked for where a deadline left no time for them
+    steps: int  # of the solver's table: fewer than asked for where a deadline left no time for them
     evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
-    evaluations_run: int  # fewer where a deadline ended the loop; the media is then what the denoiser believed
+    evaluations_run: int  # fewer where a deadline ended the loop; the media is then the denoiser's prediction
     request: Request  # as it was checked
 
     @property
     def complete(self) -> bool:
-        """Whether all steps that were asked for were made."""
+        """Whether all requested steps were run."""
         return self.steps == self.steps_asked and self.evaluations_run == self.evaluations
 
 
@@ -55,9 +55,8 @@ class Result:
 class Progress:
     """The state after an evaluation of the denoiser, a row of the solver's table.
 
-    Its functions may be called by any thread, and wait for their turn.  They show this evaluation until the stream goes
-    on; of a stream that has ended, its last one, until another request gets the memory.  Later they raise an
-    ``MmgenError``.
+    Any thread may call its functions; they wait for their turn.  They show this evaluation until the stream goes on, or
+    the last one of a stream that has ended until another request gets the memory.  Later they raise an ``MmgenError``.
     """
 
     evaluation: int  # from 1
@@ -65,6 +64,6 @@ class Progress:
     last: bool  # none follows: all are done, or a deadline is near
     timings: Timings  # so far
     latents: Callable[[], NDArray[Any]]  # a copy of the latents, or tokens (B, *L)
-    preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now believes it to be: x0, decoded
+    preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now predicts it: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last evaluation, the result
-    resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: have the next evaluation begin from these (B, *L)
+    resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: start the next evaluation from these (B, *L)

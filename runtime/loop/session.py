@@ -1,7 +1,7 @@
 """The graphs of a bundle on a backend, and the loop over them.
 
-The loop is the same for every model, solver and backend: row i of the solver's table is bound to the step graph by the
-plan, and nothing returns to the host before somebody asks for it.
+The loop is the same for every model, solver and backend: the plan binds row i of the solver's table to the step graph
+for evaluation i, and nothing returns to the host before somebody asks for it.
 """
 
 import time
@@ -33,7 +33,7 @@ from mmgen.runtime.storage.schema import Bundle, Role
 
 
 class Session:
-    """Plays requests that are prepared.  Whoever calls it has a turn: one call at a time touches the device."""
+    """Plays prepared requests.  Its caller has a turn: one call at a time touches the device."""
 
     def __init__(self, bundle: Bundle, backend: Backend, turns: Turns) -> None:
         self.backend = backend
@@ -48,21 +48,21 @@ class Session:
                 self._runners[role] = backend.runner(bundle, role)
 
     def run(self, prepared: Prepared, clock: float, cancel: Cancel | None) -> Result:
-        """Play the whole of a request, in one turn.
+        """Play a whole request in one turn.
 
         Args:
             clock: when the deadline's time began, by ``time.perf_counter``.
-            cancel: ends the request before its next row once it is set; it is played row by row then.
+            cancel: ends the request before its next evaluation once it is set; evaluations then run one by one.
 
         Raises:
             Cancelled: ``cancel`` was set.
             MmgenError: latents that are not finite, or a device that fails.
         """
         with self._started(prepared, clock) as run:
-            early = run.end is not None or cancel is not None  # what is recorded as one can't be ended early
+            early = run.end is not None or cancel is not None  # a loop recorded as one call can't be ended early
             loop = None if early else run.plan.loop()
             if loop is None:
-                for _ in self._rows(run, cancel):
+                for _ in self._evaluations(run, cancel):
                     pass
             else:
                 clock = time.perf_counter()
@@ -72,18 +72,18 @@ class Session:
             self._turns.check(cancel)
             return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
 
-    def rows(self, prepared: Prepared, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
-        """Play a request row by row, each row in a turn of its own; arguments and errors as for ``run``."""
+    def evaluations(self, prepared: Prepared, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
+        """Play a request evaluation by evaluation, each in a turn of its own; arguments and errors as for ``run``."""
         with self._started(prepared, clock) as run:
-            for row, last in self._rows(run, cancel):
-                yield run.progress(row, last)
+            for evaluation, last in self._evaluations(run, cancel):
+                yield run.progress(evaluation, last)
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Decode latents float32 or codes int64 (B, *L) to media (B, ...), and codes (B, ...) where there are such."""
+        """Decode latents float32 or codes int64 (B, *L) to media (B, ...), and codes (B, ...) or None."""
         return decode(self._bundle, self.backend, self._runners["decode"], latents)
 
     def forget(self, *graphs: str) -> None:
-        """Have the next requests run these graphs, condition and timestep, whatever is there from the last one."""
+        """Have the next requests run these graphs, condition and timestep, even if nothing changed."""
         for plan in self._plans:
             plan.invariants.forget(*graphs)
 
@@ -94,23 +94,23 @@ class Session:
             self._runners.popitem()[1].close()
         self.backend.close()
 
-    def _rows(self, run: Run, cancel: Cancel | None) -> Iterator[tuple[int, bool]]:
-        """Run row by row; yields each row's number, from 1, when it is done, and whether it was the last."""
-        for row, step in enumerate(run.plan.steps, 1):
+    def _evaluations(self, run: Run, cancel: Cancel | None) -> Iterator[tuple[int, bool]]:
+        """Run one by one; yields each evaluation's number, from 1, when it is done, and whether it was the last."""
+        for evaluation, step in enumerate(run.plan.steps, 1):
             self._turns.check(cancel)
             clock = time.perf_counter()
             step()
             self.backend.wait()
             now = time.perf_counter()
-            run.add_row(row, now - clock)
-            last = row == len(run.plan.steps) or run.is_late(row, now)
-            yield row, last
+            run.add_evaluation(evaluation, now - clock)
+            last = evaluation == len(run.plan.steps) or run.is_late(evaluation, now)
+            yield evaluation, last
             if last:
                 return
 
     @contextmanager
     def _started(self, prepared: Prepared, clock: float) -> Iterator[Run]:
-        """Yield a run with the request written and its conditions computed; an error drops its plan."""
+        """Start a run: the request is written and its conditions computed; an error drops its plan."""
         deadline, timings, steps = prepared.request.deadline, Timings(), prepared.steps
         guides = prepared.size.guides
         try:
@@ -131,7 +131,7 @@ class Session:
 
     @contextmanager
     def _written(self, prepared: Prepared, timings: Timings) -> Iterator[Loan]:
-        """Yield the plan of a request, with everything ready for its first row."""
+        """Lend a request's plan, with everything ready for its first evaluation."""
         clock = time.perf_counter()
         with self._plans.lend(prepared.size) as loan:
             plan = loan.plan()
@@ -146,7 +146,7 @@ class Session:
             yield loan
 
     def _encoded(self, prepared: Prepared, timings: Timings) -> Prepared:
-        """Return the request with latents in the place of an image to start from."""
+        """Return the request with latents in place of an image to start from."""
         if prepared.image is None:
             return prepared
         clock = time.perf_counter()
@@ -158,7 +158,7 @@ class Session:
         return replace(prepared, image=None, latents=latents)
 
     def _measure(self, prepared: Prepared, pace: Pace) -> None:
-        """Time the rows of a request in the fewest steps and the decoder, each the second time it runs."""
+        """Time an evaluation of a request in the fewest steps and the decoder, each the second time it runs."""
         timings = Timings()
         with self._written(prepared, timings) as loan:
             plan = loan.plan()
@@ -167,9 +167,9 @@ class Session:
                 clock = time.perf_counter()
                 plan.steps[0]()
                 self.backend.wait()
-                row = time.perf_counter() - clock
+                evaluated = time.perf_counter() - clock
                 clock = time.perf_counter()
                 plan.decode_x0()
                 decoded = time.perf_counter() - clock
-            pace.add_row(prepared.size.alone[0], row)
+            pace.add_evaluation(prepared.size.alone[0], evaluated)
             pace.decode.append(decoded)

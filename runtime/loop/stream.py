@@ -1,4 +1,4 @@
-"""A request row by row, in the hands of whoever asks for the next row."""
+"""A request played evaluation by evaluation, each when the caller asks for it."""
 
 from collections.abc import Generator as Loop
 from types import TracebackType
@@ -9,7 +9,7 @@ from mmgen.runtime.loop.turns import Turns
 
 
 class Flag:
-    """What ``cancel`` sets; unlike ``threading.Event`` it has no lock that a handler of a signal could wait for."""
+    """What ``cancel`` sets; unlike ``threading.Event`` it has no lock that a signal handler could wait for."""
 
     def __init__(self) -> None:
         self._set = False
@@ -22,15 +22,15 @@ class Flag:
 
 
 class Stream:
-    """Iterates over a request's rows; made by ``Generator.stream``.
+    """Iterates over a request's evaluations of the denoiser; made by ``Generator.stream``.
 
-    A row runs when it is asked for, in any thread, and between two rows the generator serves other requests: the stream
-    has its own memory.  A ``for`` loop that is left ends it, and so does the end of a ``with`` block.  ``next(stream,
-    None)`` is for those who may not see ``StopIteration``, such as ``asyncio.to_thread``.
+    An evaluation runs when it is asked for, in any thread, and between two of them the generator serves other requests:
+    the stream has its own memory.  Leaving a ``for`` loop ends it, and so does the end of a ``with`` block.
+    ``next(stream, None)`` is for callers that can't see ``StopIteration``, such as ``asyncio.to_thread``.
     """
 
-    def __init__(self, turns: Turns, rows: Loop[Progress, None, None], cancel: Flag) -> None:
-        self._turns, self._rows, self._cancel = turns, rows, cancel
+    def __init__(self, turns: Turns, evaluations: Loop[Progress, None, None], cancel: Flag) -> None:
+        self._turns, self._evaluations, self._cancel = turns, evaluations, cancel
         self._over = False
         keep_in_children(self)
 
@@ -38,16 +38,16 @@ class Stream:
         return self
 
     def __next__(self) -> Progress:
-        """Run the next row.
+        """Run the next evaluation.
 
         Raises:
-            StopIteration: after the last row, an error, or ``close``.
-            Cancelled: after ``cancel``, also while a row is running or waited for.
+            StopIteration: after the last evaluation, an error, or ``close``.
+            Cancelled: after ``cancel``, also while an evaluation is running or waited for.
             MmgenError: latents that are not finite, a device that fails, or the generator was closed or loaded in the
                 process that this one was forked from.
         """
         if self._over:
-            self._turns.later(self._rows.close)
+            self._turns.later(self._evaluations.close)
             raise StopIteration
         progress = self._turns.run(self._run, self._cancel)
         if progress is None:
@@ -55,15 +55,15 @@ class Stream:
         return progress
 
     def cancel(self) -> None:
-        """End it at its next row, from any thread: who waits for that row, or asks for it, gets ``Cancelled``.
+        """End it before its next evaluation, from any thread: who waits or asks for that one gets ``Cancelled``.
 
-        Never waits: a row that is running ends by itself, and the memory is free after it.
+        Never waits: an evaluation that is running ends by itself, and the memory is free after it.
         """
         self._cancel.set()
-        self._turns.later(self._rows.close)
+        self._turns.later(self._evaluations.close)
 
     def close(self) -> None:
-        """The same, and whoever asks for a row from now on finds that the rows have come to an end."""
+        """Cancel it, and have later calls of ``next`` find that the stream has ended."""
         self._over = True
         self.cancel()
 
@@ -79,7 +79,7 @@ class Stream:
         self.close()
 
     def _run(self) -> Progress | None:
-        progress = next(self._rows, None)
+        progress = next(self._evaluations, None)
         self._over = progress is None or progress.last
-        self._turns.check(self._cancel)  # what the row made is then being taken away
+        self._turns.check(self._cancel)  # if cancelled, the result of the evaluation is about to be freed
         return progress

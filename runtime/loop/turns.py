@@ -1,9 +1,9 @@
-"""One call at a time: who asks waits for a turn, first come, first served, whatever thread it is.
+"""One call at a time: callers wait for a turn, first come, first served, in any thread.
 
-Ctrl-C may end any of this between two instructions, and the garbage collector and handlers of signals may cancel a
-stream or close a generator there.  So a place in the queue and a turn are locks in ``with`` statements, which are let
-go of however that ends; and what may come in the middle of a call never waits for a turn.  Python looks for signals
-when a function begins and after each call.
+Ctrl-C may end any of this between two instructions, and the garbage collector and signal handlers may cancel a stream
+or close a generator there.  So a place in the queue and a turn are locks in ``with`` statements, which are released
+however that ends; and what may interrupt a call never waits for a turn.  Python handles signals when a function begins
+and after each call.
 """
 
 import logging
@@ -17,27 +17,27 @@ from typing import Protocol, TypeVar
 from mmgen.runtime.base.errors import Cancelled, MmgenError, said
 from mmgen.runtime.base.fork import check_elsewhere
 
-POLL = 0.05  # seconds from one look at who cancels or closes to the next, while waiting
+POLL = 0.05  # seconds between two checks for cancelling or closing, while waiting
 
 log = logging.getLogger("mmgen")
 _R = TypeVar("_R")
 
 
 class Cancel(Protocol):
-    """What tells whether a request is to end: a ``threading.Event``, or anything else that has this."""
+    """What says whether a request is to end: a ``threading.Event``, or any other object with this method."""
 
     def is_set(self) -> bool: ...
 
 
 class Turns:
-    """Turns at what only one may use at a time."""
+    """Turns to use what only one caller may use at a time."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._turn = threading.Lock()
         self._queueing = threading.Lock()
-        self._last = threading.Lock()  # the place of who came last; it is locked until that call has ended
-        self._inside: dict[int, threading.Lock] = {}  # by thread; what is there unlocked counts for nothing
+        self._last = threading.Lock()  # the place of the last caller in the queue; locked until its call has ended
+        self._inside: dict[int, threading.Lock] = {}  # by thread; a lock that isn't locked doesn't count
         self._later: deque[Callable[[], None]] = deque()
         self._closed = self._freed = False
 
@@ -45,8 +45,8 @@ class Turns:
         """Wait for a turn and make a call in it.
 
         Raises:
-            Cancelled: so it was, also while waiting.
-            MmgenError: closed, also while waiting; or asked for in a forked process, or by a thread that is inside.
+            Cancelled: by ``cancel``, also while waiting.
+            MmgenError: closed, also while waiting; or called in a forked process, or by a thread that is inside.
             Exception: of the call.
         """
         if self._is_inside():
@@ -57,10 +57,10 @@ class Turns:
         return self._run(call, lambda: self.check(cancel))
 
     def check(self, cancel: Cancel | None = None) -> None:
-        """See that what is about to run, or to go on, may.
+        """Check that a call may start or go on.
 
         Raises:
-            Cancelled: it was.
+            Cancelled: by ``cancel``.
             MmgenError: the turns were closed, or this is another process than the one that they were made in.
         """
         check_elsewhere(self._process)
@@ -70,9 +70,9 @@ class Turns:
             raise Cancelled("the request was cancelled")
 
     def later(self, chore: Callable[[], None]) -> None:
-        """Have this done when it is nobody's turn: now, or at the end of the turn that somebody has.
+        """Run a chore when nobody has the turn: now, or at the end of the current turn.
 
-        In a forked process it is never done.
+        In a forked process it never runs.
         """
         if not self._is_elsewhere():
             self._later.append(chore)
@@ -81,7 +81,7 @@ class Turns:
     def close(self, free: Callable[[], None]) -> None:
         """Give no more turns, and free what they were for when the last one has ended; closing twice does no harm.
 
-        Returns when that is done, but at once in a thread that is inside.  In a forked process nothing is done.
+        Returns when that is done, but at once in a thread that is inside.  In a forked process it does nothing.
         """
         if self._is_elsewhere():
             return
@@ -91,7 +91,7 @@ class Turns:
                 self._freed = True
                 free()
 
-        self._closed = True  # who is before this call in the queue leaves it
+        self._closed = True  # callers before this one in the queue leave it
         if self._is_inside():
             self.later(once)
         else:
@@ -119,7 +119,7 @@ class Turns:
             self._inside.pop(thread, None)
 
     def _wait(self, check: Callable[[], None]) -> None:
-        """Until it is nobody's turn: who was in the queue before has left it, maybe without having had one."""
+        """Wait until nobody has the turn: an earlier caller in the queue may have left it without a turn."""
         seconds = 0.001
         while self._turn.locked():
             time.sleep(seconds)
@@ -127,7 +127,7 @@ class Turns:
             seconds = min(2 * seconds, POLL)
 
     def _tidy(self) -> None:
-        """Do what was put off, unless it is somebody's turn, who does it at the end."""
+        """Run the postponed chores, unless somebody has the turn, who runs them at its end."""
         thread, inside = threading.get_ident(), threading.Lock()
         while self._later and not self._is_inside():
             with inside:
@@ -146,11 +146,11 @@ class Turns:
         while self._later:
             try:
                 self._later.popleft()()
-            except Exception as error:  # it is nobody's who could be told
+            except Exception as error:  # there is no caller to raise it to
                 log.warning("while freeing: %s", str(error))
 
     def _is_inside(self) -> bool:
-        """Whether this comes in the middle of a call of the same thread, which waits for a turn or has it."""
+        """Check whether this call interrupts another one of the same thread, which waits for a turn or has it."""
         inside = self._inside.get(threading.get_ident())
         return inside is not None and inside.locked()
 
@@ -159,7 +159,7 @@ class Turns:
 
 
 def check_cancel(cancel: object) -> None:
-    """See that what is to cancel a request is None or a ``Cancel``.
+    """Check that what is to cancel a request is None or a ``Cancel``.
 
     Raises:
         MmgenError: it isn't.

@@ -13,10 +13,10 @@ from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.request.conditions import Input, Inputs, values, wanted
 
-Also = tuple[Mapping[str, object], float]  # conditions by name, and how much they weigh beside what is asked
-Values = dict[str, list[Any]]  # by condition name, one or one for each asked
+Also = tuple[Mapping[str, object], float]  # further conditions by name, and their weight
+Values = dict[str, list[Any]]  # by condition name: one value, or one for each of n
 MOST = 1 << 20  # samples: no memory holds more
-MOST_ALSO = 1000  # things that are asked for beside, likewise
+MOST_ALSO = 1000  # further conditions, likewise
 FEWER = "ask for fewer at once"
 NO_NULL = "this bundle has no null condition to guide away from"
 PAIRS = "a list of pairs: conditions by name, and a weight"
@@ -27,17 +27,17 @@ BY_NAME = "a dictionary of conditions by name"
 class BranchValues:
     """The values of each branch, not encoded yet."""
 
-    weights: NDArray[np.float32]  # (G,), what is asked first
+    weights: NDArray[np.float32]  # (G,), that of the requested conditions first
     values: tuple[Values, ...]  # of each branch
     batch: int  # B
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What the denoiser is asked, G times for B samples."""
+    """The conditions of the denoiser, G branches for B samples."""
 
-    weights: NDArray[np.float32]  # (G,), what is asked first
-    inputs: dict[str, NDArray[np.generic]]  # by the condition's tensor, (G B, ...), branch by branch
+    weights: NDArray[np.float32]  # (G,), that of the requested conditions first
+    inputs: dict[str, NDArray[np.generic]]  # by the condition's tensor, (branch batch, ...), branch by branch
     batch: int  # B
 
 
@@ -54,28 +54,28 @@ def read_branches(
     """Read the conditions of a request and weigh them.
 
     A condition is one value or a list of them; lists have one length n, and every value serves ``count`` samples:
-    B = n count.  With D(c) what the denoiser makes of conditions c, guidance w goes from what isn't wanted to what is:
+    B = n count.  With D(c) the denoiser's output for conditions c, guidance w goes from what isn't wanted to what is:
 
-        D(negative) + w [D(asked) - D(negative) + sum_i weight_i (D(also_i) - D(negative))]
+        D(negative) + w [D(given) - D(negative) + sum_i weight_i (D(also_i) - D(negative))]
 
     Without ``also`` that is classifier-free guidance (Ho & Salimans 2022, eq. 6, in the form diffusers uses); with it,
     the conjunction of Liu et al. 2022 (eq. 11), where a weight below 0 is a negation.  Branches of weight 0 are left
-    out, but for what is asked, which is the first.
+    out, except that of ``given``, which is the first.
 
     Args:
         inputs: the bundle's conditions.
         given: by condition name.
-        negative: conditions in place of the null ones, by name; those left out stay null, or as asked if there is none.
-        also: conditions and the weight of each; those left out are as asked.
-        what: what errors call the guidance.
+        negative: conditions in place of the null ones, by name; those left out stay null, or as given without a null.
+        also: conditions and the weight of each; those left out are as given.
+        what: the name of the guidance in errors.
 
     Raises:
         MmgenError: an unknown or missing condition, a value of the wrong type, shape or range, lists that differ in
-            length, guidance for a bundle that has no null condition, negative conditions without guidance.
+            length, guidance for a bundle without null conditions, negative conditions without guidance.
     """
     given = by_name(inputs, given, "conditions")
     unwanted = by_name(inputs, {} if negative is None else negative, "negative")
-    more = [(by_name(inputs, asked, f"also[{i}]"), share) for i, (asked, share) in enumerate(_pairs(also))]
+    more = [(by_name(inputs, requested, f"also[{i}]"), share) for i, (requested, share) in enumerate(_pairs(also))]
     weight = real(what, guidance, "a finite number; 1 is none")
     shares = [real(f"weight of also[{i}]", share, "a finite number") for i, (_, share) in enumerate(more)]
     null_weight = 1 - weight * (1 + math.fsum(shares))
@@ -88,11 +88,11 @@ def read_branches(
             "negative conditions have no effect without guidance", wanted="guidance other than 1",
             remedy="ask for more, such as guidance=4",
         )  # fmt: skip
-    asked = {name: _values(each, given.get(name), each.null) for name, each in inputs.items()}
-    null: Values = {name: asked[name] if each.null is None else [each.null] for name, each in inputs.items()}
-    sets = [(asked, weight), (_instead(inputs, null, unwanted), null_weight)]
+    requested = {name: _values(each, given.get(name), each.null) for name, each in inputs.items()}
+    null: Values = {name: requested[name] if each.null is None else [each.null] for name, each in inputs.items()}
+    sets = [(requested, weight), (_instead(inputs, null, unwanted), null_weight)]
     sets += [
-        (_instead(inputs, asked, what), weight * share) for (what, _), share in zip(more, shares, strict=True)
+        (_instead(inputs, requested, what), weight * share) for (what, _), share in zip(more, shares, strict=True)
     ]
     used = [sets[0], *((values, w) for values, w in sets[1:] if w)]
     lengths = {len(values) for conditions, _ in used for values in conditions.values()} - {1}
@@ -113,18 +113,18 @@ def read_branches(
 
 
 def encode(inputs: Inputs, branches: BranchValues) -> Branches:
-    """Encode the values as graphs take them.
+    """Encode the values into the arrays that graphs take.
 
     Raises:
         MmgenError: a value of the wrong type or range.
     """
     arrays = {}
     for name, each in inputs.items():
-        rows = []
+        parts = []
         for branch in branches.values:  # no comprehension: warnings name the caller's line, so many calls from here
             made = each.encode(branch[name])
-            rows.append(np.repeat(made, branches.batch // len(made), 0))
-        arrays[each.condition.tensor] = np.concatenate(rows)
+            parts.append(np.repeat(made, branches.batch // len(made), 0))
+        arrays[each.condition.tensor] = np.concatenate(parts)
     return Branches(branches.weights, arrays, branches.batch)
 
 
@@ -134,10 +134,10 @@ def branches(inputs: Inputs, given: Mapping[str, object], guidance: object, *res
 
 
 def by_name(inputs: Inputs, conditions: object, what: str) -> Mapping[str, object]:
-    """Conditions as somebody gave them.
+    """Check conditions by name.
 
     Raises:
-        MmgenError: no dictionary, or one with a condition that there isn't; ``what`` says where.
+        MmgenError: not a dictionary, or one with an unknown condition; ``what`` says where.
     """
     if not isinstance(conditions, Mapping):
         raise MmgenError(what, got=shown(conditions), wanted=BY_NAME)
@@ -148,7 +148,7 @@ def by_name(inputs: Inputs, conditions: object, what: str) -> Mapping[str, objec
 
 
 def unknown(inputs: Inputs, name: object) -> MmgenError:
-    """The error about a condition that there isn't."""
+    """Make the error about an unknown condition."""
     what = f"unknown condition {shown(name)}"
     if remedy := did_you_mean(name, inputs):
         return MmgenError(what, remedy=remedy)
@@ -157,7 +157,7 @@ def unknown(inputs: Inputs, name: object) -> MmgenError:
 
 
 def _pairs(also: object) -> list[tuple[object, object]]:
-    """What is asked for beside, with the weight of each."""
+    """Check further conditions with the weight of each."""
     pairs: list[Any] = list(also) if isinstance(also, (list, tuple)) else [also]
     if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise MmgenError("also", got=shown(also), wanted=PAIRS, remedy="such as also=[({'prompt': 'a hat'}, 0.5)]")
@@ -167,7 +167,7 @@ def _pairs(also: object) -> list[tuple[object, object]]:
 
 
 def _instead(inputs: Inputs, values: Values, given: Mapping[str, object]) -> Values:
-    """Values by condition name, with others in place of some."""
+    """Return values by condition name, with others in place of some."""
     return {**values, **{name: _values(inputs[name], value, None) for name, value in given.items()}}
 
 

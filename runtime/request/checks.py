@@ -1,4 +1,4 @@
-"""Whether what a request says is possible: each attribute in its range, arrays of the right shape and type."""
+"""Checks of a request: each attribute in its range, arrays of the right shape and type."""
 
 import math
 from dataclasses import replace
@@ -15,14 +15,14 @@ from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
 from mmgen.runtime.storage.tensors import RESCALE
 
-STRENGTH = 0.8  # as diffusers' image to image; with a mask everything behind it is regenerated
+STRENGTH = 0.8  # as in diffusers' image to image; with a mask everything behind it is regenerated
 
 
 def checked_latents(bundle: Bundle, latents: object, batch: int) -> NDArray[Any]:
-    """Latents float32 (B, *L) of a bundle, or codes int64 (B, *L) of one that makes tokens.
+    """Check latents float32 (B, *L) of a bundle, or codes int64 (B, *L) of one that makes tokens.
 
     Raises:
-        MmgenError: another shape or type, numbers that aren't finite or no codes.
+        MmgenError: another shape or type, numbers that aren't finite, or that aren't codes.
     """
     shape, process = (batch, *bundle.latent_shape), bundle.process
     if isinstance(process, Masked):
@@ -31,7 +31,7 @@ def checked_latents(bundle: Bundle, latents: object, batch: int) -> NDArray[Any]
 
 
 def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.float32]:
-    """An array as it must be.
+    """Check an array's type and shape, and that it is finite.
 
     Raises:
         MmgenError: another shape or type, or numbers that aren't finite.
@@ -44,10 +44,10 @@ def checked(array: object, shape: tuple[int, ...], name: str) -> NDArray[np.floa
 
 
 def checked_request(bundle: Bundle, request: Request) -> Request:
-    """Check each attribute but for the conditions; sets the strength where there is something to start from.
+    """Check each attribute except the conditions, and set the strength where there is an image or latents.
 
     Raises:
-        MmgenError: one that is out of its range, or that this bundle has no use for.
+        MmgenError: one that is out of its range, or that this bundle can't use.
     """
     seed = whole("seed", request.seed, "a whole number from 0", 0)
     wanted = "0, which is none, to 1"
@@ -91,7 +91,7 @@ def _checked_interval(interval: object) -> tuple[float, float]:
 
 
 def checked_media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[Any]:
-    """Return media to start from, (B, *shape): one for each sample, or one for all.
+    """Check media to start from and return (B, *shape): one for each sample, or one for all.
 
     Raises:
         MmgenError: another shape or type, or a bundle without an encoder.
@@ -113,6 +113,6 @@ def checked_media(bundle: Bundle, image: NDArray[Any], batch: int) -> NDArray[An
 
 
 def _of_that_name(bundle: Bundle, option: str) -> str | None:
-    """What to do if the condition was meant, where there is one of an option's name."""
+    """Return the remedy if a condition was meant, where one has the name of an option."""
     there = any(condition.name == option for condition in bundle.conditions)
     return f"the condition of that name goes in conditions={{{option!r}: ...}}" if there else None

@@ -1,4 +1,4 @@
-"""Conditions as a request has them, to the arrays that graphs take."""
+"""Conditions of a request, encoded into the arrays that graphs take."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from mmgen.runtime.request.nulls import read_null
 from mmgen.runtime.request.tokenizer import open_tokenizer
 from mmgen.runtime.storage.schema import TOKENIZER, Bundle, Condition
 
-LETTERS, LETTERS_A_TOKEN = 10_000, 16  # of a text, whichever is more: all that is longer would be cut
+LETTERS, LETTERS_A_TOKEN = 10_000, 16  # the longest text, whichever is more; tokens of a longer one would be cut
 Encode = Callable[[Sequence[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Input:
-    """A condition of a bundle, ready to be asked."""
+    """A condition of a bundle, ready to be encoded."""
 
     condition: Condition
-    null: Any  # the value that asks for nothing; None: it isn't guided
+    null: Any  # the value for no condition; None: it isn't guided
     encode: Encode  # n values to an array (n, ...) as graphs take it
 
 
@@ -32,7 +32,7 @@ Inputs = Mapping[str, Input]  # by name
 
 
 def open_inputs(bundle: Bundle) -> dict[str, Input]:
-    """The conditions of a bundle, by name.
+    """Open the conditions of a bundle, by name.
 
     Raises:
         MmgenError: the tokenizer or a null can't be read, or the package ``tokenizers`` isn't here.
@@ -41,7 +41,7 @@ def open_inputs(bundle: Bundle) -> dict[str, Input]:
 
 
 def values(condition: Condition, given: object) -> list[Any]:
-    """What is asked of a condition, a value for each sample, or one for all.
+    """List the values of a condition: one for each sample, or one for all.
 
     Args:
         given: one value, or a list of them; of an array, lists of numbers too.
@@ -61,7 +61,7 @@ def values(condition: Condition, given: object) -> list[Any]:
 
 
 def wanted(condition: Condition) -> str:
-    """What a condition takes, for an error."""
+    """Describe what a condition takes, for an error."""
     match condition.kind:
         case "text":
             return "a string"
@@ -98,7 +98,7 @@ def _texts(condition: Condition, tokenize: Encode, given: Sequence[Any]) -> NDAr
 
 
 def _as_utf8(what: str, text: str) -> str:
-    """A text; bytes that Python keeps in one, of a locale that knows ASCII alone, as the letters that they are."""
+    """Return a text as UTF-8; in a locale that knows ASCII alone, Python has its bytes as surrogates."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeError:

@@ -1,4 +1,4 @@
-"""Media to start from and masks, out of files: pictures of any kind that Pillow reads, and numpy's arrays."""
+"""Media and masks from files: pictures of any kind that Pillow reads, and numpy's arrays."""
 
 import warnings
 from pathlib import Path
@@ -15,17 +15,17 @@ from mmgen.runtime.storage.schema import Media
 
 LIGHT = 128  # of 256 levels
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of grey in 16 bits
-ZIP = b"PK"  # how files of several arrays begin
+ZIP = b"PK"  # the first bytes of files of several arrays
 
 
 def read_media(path: Path, media: Media) -> NDArray[Any]:
-    """What a request can start from: a picture as uint8 (H, W, 3), or an array in a .npy file.
+    """Read media that a request can start from: a picture as uint8 (H, W, 3), or an array in a .npy file.
 
-    Of an animation it is the first frame; the camera's orientation is applied, and what is transparent is laid over
+    Of an animation the first frame is read; the camera's orientation is applied, and transparent parts are laid over
     white.
 
     Raises:
-        MmgenError: a file that can't be read as one; whether it has the right size is for the request to judge.
+        MmgenError: a file that can't be read as one; the size is checked with the request.
     """
     wanted = f"a .npy file of {media.dtype} {media.shape}"
     if media.kind == "image":
@@ -41,9 +41,10 @@ def read_media(path: Path, media: Media) -> NDArray[Any]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """A mask: the bools in a .npy file, or bool (H, W) of a picture.
+    """Read a mask: the bools in a .npy file, or bool (H, W) of a picture.
 
-    True is what is neither darker than half, in Pillow's weights of the colours, nor more than half transparent.
+    A pixel is true if it is neither darker than half, in Pillow's weights of the colours, nor more than half
+    transparent.
 
     Raises:
         MmgenError: a file that can't be read as one.
@@ -56,7 +57,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def read_array(path: Path, wanted: str = "a .npy file of numbers") -> NDArray[Any]:
-    """The array in a .npy file.
+    """Read the array in a .npy file.
 
     Raises:
         MmgenError: the file can't be read, is damaged or cut, or holds anything but one array of numbers or bools.
@@ -76,7 +77,7 @@ def read_array(path: Path, wanted: str = "a .npy file of numbers") -> NDArray[An
 
 
 def _pixels(path: Path, mode: str, wanted: str) -> NDArray[np.uint8]:
-    """A picture (H, W, letters of the mode), upright."""
+    """Read a picture (H, W, letters of the mode), upright."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:

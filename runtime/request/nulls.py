@@ -1,4 +1,4 @@
-"""What stands for "nothing asked" in a condition that is an array: a number that fills it, or a file of the bundle."""
+"""Nulls of array conditions, which guidance starts from: a number that fills the array, or a file of the bundle."""
 
 import dataclasses
 import io
@@ -18,14 +18,14 @@ FOLDER = "nulls"
 
 
 def null_array(condition: Condition, null: object, what: str) -> NDArray[Any]:
-    """The null of an array condition, of its type and shape.
+    """Return the null of an array condition, of its type and shape.
 
     Args:
         null: a number, or an array of this shape.
-        what: begins the error.
+        what: begins the error message.
 
     Raises:
-        MmgenError: another shape, or numbers that aren't finite or that the type doesn't have.
+        MmgenError: another shape, or numbers that aren't finite or that the type can't hold.
     """
     wanted = f"a number, or {condition.dtype} {condition.shape}, finite"
     array = as_array(what, null, condition.dtype, wanted)
@@ -35,7 +35,7 @@ def null_array(condition: Condition, null: object, what: str) -> NDArray[Any]:
 
 
 def write_nulls(conditions: tuple[Condition, ...], folder: Path) -> tuple[Condition, ...]:
-    """The conditions as a manifest has them: with files in the place of nulls that are arrays, written here.
+    """Write nulls that are arrays into files, and return the conditions as a manifest has them.
 
     An array that is one number everywhere becomes that number.
     """
@@ -43,7 +43,7 @@ def write_nulls(conditions: tuple[Condition, ...], folder: Path) -> tuple[Condit
 
 
 def read_null(bundle: Bundle, condition: Condition) -> NDArray[Any]:
-    """The null of an array condition of a bundle.
+    """Read the null of an array condition of a bundle.
 
     Raises:
         MmgenError: its file can't be read, or isn't of the condition's type and shape.

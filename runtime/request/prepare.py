@@ -1,4 +1,4 @@
-"""A request, checked and laid out in a number of steps: all that the graphs are given."""
+"""A request, checked and laid out in a number of steps: everything that the graphs take."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from mmgen.runtime.storage.schema import MOST_STEPS, Bundle
 
 @dataclass(frozen=True)
 class Size:
-    """What decides how memory is laid out."""
+    """What the memory layout depends on."""
 
     batch: int  # B
     guides: int  # G
@@ -45,7 +45,7 @@ class Prepared:
     regenerate: NDArray[np.bool_] | None  # (B, *L) where these are not kept
     steps: int
     table: Any  # N rows: a Table, or a MaskedTable of a masked process
-    rescale: NDArray[np.float32]  # (N,): share of guidance's own spread that is taken back
+    rescale: NDArray[np.float32]  # (N,): share of the spread added by guidance that is taken back
     size: Size
 
 
@@ -55,10 +55,10 @@ def prepare(bundle: Bundle, inputs: Inputs, request: Request, fits: Callable[[Si
     Args:
         inputs: the bundle's conditions.
         request: as ``read_request`` returns it.
-        fits: raises where memory doesn't hold a request; it is asked before anything of one is made.
+        fits: raises where memory can't hold a request of a size; called before anything is allocated.
 
     Raises:
-        MmgenError: something that the bundle can't do, or a request that memory doesn't hold.
+        MmgenError: something that the bundle can't do, or a request that memory can't hold.
     """
     if isinstance(bundle.process, Masked):
         tokens.refuse(request)
@@ -72,7 +72,7 @@ def prepare(bundle: Bundle, inputs: Inputs, request: Request, fits: Callable[[Si
         )
         steps = check_steps(bundle.defaults.steps if request.steps is None else request.steps)
         regenerate = None if request.mask is None else regenerated(request.mask, bundle, values.batch)
-        table, rescale, size = _rows(bundle, request, values.batch, len(values.weights), regenerate, steps)
+        table, rescale, size = _layout(bundle, request, values.batch, len(values.weights), regenerate, steps)
         fits(size)
         shape = (values.batch, *bundle.latent_shape)
         given = request.noise
@@ -90,14 +90,14 @@ def in_steps(prepared: Prepared, steps: int) -> Prepared:
     if steps == prepared.steps:
         return prepared
     batch, guides = prepared.size.batch, prepared.size.guides
-    table, rescale, size = _rows(prepared.bundle, prepared.request, batch, guides, prepared.regenerate, steps)
+    table, rescale, size = _layout(prepared.bundle, prepared.request, batch, guides, prepared.regenerate, steps)
     return replace(prepared, steps=steps, table=table, rescale=rescale, size=size)
 
 
 def fewest_steps(bundle: Bundle, request: Request) -> int:
     """Return the fewest steps that a request can be made in.
 
-    In fewer, the strength leaves none, or a block of tokens has none.
+    With fewer, the strength would leave none, or a block of tokens would have none.
     """
     strength = request.strength
     least = 1 if strength is None else math.ceil(min(1 / strength, 2 * MOST_STEPS) - 1e-9)
@@ -109,27 +109,27 @@ def first_state(prepared: Prepared) -> Start:
     """Return what the first evaluation begins with; an image to start from must have been encoded."""
     process, request = prepared.bundle.process, prepared.request
     if isinstance(process, Masked):
-        share = float(prepared.table.hidden[0])
+        share = float(prepared.table.masked_before[0])
         shape = prepared.noise.shape
-        return of_tokens(process, shape, prepared.latents, prepared.regenerate, hidden=share, seed=request.seed)
+        return of_tokens(process, shape, prepared.latents, prepared.regenerate, masked=share, seed=request.seed)
     strength = 1.0 if request.strength is None else request.strength
     return of_latents(prepared.table, prepared.noise, prepared.latents, prepared.regenerate, strength=strength)
 
 
 def noises(prepared: Prepared) -> dict[int, NDArray[np.float32]]:
-    """Draw unit noise (B, *L) for the rows that use it; of a masked process, uniform numbers (B, 2, *L)."""
+    """Draw unit noise (B, *L) for the evaluations that use it, by index; of masked ones uniform (B, 2, *L)."""
     seed, table = prepared.request.seed, prepared.table
     if isinstance(prepared.bundle.process, Masked):
         return tokens.uniforms(seed, prepared.noise.shape, len(table))
     batch, *latent = prepared.noise.shape
-    rows = np.flatnonzero(table.stochastic)
-    return {int(row): seeded_noise(seed, batch, tuple(latent), stream=int(row) + 1) for row in rows}
+    noisy = np.flatnonzero(table.stochastic)
+    return {int(i): seeded_noise(seed, batch, tuple(latent), stream=int(i) + 1) for i in noisy}
 
 
-def _rows(
+def _layout(
     bundle: Bundle, request: Request, batch: int, guides: int, regenerate: NDArray[np.bool_] | None, steps: int
 ) -> tuple[Any, NDArray[np.float32], Size]:
-    """Return the solver's table, the share of guidance's spread to take back in each row, and the size of it all."""
+    """Return the solver's table, the share of guidance's spread to take back in each evaluation, and the size."""
     begin = _begin(bundle, request, steps)
     if isinstance(bundle.process, Masked):
         positions = None if regenerate is None else regenerate[0].reshape(-1)
@@ -152,7 +152,7 @@ def _table(bundle: Bundle, request: Request, steps: int, begin: int) -> Any:
     from mmgen.runtime.solvers import registry  # a dozen files, which a process for tokens doesn't need
 
     defaults = bundle.defaults
-    own = request.solver in (None, defaults.solver)  # the sigmas beside the solver are for that solver alone
+    own = request.solver in (None, defaults.solver)  # the bundle's sigmas are for its own solver alone
     sigmas = request.sigmas
     if sigmas is None:
         sigmas = defaults.sigmas if own else "schedule"

@@ -1,4 +1,4 @@
-"""What somebody asks for: the one thing that ``generate``, ``stream``, the command line and ``mmgen bench`` share."""
+"""What a user asks for: the one class that ``generate``, ``stream``, the command line and ``mmgen bench`` share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ from mmgen.runtime.request.conditions import Inputs
 from mmgen.runtime.solvers.options import Option
 from mmgen.runtime.storage.schema import Bundle
 
-ELSEWHERE = {  # arguments that diffusers' pipelines call otherwise
+ELSEWHERE = {  # arguments that have another name in diffusers' pipelines
     "num_inference_steps": "steps", "guidance_scale": "guidance", "num_images_per_prompt": "count", "generator": "seed",
     "scheduler": "solver", "negative_prompt": "negative", "mask_image": "mask",
 }  # fmt: skip
@@ -24,7 +24,7 @@ ELSEWHERE = {  # arguments that diffusers' pipelines call otherwise
 class Request:
     """What to make, and how.
 
-    Numbers may be Python's or numpy's, but no bools; whole numbers may be no floats.  Nothing is checked before the
+    Numbers may be Python's or numpy's, but not bools; whole numbers may not be floats.  Nothing is checked before the
     request is given to a generator, which knows what its bundle takes.
 
     Attributes:
@@ -35,23 +35,23 @@ class Request:
         seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
         solver: a name that ``mmgen inspect`` lists; None: the bundle's default.
         sigmas: ``schedule``, ``karras``, ``exponential`` or ``beta``, for solvers that choose their noise levels.
-        options: of the solver, by name; they go over the bundle's own if the solver is the bundle's default.
+        options: of the solver, by name; they override the bundle's own if the solver is the bundle's default.
             ``mmgen inspect`` lists them.
         count: samples for each value of the conditions.
-        noise: float32 (B, *L), in place of the seed's.
+        noise: float32 (B, *L), instead of the seed's.
         negative: conditions to guide away from, by name, in place of the null ones.
-        also: more to ask for at the same time, ``(conditions by name, weight)`` each; below 0 it is kept away.
+        also: further conditions to combine with these, ``(conditions by name, weight)`` each; below 0 it is kept away.
         guidance_interval: ratios of noise to data (low, high); evaluations outside have no guidance, and cost as much
             as without it (Kynkaanniemi et al. 2024).
-        guidance_rescale: from 0 to 1, how much of the spread that guidance adds is taken back (Lin et al. 2023).
+        guidance_rescale: from 0 to 1, the share of the spread added by guidance that is taken back (Lin et al. 2023).
         image: media to start from, as decode makes it: one, or (B, ...).
-        latents: float32 (B, *L) to start from in its place, such as another result's; of tokens, codes int64.
-        strength: with one of these, the share of the steps that is made, up to 1; None: 0.8, or 1 with a mask.
-        mask: bool, true where media are regenerated, the rest of what is started from being kept: pixels (H, W) or
+        latents: float32 (B, *L) to start from instead of an image, such as another result's; of tokens, codes int64.
+        strength: with an image or latents, the share of the steps that is run, up to 1; None: 0.8, or 1 with a mask.
+        mask: bool, true where media are regenerated; the rest of the image or latents is kept: pixels (H, W) or
             (B, H, W) of a picture, or of a shape that broadcasts to (B, *L).
-        deadline: seconds from the call to the media.  Fewer steps are made if the device was measured to need longer
-            for all, and the loop ends early rather than late, with what the denoiser believes then; the result says so.
-            One evaluation is always run.  The first request of a size measures, in this time too.
+        deadline: seconds from the call to the media.  Fewer steps are run if by measurement the device needs longer for
+            all, and the loop ends early rather than late, with the denoiser's current prediction; the result says so.
+            At least one evaluation is run.  The first request of a size measures, within this time too.
     """
 
     conditions: Mapping[str, object] | None = None
@@ -84,16 +84,16 @@ def said_of(request: Request) -> dict[str, Any]:
 
 
 def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given: Mapping[str, object]) -> Request:
-    """Put a request and the arguments of a call together.
+    """Combine a request with the arguments of a call.
 
     Args:
         inputs: the bundle's conditions.
-        request: where to begin; None: with nothing asked for.
-        given: the attributes of a ``Request`` to set or replace, and conditions as arguments of their own, where these
-            have no such name.
+        request: to start from; None: an empty one.
+        given: the attributes of a ``Request`` to set or replace, and conditions as arguments of their own, where their
+            names aren't those of attributes.
 
     Raises:
-        MmgenError: no ``Request``, a name that is neither, or a condition that is given twice.
+        MmgenError: not a ``Request``, an unknown name, or a condition that is given twice.
     """
     if request is None:
         request = Request()
@@ -101,22 +101,22 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
         raise MmgenError("request", got=shown(request), wanted="a Request, or its attributes as arguments by name")
     changes: dict[str, Any] = {name: value for name, value in given.items() if name in NAMES}
     named = {name: value for name, value in given.items() if name not in NAMES}
-    asked = replace(request, **changes)
-    conditions = by_name(inputs, {} if asked.conditions is None else asked.conditions, "conditions")
+    combined = replace(request, **changes)
+    conditions = by_name(inputs, {} if combined.conditions is None else combined.conditions, "conditions")
     for name in named:
         if name not in inputs:
-            raise _no_argument(bundle, inputs, asked, name)
+            raise _no_argument(bundle, inputs, combined, name)
         if name in conditions and "conditions" in changes:
             raise MmgenError(f"condition {name!r} is given twice", remedy="leave it out of conditions")
-    return replace(asked, conditions={**conditions, **named})
+    return replace(combined, conditions={**conditions, **named})
 
 
-def _no_argument(bundle: Bundle, inputs: Inputs, asked: Request, name: str) -> MmgenError:
-    """Return the error about an argument that is neither an attribute of a request nor a condition."""
+def _no_argument(bundle: Bundle, inputs: Inputs, request: Request, name: str) -> MmgenError:
+    """Make the error about an argument that is neither an attribute of a request nor a condition."""
     from mmgen.runtime.solvers.registry import options_of  # a dozen files, which few requests need here
 
     what = f"unknown argument {shown(name)}"
-    solver = bundle.defaults.solver if asked.solver is None else asked.solver
+    solver = bundle.defaults.solver if request.solver is None else request.solver
     if name in {f.name for f in fields(options_of(solver, bundle.process))}:
         return MmgenError(what, remedy=f"it is an option of solver {solver!r}: options={{{name!r}: ...}}")
     if name == "cancel":

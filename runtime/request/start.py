@@ -1,4 +1,4 @@
-"""Where a run begins: noise or masks, or something that is given, of which a mask may keep a part."""
+"""The state a run begins from: noise or masks, or given data, of which a mask may keep a part."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +12,16 @@ from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
 
-HIDING = 0  # stream of the seed that says which tokens are hidden at the start; the rows have those from 1
+MASKING = 0  # stream of the seed that says which tokens are masked at the start; evaluations use those from 1
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a plan is given to begin with."""
+    """The state that a plan starts from."""
 
     state: NDArray[Any]  # (B, *L) latents float32, or tokens int64 with masks
-    keep: NDArray[np.bool_] | None = None  # (B, *L) where data is kept; tokens that aren't masks are, without it
-    known: NDArray[np.float32] | None = None  # (2, B, *L): this data, and the noise it has on the way
+    keep: NDArray[np.bool_] | None = None  # (B, *L) where latents are kept; tokens are where they aren't masks
+    known: NDArray[np.float32] | None = None  # (2, B, *L): this data, and the noise that is added to it
 
 
 def of_latents(
@@ -32,12 +32,12 @@ def of_latents(
     *,
     strength: float = 1.0,
 ) -> Start:
-    """The start of a continuous process.
+    """Build the start of a continuous process.
 
     Args:
         table: its ``initial_scale`` and first level count.
         noise: unit noise (B, *L).
-        latents: data (B, *L) that is noised to the first row's level; None: there is noise alone.
+        latents: data (B, *L) that is noised to the first evaluation's level; None: start from noise alone.
         new: (B, *L) where latents are regenerated, the rest being kept; at a strength of 1 from noise alone.
     """
     from_noise: NDArray[np.float32] = noise * np.float32(table.initial_scale)
@@ -56,21 +56,21 @@ def of_tokens(
     codes: NDArray[np.int64] | None = None,
     new: NDArray[np.bool_] | None = None,
     *,
-    hidden: float = 1.0,
+    masked: float = 1.0,
     seed: int = 0,
 ) -> Start:
-    """The start of a masked process.
+    """Build the start of a masked process.
 
     Args:
         shape: (B, *L).
-        codes: int64 (B, *L) to start from; None: nothing is known.
+        codes: int64 (B, *L) to start from; None: every position is masked.
         new: (B, *L) where codes are regenerated, the rest being kept.
-        hidden: without ``new``, the share of the codes that is hidden, as the uniform numbers of the seed choose.
+        masked: without ``new``, the share of the codes that is masked, chosen by the uniform numbers of the seed.
     """
     if codes is None:
         return Start(np.full(shape, process.mask_id, np.int64))
     if new is None:
-        new = uniform(seed, shape[0], shape[1:], HIDING) < hidden
+        new = uniform(seed, shape[0], shape[1:], MASKING) < masked
     return Start(np.where(new, process.mask_id, codes))
 
 
@@ -106,7 +106,7 @@ def regenerated(mask: object, bundle: Bundle, batch: int) -> NDArray[np.bool_]:
 
 
 def _pooled(pixels: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(..., H, W) to (..., h, w): whether any pixel of a place is set.
+    """Pool (..., H, W) to (..., h, w): whether any pixel of a position is set.
 
     Raises:
         MmgenError: the grid doesn't divide the pixels.
@@ -114,7 +114,7 @@ def _pooled(pixels: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool
     (height, width), (h, w) = pixels.shape[-2:], grid
     if height % h or width % w:
         raise MmgenError(
-            "mask", got=f"{height} x {width} pixels for {h} x {w} places", wanted="a multiple",
+            "mask", got=f"{height} x {width} pixels for {h} x {w} positions", wanted="a multiple",
             remedy="give a mask in the shape of the latents",
         )  # fmt: skip
     blocks = pixels.reshape(*pixels.shape[:-2], h, height // h, w, width // w)

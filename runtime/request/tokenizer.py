@@ -1,4 +1,4 @@
-"""Text to token ids, with the tokenizer that lies in the bundle."""
+"""Text to token ids, with the tokenizer in the bundle."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from mmgen.runtime.files.regular import read_regular
 from mmgen.runtime.request.tokenizer_limits import excess
 
 Encode = Callable[[Sequence[str]], NDArray[np.int64]]  # texts to ids (len(texts), length)
-LARGEST = 40 << 20  # bytes of a tokenizer; those of a quarter of a million tokens have 33 million
+LARGEST = 40 << 20  # bytes of a tokenizer file; those of a quarter of a million tokens have 33 million
 AGAIN, ANOTHER = "export the bundle again", "export the bundle with another tokenizer"
 
 
@@ -21,8 +21,8 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
     """Read a Hugging Face ``tokenizers`` file; longer texts are cut to ``length`` tokens with a warning.
 
     Raises:
-        MmgenError: the package isn't here, or the file is no tokenizer, or one out of bounds; of what is returned, a
-            text that the tokenizer can't encode.
+        MmgenError: the package isn't installed, or the file is not a tokenizer, or out of bounds; calling what is
+            returned, a text that the tokenizer can't encode.
     """
     try:
         from tokenizers import Tokenizer
@@ -65,6 +65,6 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
 
 
 def _raise_unless_its_own(error: BaseException) -> None:
-    """Raise again what isn't the library's: its panics are no ``Exception``, as Ctrl-C is none."""
+    """Raise again what isn't the library's: like Ctrl-C, its panics aren't of class ``Exception``."""
     if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
         raise error

@@ -1,7 +1,7 @@
-"""Whether a tokenizer stays within bounds: its file is a small program, which is run on what somebody typed.
+"""Limits on a tokenizer: its file is a small program, which runs on text that users type.
 
-Nothing in it may make far more of a text than there was, or search it for longer than anybody waits.  Tokenizers that
-were trained for anything do neither.
+Nothing in it may make a text far longer than it was, or search it for longer than anybody waits.  Tokenizers that
+were trained for real models do neither.
 """
 
 import binascii
@@ -12,32 +12,32 @@ from typing import Any
 
 from mmgen.runtime.base.errors import shown
 
-PARTS = 64  # normalizers, pre-tokenizers and post-processors, those in sequences counted
-GROWTH = 4000.0  # bytes that may become of one, in the worst of texts; published tokenizers stay below 600
-LITERAL = 256  # bytes of a text that is put in
+PARTS = 64  # normalizers, pre-tokenizers and post-processors, counting those in sequences
+GROWTH = 4000.0  # largest growth of a text in bytes, at worst; published tokenizers stay below 600
+LITERAL = 256  # bytes of a text that is inserted
 WORD = 1000  # letters of a word that is looked up piece by piece
 PATTERN = 4096  # letters of a regular expression
 LOOPS = 3  # parts of one that may be of any length, one after the other
 GROWS = {"ByteLevel": 2.0, "NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0, "BertNormalizer": 5.0, "Lowercase": 1.5}
 INSIDE = ("normalizers", "pretokenizers", "processors")  # of sequences
 
-# Of a regular expression only what repeats matters, so that one letter stands for whatever is one letter.
+# Of a regular expression only repetitions matter, so one letter stands for whatever matches one letter.
 ESCAPED = re.compile(r"\\(?:[pP]\{[^}]*\}|x\{[^}]*\}|.)", re.S)
 CLASS = re.compile(r"\[\^?\]?[^\[\]]*\]", re.S)
 REPEAT = r"(?:[*+?]|\{[0-9]*,?[0-9]*\})"
 GROUP = re.compile(rf"\((\?<?[=!])?(?:\?(?:[:>|]|P?<\w+>|[a-z-]*:|[a-z-]+(?=\))))?([^()]*)\)({REPEAT}?)", re.S)
 LOOP = re.compile(r"[*+]|\{[0-9]*,\}")
-REPEATS = re.compile(rf"{REPEAT}(?<!\{{[0-9]\}})")  # a few exactly are as good as their letters
+REPEATS = re.compile(rf"{REPEAT}(?<!\{{[0-9]\}})")  # a few exactly are no worse than their letters
 REFERENCE, CHOICE = "\0", "x{1,1}"
 STACKED = re.compile(rf"{REPEAT}[?+]*[*{{]")
 OPTIONAL = re.compile(r".(?:[*?]|\{0*,[0-9]*\}|\{0+\})[?+]*", re.S)
 
 
 def excess(content: bytes) -> str | None:
-    """What of a ``tokenizer.json`` is out of bounds; None: nothing.
+    """Find what in a ``tokenizer.json`` is out of bounds; None: nothing.
 
     Raises:
-        ValueError, RecursionError: it is no JSON.
+        ValueError, RecursionError: it isn't JSON.
     """
     record = json.loads(content)
     if not isinstance(record, dict):
@@ -63,7 +63,7 @@ def excess(content: bytes) -> str | None:
 
 
 def _parts(record: Any) -> Iterator[Any]:
-    """The parts of a sequence of sequences, and they themselves."""
+    """Yield the parts of a sequence of sequences, and the sequences themselves."""
     todo = [] if record is None else [record]
     while todo:
         part = todo.pop()
@@ -73,7 +73,7 @@ def _parts(record: Any) -> Iterator[Any]:
 
 
 def _wrong_of(part: dict[str, Any]) -> str | None:
-    """What a part does that none should, in words behind its type."""
+    """Say what a part does that isn't allowed, in words that follow its type."""
     pattern = _pattern(part, "Regex")
     if pattern is not None and (wrong := endless(pattern)):
         return f"searches with {pattern[:40]!r}, which {wrong}"
@@ -86,7 +86,7 @@ def _wrong_of(part: dict[str, Any]) -> str | None:
 
 
 def _growth(part: dict[str, Any], kind: str) -> float:
-    """How many bytes may become of one."""
+    """Return how many bytes one byte may become."""
     if kind == "Precompiled":
         return _longest(part.get("precompiled_charsmap"))
     if kind != "Replace":
@@ -105,7 +105,7 @@ def _pattern(part: dict[str, Any], kind: str) -> str | None:
 
 
 def _longest(charsmap: Any) -> float:
-    """The longest text in SentencePiece's table of characters: four bytes of size, as many of a trie, then texts."""
+    """Return the longest text's bytes in SentencePiece's table: four bytes of size, that many of a trie, then texts."""
     try:
         table = binascii.a2b_base64(charsmap)
     except (ValueError, TypeError):  # for the library to refuse
@@ -115,9 +115,9 @@ def _longest(charsmap: Any) -> float:
 
 
 def endless(pattern: str) -> str | None:
-    """Why a search for a regular expression may take any time; None: it doesn't.
+    """Say why a search for a regular expression may take very long; None: it doesn't.
 
-    Patterns that split texts into words repeat letters and classes of them, not what itself repeats or has ways.
+    Patterns that split texts into words repeat letters and classes of them, not repetitions or alternatives.
     """
     if len(pattern) > PATTERN:
         return f"has more than {PATTERN} letters"
@@ -130,9 +130,9 @@ def endless(pattern: str) -> str | None:
 
 
 def _reduced(pattern: str) -> str | None:
-    """A regular expression without groups, in which one letter stands for any; only what repeats is left as it was.
+    """Simplify a regular expression: no groups, one letter for any letter, and its repetitions unchanged.
 
-    None: something repeats in what repeats, or refers to a group.
+    None: a repetition or alternatives are repeated, or it refers to a group.
     """
     text = ESCAPED.sub(_letter, pattern)
     while CLASS.search(text):
@@ -149,16 +149,16 @@ def _reduced(pattern: str) -> str | None:
 
 
 def _letter(escaped: re.Match[str]) -> str:
-    """What stands for what a backslash escapes."""
+    """Return what stands for an escaped letter."""
     letter = escaped[0][1]
     return "" if letter in "bBAzZG" else REFERENCE if letter in "123456789gk" else "x"
 
 
 def _loops(text: str) -> int:
-    """How many parts of any length may follow each other."""
+    """Count the parts of any length that may follow each other."""
     return max(len(LOOP.findall(way)) for way in text.split("|"))
 
 
 def _finds_nothing(text: str) -> bool:
-    """Whether it is found where there is nothing."""
+    """Check whether it matches an empty text."""
     return any(not OPTIONAL.sub("", way).strip("^$") for way in text.split("|"))

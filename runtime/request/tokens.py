@@ -1,4 +1,4 @@
-"""A request for tokens: what of its options there is no such thing for, and what its rows are given."""
+"""A request for tokens: which of its options don't apply, and the table and random numbers of its evaluations."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval")
 
 
 def refuse(request: Request) -> None:
-    """Refuse an attribute that only a process of latents has.
+    """Refuse an attribute that only requests for latents have.
 
     Raises:
         MmgenError: names it.
@@ -37,7 +37,7 @@ def table_of(
     begin: int = 0,
     new: NDArray[np.bool_] | None = None,
 ) -> MaskedTable:
-    """The table of a request, by its solver or the bundle's default; the rest as ``masked.table`` takes it."""
+    """Build a request's table, of its solver or the bundle's default; the rest as ``masked.table`` takes it."""
     assert isinstance(bundle.process, Masked)
     defaults = bundle.defaults
     return table(
@@ -47,20 +47,20 @@ def table_of(
 
 
 def blocks(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | None) -> int:
-    """How many blocks its places are settled in, one after the other."""
+    """Return the number of blocks that positions are unmasked in, one after the other."""
     return int(over_defaults(bundle.defaults, solver, options).get("blocks", 1))
 
 
 def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:
-    """Uniform numbers (B, 2, *L) of ``count`` rows, by row from 0; row i uses stream i + 1 of the seed."""
-    return {row: uniform(seed, shape[0], (2, *shape[1:]), row + 1) for row in range(count)}
+    """Draw uniform numbers (B, 2, *L) for ``count`` evaluations, by index; index i uses stream i + 1 of the seed."""
+    return {i: uniform(seed, shape[0], (2, *shape[1:]), i + 1) for i in range(count)}
 
 
 def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDArray[np.int64]:
-    """Codes as decode must get them.
+    """Check that codes are valid input for the decoder.
 
     Raises:
-        MmgenError: another shape or type, or a number that is no code.
+        MmgenError: another shape or type, or a number that isn't a code.
     """
     codes = _int64("codes", codes, shape)
     if codes.min() < 0 or codes.max() >= process.codes:
@@ -69,7 +69,7 @@ def checked_codes(codes: object, shape: tuple[int, ...], process: Masked) -> NDA
 
 
 def checked_tokens(tokens: object, shape: tuple[int, ...], process: Masked) -> NDArray[np.int64]:
-    """Tokens as a row must get them: codes, and masks where there is none yet.
+    """Check that tokens are valid input for an evaluation: codes, and masks where there is none yet.
 
     Raises:
         MmgenError: another shape or type, or a number that is neither.

@@ -24,7 +24,7 @@ from mmgen.runtime.storage.process import Diffusion, Flow
 from mmgen.runtime.storage.schema import Sigmas
 from mmgen.runtime.storage.tensors import K
 
-PLMS_WEIGHTS = (  # of the denoiser's outputs, the newest first, by row
+PLMS_WEIGHTS = (  # of the denoiser's outputs, the newest first, by evaluation
     (1.0,),
     (1 / 2, 1 / 2),
     (3 / 2, -1 / 2),
@@ -46,7 +46,7 @@ class PLMS:
 
 
 def lms(process: Diffusion, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
-    """Linear multistep in sigma: dx/dsigma = (x - x0) / sigma (Karras et al. 2022, eq. 1 and 3)."""
+    """Build the table of linear multistep in sigma: dx/dsigma = (x - x0) / sigma (Karras et al. 2022, eq. 1 and 3)."""
     levels, now = euler_levels(process, steps, sigmas, "zero", begin)
     derivative = np.zeros((len(now), K + 3))
     derivative[:, X] = 1 / levels[:-1]
@@ -55,7 +55,7 @@ def lms(process: Diffusion, steps: int, sigmas: Sigmas, options: LMS, begin: int
 
 
 def flow_lms(process: Flow, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
-    """Linear multistep along a flow, in the share of noise."""
+    """Build the table of linear multistep along a flow, in the share of noise."""
     levels = flow_levels(process, steps, sigmas, begin)
     derivative = np.zeros((len(levels) - 1, K + 3))
     derivative[:, OUT] = toward_noise(process)
@@ -63,14 +63,14 @@ def flow_lms(process: Flow, steps: int, sigmas: Sigmas, options: LMS, begin: int
 
 
 def adams_bashforth(levels: Array, derivative: Array, order: int) -> Array:
-    """Transitions (N, K, K + 3) of Adams-Bashforth with uneven steps (Hairer et al. 1993, III.5).
+    """Return transitions (N, K, K + 3) of Adams-Bashforth with uneven steps (Hairer et al. 1993, III.5).
 
     The derivative by the level is interpolated at this level and those before, and integrated over the step.
 
     Args:
         levels: (N + 1,).
-        derivative: (N, K + 3) in columns of a transition; slots 1 to 3 hold those of the steps before.
-        order: how many are used, once there are so many.
+        derivative: (N, K + 3) in columns of a transition; slots 1 to 3 hold those of the earlier steps.
+        order: how many derivatives a step uses, once there are so many.
     """
     steps = len(derivative)
     transition = no_transition(steps)
@@ -88,12 +88,12 @@ def adams_bashforth(levels: Array, derivative: Array, order: int) -> Array:
 
 
 def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS, begin: int = 0) -> Table:
-    """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12; PNDM without Runge-Kutta steps), N + 1 rows.
+    """Build the table of pseudo linear multistep, N + 1 evaluations (Liu et al. 2022, eq. 9 and 12).
 
-    DDIM's step with Adams-Bashforth 4's mean of the predicted noise.  The first step is done over, with the mean
-    of the noise at its two ends, which takes the extra row; then orders 2 and 3 lead up to 4.  Slots 1 to 3 hold the
-    denoiser's last outputs, slot 3 the first sample until it is done over.  A step goes from timestep t to t - T // N
-    whatever the spacing is, as in diffusers.
+    PNDM without Runge-Kutta steps: DDIM's step with Adams-Bashforth 4's mean of the predicted noise.  The first step is
+    repeated with the mean of the noise at its two ends, which takes the extra evaluation; then orders 2 and 3 lead up
+    to 4.  Slots 1 to 3 hold the denoiser's last outputs, slot 3 the first sample until its step is repeated.  A step
+    goes from timestep t to t - T // N whatever the spacing is, as in diffusers.
     """
     visited, _ = visit("plms", process, steps, sigmas, begin)
     stride = process.train_timesteps // steps
@@ -102,7 +102,7 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS, begin: i
     if len(visited) > 1:
         start[1], end[1] = now[1] + stride, now[1]
     shares = alphas_cumprod(process)
-    told, a = shares[now.astype(np.int64)], shares[start.astype(np.int64)]
+    a_now, a = shares[now.astype(np.int64)], shares[start.astype(np.int64)]
     a_next = shares_after(process, end)[:, None]
     of_x0 = x0_from(process.prediction, np.sqrt(a), np.sqrt(1 - a))
     of_noise = noise_from(process.prediction, np.sqrt(a), np.sqrt(1 - a))
@@ -116,8 +116,8 @@ def plms(process: Diffusion, steps: int, sigmas: Sigmas, options: PLMS, begin: i
             transition[i, 1, OUT] = 1
             transition[i, 3, X] = 1
         elif i == 1:
-            transition[i, 1, 1] = 1  # the mean has been had; this output isn't kept
+            transition[i, 1, 1] = 1  # the mean has been used; this output isn't kept
         else:
             transition[i, 1, OUT] = 1
             transition[i, [2, 3], [1, 2]] = 1
-    return rows_at(process, now, np.sqrt(told), np.sqrt(1 - told), transition)
+    return rows_at(process, now, np.sqrt(a_now), np.sqrt(1 - a_now), transition)

@@ -47,32 +47,32 @@ class DPM2(DPM):
 
 
 def dpmpp_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2, begin: int = 0) -> Table:
-    """Multistep DPM-Solver++ on a diffusion, second order."""
+    """Build the table of multistep DPM-Solver++ on a diffusion, second order."""
     return _diffusion(process, steps, sigmas, options, begin, options.solver_order, sde=False)
 
 
 def dpmpp_3m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM, begin: int = 0) -> Table:
-    """Multistep DPM-Solver++ on a diffusion, third order."""
+    """Build the table of multistep DPM-Solver++ on a diffusion, third order."""
     return _diffusion(process, steps, sigmas, options, begin, 3, sde=False)
 
 
 def dpmpp_sde_2m(process: Diffusion, steps: int, sigmas: Sigmas, options: DPM2, begin: int = 0) -> Table:
-    """Multistep SDE-DPM-Solver++ on a diffusion, second order."""
+    """Build the table of multistep SDE-DPM-Solver++ on a diffusion, second order."""
     return _diffusion(process, steps, sigmas, options, begin, options.solver_order, sde=True)
 
 
 def flow_dpmpp_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2, begin: int = 0) -> Table:
-    """Multistep DPM-Solver++ along a flow, second order."""
+    """Build the table of multistep DPM-Solver++ along a flow, second order."""
     return _flow(process, steps, sigmas, options, begin, options.solver_order, sde=False)
 
 
 def flow_dpmpp_3m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM, begin: int = 0) -> Table:
-    """Multistep DPM-Solver++ along a flow, third order."""
+    """Build the table of multistep DPM-Solver++ along a flow, third order."""
     return _flow(process, steps, sigmas, options, begin, 3, sde=False)
 
 
 def flow_dpmpp_sde_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM2, begin: int = 0) -> Table:
-    """Multistep SDE-DPM-Solver++ along a flow, second order."""
+    """Build the table of multistep SDE-DPM-Solver++ along a flow, second order."""
     return _flow(process, steps, sigmas, options, begin, options.solver_order, sde=True)
 
 
@@ -98,7 +98,7 @@ def _diffusion(
 def _flow(
     process: Flow, steps: int, sigmas: Sigmas, options: FlowDPM, begin: int, order: Order, *, sde: bool
 ) -> Table:
-    """On a straight path alpha is 1 - s and sigma is s."""
+    """Build a table along a flow; on a straight path alpha is 1 - s and sigma is s."""
     levels = flow_levels(process, steps, sigmas, begin)
     orders = _orders(len(levels) - 1, begin, order, options, first_order_last=True)
     transition = data_prediction(1 - levels, levels, orders, options.solver_type, sde=sde)
@@ -106,7 +106,7 @@ def _flow(
 
 
 def _orders(steps: int, begin: int, order: Order, options: FlowDPM, *, first_order_last: bool) -> list[int]:
-    """Order of each step: what there is to remember, and less where it ends; ``begin`` steps were left out."""
+    """Return each step's order: as far as there is history, and lower at the end; ``begin`` steps were left out."""
     few = options.lower_order_final and begin + steps < FEW
     orders = [min(order, i + 1) for i in range(steps)]
     if few and steps > 1:
@@ -117,7 +117,7 @@ def _orders(steps: int, begin: int, order: Order, options: FlowDPM, *, first_ord
 
 
 def data_prediction(alpha: Array, sigma: Array, orders: list[int], solver_type: str, *, sde: bool) -> Array:
-    """Transitions (N, K, K + 3) of DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022, algorithm 2, section 5).
+    """Return transitions (N, K, K + 3) of DPM-Solver++ and SDE-DPM-Solver++ (Lu et al. 2022, algorithm 2, section 5).
 
     With lambda = log(alpha / sigma), h its increase over the step, m the predicted x0, and h_1, m_1 and h_2, m_2 those
     of the steps before, kept in slots 1 and 2:
@@ -126,11 +126,11 @@ def data_prediction(alpha: Array, sigma: Array, orders: list[int], solver_type: 
 
     D_1 is h times the first derivative of m by lambda, from divided differences.  In second order D_1 is
     h / h_1 (m - m_1) and D_2 is 0, with phi_1 / 2 for phi_2 in type midpoint.  In third order D_2 is half of h^2 times
-    the second derivative.  That half is what everybody samples with, the authors' program and diffusers too; with it
-    the error falls with the square of the steps only, though it is smaller than second order's.
+    the second derivative.  That half is what the authors' program and diffusers use; with it the error falls only with
+    the square of the step size, though it is smaller than second order's.
 
-    The SDE takes 2 h for h, but in D_1; x shrinks by another exp(-h), and noise of deviation sigma' sqrt(1 - exp(-2 h))
-    replaces what it lost.
+    The SDE takes 2 h for h, except in D_1; x shrinks by another exp(-h), and noise of standard deviation
+    sigma' sqrt(1 - exp(-2 h)) replaces what it lost.
 
     Args:
         alpha: signal (N + 1,) at the ends of the steps; 0 at pure noise.
@@ -166,7 +166,7 @@ def data_prediction(alpha: Array, sigma: Array, orders: list[int], solver_type: 
 
 
 def _differences(h: float, slopes: Array) -> list[Array]:
-    """D_1 and D_2, as far as there are slopes, as weights (3,) of m, m_1 and m_2."""
+    """Return D_1 and D_2, as far as there are slopes, as weights (3,) of m, m_1 and m_2."""
     if len(slopes) == 0:
         return []
     first = h / slopes[0] * np.array([1.0, -1.0, 0.0])

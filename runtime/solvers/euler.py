@@ -40,7 +40,10 @@ class Heun:
 
 
 def euler(process: Diffusion, steps: int, sigmas: Sigmas, options: Euler, begin: int = 0) -> Table:
-    """Euler's method, x' = x + (sigma' - sigma) (x - x0) / sigma (Karras et al. 2022, algorithm 2 without churn)."""
+    """Build the table of Euler's method.
+
+    x' = x + (sigma' - sigma) (x - x0) / sigma (Karras et al. 2022, algorithm 2 without churn).
+    """
     levels, now = euler_levels(process, steps, sigmas, options.final_sigmas_type, begin)
     ratio = levels[1:] / levels[:-1]
     transition = no_transition(len(now))
@@ -50,7 +53,7 @@ def euler(process: Diffusion, steps: int, sigmas: Sigmas, options: Euler, begin:
 
 
 def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: EulerAncestral, begin: int = 0) -> Table:
-    """Euler's method to less noise than the step asks for, then fresh noise up to it.
+    """Build the table of Euler's method to less noise than the step asks for, then fresh noise up to it.
 
     The variance that is added is that of the posterior given x0, sigma'^2 (sigma^2 - sigma'^2) / sigma^2 (Ho et al.
     2020, eq. 7, in sigma), so that Euler goes to sigma'^2 / sigma.
@@ -66,10 +69,11 @@ def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: Eul
 
 
 def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: int = 0) -> Table:
-    """Heun's method (Karras et al. 2022, algorithm 1), 2 N - 1 rows; x0 is clamped if the process says so.
+    """Build the table of Heun's method, 2 N - 1 evaluations; x0 is clamped if the process says so.
 
-    A step evaluates dx/dsigma = (x - x0) / sigma where it starts and where Euler would take it, and goes along the
-    mean; the last one, to sigma = 0, is Euler's.  Between the two, slot 1 holds x + (sigma' - sigma) / 2 dx/dsigma.
+    Karras et al. 2022, algorithm 1: a step evaluates dx/dsigma = (x - x0) / sigma where it starts and where Euler would
+    take it, and goes along the mean; the last one, to sigma = 0, is Euler's.  Between the two, slot 1 holds
+    x + (sigma' - sigma) / 2 dx/dsigma.
     """
     levels, now = euler_levels(process, steps, sigmas, "zero", begin)
     ratio = levels[1:] / levels[:-1]
@@ -89,7 +93,7 @@ def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: i
 class FlowEuler:
     """Options of ``flow-euler``."""
 
-    stochastic_sampling: bool = False  # each step noises the predicted data anew
+    stochastic_sampling: bool = False  # each step adds fresh noise to the predicted data
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class FlowHeun:
 
 
 def flow_euler(process: Flow, steps: int, sigmas: Sigmas, options: FlowEuler, begin: int = 0) -> Table:
-    """Euler's method along a flow, x' = x + (s' - s) dx/ds (Liu et al. 2023, algorithm 1).
+    """Build the table of Euler's method along a flow, x' = x + (s' - s) dx/ds (Liu et al. 2023, algorithm 1).
 
     Stochastic: x' = (1 - s') data + s' noise, the path's own definition (Lipman et al. 2023, eq. 22 with sigma_min 0)
     at fresh noise, as few-step models are sampled (Song et al. 2023, algorithm 1).
@@ -115,9 +119,10 @@ def flow_euler(process: Flow, steps: int, sigmas: Sigmas, options: FlowEuler, be
 
 
 def flow_heun(process: Flow, steps: int, sigmas: Sigmas, options: FlowHeun, begin: int = 0) -> Table:
-    """Heun's method along a flow (Karras et al. 2022, algorithm 1, with dx/ds), 2 N - 1 rows; the last step is Euler's.
+    """Build the table of Heun's method along a flow, 2 N - 1 evaluations; the last step is Euler's.
 
-    Between its two rows, slot 1 holds x + (s' - s) / 2 dx/ds.
+    Karras et al. 2022, algorithm 1, with dx/ds.  Between the two evaluations of a step, slot 1 holds
+    x + (s' - s) / 2 dx/ds.
     """
     levels = flow_levels(process, steps, sigmas, begin)
     step = np.diff(levels) * toward_noise(process)

@@ -25,7 +25,7 @@ def step(
     choice: Array,
     order: Array,
 ) -> tuple[Tokens, Tokens]:
-    """One row of a table; all arithmetic is in the dtype of the logits.
+    """Play one row of a table; all arithmetic is in the dtype of the logits.
 
     Args:
         process: says what the mask is.
@@ -33,13 +33,13 @@ def step(
         tokens: (B, N), with masks.
         logits: (B, N, codes), after guidance.
         choice: uniform numbers (B, N) in [0, 1) that choose the codes.
-        order: uniform numbers (B, N) in [0, 1) of the confidence's noise, and of what stays hidden or is drawn anew.
+        order: uniform numbers (B, N) in [0, 1) of the confidence's noise, and of what stays masked or is regenerated.
 
     Returns:
-        Tokens (B, N) after the step; the codes (B, N) that every place has before some are hidden again.
+        Tokens (B, N) after the step; the codes (B, N) of all positions before some are masked again.
     """
     codes, score, stays = draw(process, table, row, tokens, logits, choice, order)
-    return settle(process, table, row, tokens, codes, score, stays, order), codes
+    return unmask(process, table, row, tokens, codes, score, stays, order), codes
 
 
 def draw(
@@ -51,13 +51,13 @@ def draw(
     choice: Array,
     order: Array,
 ) -> tuple[Tokens, Array, Tokens]:
-    """The first half of a row: arguments as for ``step``.
+    """Draw the codes, the first half of a row; arguments are those of ``step``.
 
     Returns:
-        The codes (B, N) that every place has; their scores (B, N); how many of the lowest stay hidden (B,).
+        The codes (B, N) of all positions; their scores (B, N); how many of the lowest stay masked (B,).
     """
     real = logits.dtype.type
-    hidden = tokens == process.mask_id
+    masked = tokens == process.mask_id
 
     best_first = np.argsort(-logits, -1, kind="stable")[..., : min(process.codes, process.candidates)]
     best = np.take_along_axis(logits, best_first[..., :1], -1)  # (B, N, 1)
@@ -70,20 +70,20 @@ def draw(
     beyond = (weights > 0) & (cumulative > choice[..., None] * cumulative[..., -1:])
     first = np.where(beyond, np.arange(process.codes), process.codes).min(-1)
     drawn = np.where(first < process.codes, first, best_first[..., 0])  # rounding may leave none beyond
-    codes = np.where(hidden | (order < table.redraw[row]), drawn, tokens)
+    codes = np.where(masked | (order < table.redraw[row]), drawn, tokens)
 
     spread = np.exp(logits - best).sum(-1)
     log_p = (np.take_along_axis(logits, drawn[..., None], -1) - best)[..., 0] - np.log(spread)
     gumbel = -np.log(np.maximum(-np.log(np.maximum(order, real(TINY))), real(TINY)))
     score = real(table.confidence[row][0]) * log_p + real(table.confidence[row][1]) * gumbel
     score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))
-    score = np.where(hidden, score, real(FAR))
+    score = np.where(masked, score, real(FAR))
 
-    stays = np.minimum(table.masked[row], np.maximum(hidden.sum(-1) - 1, 1))  # one place at least is settled
+    stays = np.minimum(table.masked[row], np.maximum(masked.sum(-1) - 1, 1))  # at least one position is unmasked
     return codes, score, stays
 
 
-def settle(
+def unmask(
     process: Masked,
     table: MaskedTable,
     row: int,
@@ -93,10 +93,13 @@ def settle(
     stays: Tokens,
     order: Array,
 ) -> Tokens:
-    """The second half: tokens (B, N) after the row, of what ``draw`` has made."""
-    # Of places of equal score the first is settled first.
+    """Unmask the most confident positions, the second half of a row, and return tokens (B, N) after it.
+
+    ``codes``, ``score`` and ``stays`` are what ``draw`` returned.
+    """
+    # Of positions of equal score the first is unmasked first.
     mine, others = score[:, :, None], score[:, None, :]
-    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the place itself and those behind it
+    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the position itself and those behind it
     rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
     again = (tokens == process.mask_id) & ((rank <= stays[:, None]) | (order < table.stay[row]))
     return np.where(again, process.mask_id, codes)
@@ -114,9 +117,9 @@ def run(
     Args:
         process: says what the mask is.
         table: N rows.
-        denoiser: from tokens (B, places) to logits (B, places, codes) after guidance.
-        tokens: (B, places) that the run starts from, masks or not.
-        uniforms: (N, 2, B, places) in [0, 1): of each row those for the choice and those for the order.
+        denoiser: from tokens (B, positions) to logits (B, positions, codes) after guidance.
+        tokens: (B, positions) that the run starts from, masks or not.
+        uniforms: (N, 2, B, positions) in [0, 1): of each row those for the choice and those for the order.
     """
     for row, (choice, order) in enumerate(uniforms):
         tokens, codes = step(process, table, row, tokens, denoiser(tokens), choice, order)
@@ -124,7 +127,7 @@ def run(
 
 
 def running_sum(x: Array) -> Array:
-    """Sums of the last axis up to each entry, in log2 of its length additions that any machine makes in this order."""
+    """Sum the last axis up to each entry, in log2 of its length additions that any machine makes in this order."""
     shift = 1
     while shift < x.shape[-1]:
         x = np.concatenate([x[..., :shift], x[..., shift:] + x[..., :-shift]], -1)

@@ -1,4 +1,4 @@
-"""Solvers that go from one training timestep to another and remember nothing: DDPM, DDIM."""
+"""One-step solvers, which go from one training timestep to another without history: DDPM, DDIM."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +15,11 @@ from mmgen.runtime.storage.schema import Sigmas
 
 @dataclass(frozen=True)
 class DDPM:
-    """Options of ``ddpm``.  A variance that the model predicts can't be had: a row's numbers know nothing of x."""
+    """Options of ``ddpm``.  Learned variances aren't supported: a row of the table can't depend on x."""
 
     variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] = "fixed_small"
-    # fixed_small: of the posterior, the least there can be; fixed_small_log is the same, a logarithm apart.
-    # fixed_large: of the forward step, the most there can be.
+    # fixed_small: the posterior's variance, the lower bound; fixed_small_log equals it up to a logarithm.
+    # fixed_large: the forward step's variance, the upper bound.
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class DDIM:
 
 
 def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM, begin: int = 0) -> Table:
-    """Ancestral sampling (Ho et al. 2020, eq. 6, 7 and 11), x0 clamped if the process says so.
+    """Build the table of ancestral sampling (Ho et al. 2020, eq. 6, 7 and 11); x0 is clamped if the process says so.
 
     With a and a' the shares of signal at a timestep and the next that is visited, alpha = a / a', beta = 1 - alpha:
 
@@ -52,7 +52,7 @@ def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM, begin: i
 
 
 def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM, begin: int = 0) -> Table:
-    """DDIM (Song et al. 2021, eq. 12 and 16), x0 clamped if the process says so.
+    """Build the table of DDIM (Song et al. 2021, eq. 12 and 16); x0 is clamped if the process says so.
 
     The clamp acts on x0 alone: the direction to the next x keeps the unclamped prediction.  A step goes from timestep
     t to t - T // N whatever the spacing is, as in diffusers.
@@ -74,7 +74,7 @@ def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM, begin: i
 
 
 def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas, begin: int) -> tuple[Array, Array]:
-    """Whole timesteps (N,) that a solver visits from step ``begin`` and the shares of signal (N,) there."""
+    """Return the whole timesteps (N,) that a solver visits from step ``begin``, and the shares of signal (N,) there."""
     if sigmas != "schedule":
         raise MmgenError(f"sigmas with solver {solver!r}", got=repr(sigmas), wanted="'schedule'")
     now = timesteps(process, steps).round()[begin:]
@@ -88,7 +88,7 @@ def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas, begin: in
 
 
 def shares_after(process: Diffusion, after: Array) -> Array:
-    """Shares of signal (N,) at whole timesteps (N,), those below 0 being the end."""
+    """Return the shares of signal (N,) at whole timesteps (N,); a timestep below 0 is the end."""
     shares = alphas_cumprod(process)
     last = 1.0 if process.final_alpha_one else shares[0]
     return np.where(after >= 0, shares[after.clip(min=0).astype(np.int64)], last)

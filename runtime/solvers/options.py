@@ -16,7 +16,7 @@ Option = str | int | float | bool
 
 
 def checked_options(solver: str, kind: type, given: Mapping[str, Option]) -> Any:
-    """A solver's options, each checked against its field's type.
+    """Return a solver's options, each checked against its field's type.
 
     Raises:
         MmgenError: an option that ``kind`` doesn't have, or a value that isn't of its type.
@@ -26,7 +26,7 @@ def checked_options(solver: str, kind: type, given: Mapping[str, Option]) -> Any
 
 
 def _checked(solver: str, hints: Mapping[str, Any], name: object, value: object) -> Option:
-    """An option's value, of its field's type."""
+    """Return an option's value, of its field's type."""
     what = f"option {shown(name)} of solver {solver!r}"
     if name not in hints:
         raise MmgenError(what, wanted=either(hints) or "no options", remedy=did_you_mean(name, hints) or "leave it out")
@@ -40,7 +40,7 @@ def _checked(solver: str, hints: Mapping[str, Any], name: object, value: object)
     if hint is int:
         return whole(what, value, "a whole number")
     if hint is float:
-        return real(what, value, "a number", lambda number: True)  # its range is the solver's to judge
+        return real(what, value, "a number", lambda number: True)  # the solver checks its range
     if hint is bool and isinstance(value, (bool, np.bool_)):
         return bool(value)
     if hint is str and isinstance(value, str):
@@ -49,7 +49,7 @@ def _checked(solver: str, hints: Mapping[str, Any], name: object, value: object)
 
 
 def over_defaults(defaults: Defaults, solver: str | None, given: Mapping[str, Option] | None) -> dict[str, Option]:
-    """Options of a request: over the bundle's own if the solver is the bundle's too, which belong to no other.
+    """Return a request's options over the bundle's own, which count only with the bundle's own solver.
 
     Raises:
         MmgenError: they aren't names and values.
@@ -61,7 +61,7 @@ def over_defaults(defaults: Defaults, solver: str | None, given: Mapping[str, Op
 
 
 def read(kind: type, name: str, text: str) -> Option:
-    """An option as a command line gives it, by its field's type; text that is none stays, to be refused as it is."""
+    """Parse an option's text from the command line by its field's type; text that doesn't parse stays as it is."""
     hint = typing.get_type_hints(kind).get(name)
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else (True, False) if hint is bool else ()
     for choice in choices:
@@ -74,7 +74,7 @@ def read(kind: type, name: str, text: str) -> Option:
 
 
 def described(kind: type) -> str:
-    """Every option with its default, and what else it may be where that is one of a few."""
+    """List every option with its default, and with its other values where it has a few."""
     hints = typing.get_type_hints(kind)
     return ", ".join(f"{f.name}={f.default}" + _others(hints[f.name], f.default) for f in fields(kind))
 

@@ -75,12 +75,12 @@ SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW, *SAM
 
 
 def solvers_for(process: Process) -> tuple[str, ...]:
-    """Names of the solvers that fit a process."""
+    """Return the names of the solvers that fit a process."""
     return tuple(_fitting(process))
 
 
 def options_of(solver: str, process: Process) -> type:
-    """The dataclass of a solver's options.
+    """Return the dataclass of a solver's options.
 
     Raises:
         MmgenError: unknown solver, or one that doesn't fit the process.
@@ -96,7 +96,7 @@ def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
             return ON_DIFFUSION
         case Flow():
             return ALONG_FLOW
-        case Masked():  # one of them is for denoisers that are told the time
+        case Masked():  # vq-diffusion needs a denoiser that is conditioned on the timestep
             timed = process.train_timesteps > 0
             return {name: found for name, found in SAMPLERS.items() if timed or name != "vq-diffusion"}
 
@@ -110,17 +110,17 @@ def table(
     options: Mapping[str, Option] = {},
     begin: int = 0,
 ) -> Table:
-    """The rows of a solver's run, float32.
+    """Return the table of a solver's run in float32.
 
     Args:
         solver: one of ``SOLVERS`` that fits the process.
         process: what the denoiser was trained to undo.
         steps: number of steps, at least 1; a diffusion can't have more than its training timesteps.  ``heun`` and
-            ``flow-heun`` ask the denoiser 2 N - 1 times, ``plms`` N + 1 times, all others N times.
+                ``flow-heun`` evaluate the denoiser 2 N - 1 times, ``plms`` N + 1 times, all others N times.
         sigmas: spacing of the noise levels: the process's own, or respaced; ``ddpm``, ``ddim`` and ``plms`` only take
             its own.
-        options: fields of the solver's options, the dataclass beside it in ``ON_DIFFUSION`` or ``ALONG_FLOW``.
-        begin: so many steps at the noisy end are left out, and the run begins with nothing remembered.
+        options: fields of the solver's options, the dataclass next to it in ``ON_DIFFUSION`` or ``ALONG_FLOW``.
+        begin: number of steps that are left out at the noisy end; a multistep solver then starts without history.
 
     Raises:
         MmgenError: unknown solver, one that doesn't fit the process, an unknown option or a bad value of one, a
@@ -144,7 +144,7 @@ def exact(
     options: Mapping[str, Option] = {},
     begin: int = 0,
 ) -> Table:
-    """As ``table``, before rounding: the arrays are float64."""
+    """Return the table as ``table`` does, before rounding: the arrays are float64."""
     sigmas = chosen("sigmas", sigmas, typing.get_args(Sigmas))
     kind = options_of(solver, process)
     steps = check_steps(steps)

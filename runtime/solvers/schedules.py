@@ -24,7 +24,7 @@ SMALLEST_ALPHA = 2.0**-24  # stands for a zero at the end of alphas_cumprod wher
 
 
 def betas(process: Diffusion) -> Array:
-    """Variances (T,) that training adds step by step, before any rescaling to zero terminal SNR.
+    """Return the variances (T,) that training adds step by step, before any rescaling to zero terminal SNR.
 
     linear: Ho et al. 2020, section 4.  scaled_linear: Rombach et al. 2022, linear in sqrt(beta).
     squaredcos_cap_v2: Nichol and Dhariwal 2021, eq. 17, capped at 0.999.
@@ -45,7 +45,7 @@ def betas(process: Diffusion) -> Array:
 
 
 def alphas_cumprod(process: Diffusion) -> Array:
-    """Shares of signal variance (T,), falling; the last is exactly 0 with zero terminal SNR.
+    """Return the shares of signal variance (T,), falling; the last is exactly 0 with zero terminal SNR.
 
     The rescaling is algorithm 1 of Lin et al. 2023.
 
@@ -66,7 +66,7 @@ def alphas_cumprod(process: Diffusion) -> Array:
 
 
 def training_sigmas(process: Diffusion) -> Array:
-    """Noise-to-signal ratios (T,) sqrt((1 - a) / a) at the training timesteps; the last is finite."""
+    """Return the noise-to-signal ratios (T,) sqrt((1 - a) / a) at the training timesteps; the last is finite."""
     shares = alphas_cumprod(process)
     if shares[-1] == 0:
         shares[-1] = SMALLEST_ALPHA
@@ -74,16 +74,16 @@ def training_sigmas(process: Diffusion) -> Array:
 
 
 def check_steps(steps: object) -> int:
-    """A number of steps.
+    """Check a number of steps.
 
     Raises:
-        MmgenError: no whole number, below 1, or more than any model is asked for.
+        MmgenError: not a whole number, below 1, or above ``MOST_STEPS``.
     """
     return whole("steps", steps, "a whole number, at least 1", 1, MOST_STEPS)
 
 
 def timesteps(process: Diffusion, steps: int) -> Array:
-    """Training timesteps (N,) that one-step solvers visit, from noisy to clean.
+    """Return the training timesteps (N,) that one-step solvers visit, from noisy to clean.
 
     Table 2 of Lin et al. 2023.  With linspace they lie between whole numbers: Euler interpolates there, DDIM rounds.
     """
@@ -103,9 +103,9 @@ def timesteps(process: Diffusion, steps: int) -> Array:
 
 
 def multistep_timesteps(process: Diffusion, steps: int, lambda_min_clipped: float = -np.inf) -> Array:
-    """Training timesteps (N,), whole numbers, that multistep solvers (DPM-Solver) visit, from noisy to clean.
+    """Return the training timesteps (N,), whole numbers, that multistep solvers visit, from noisy to clean.
 
-    Unlike ``timesteps``, N intervals are laid out and their noisy ends are taken, so that timestep 0 isn't visited.
+    Unlike ``timesteps``, DPM-Solver lays out N intervals and takes their noisy ends, so that timestep 0 isn't visited.
     The noisiest timestep is the first whose log signal-to-noise ratio is at least ``lambda_min_clipped``; with
     trailing spacing that leaves fewer than N.
     """
@@ -149,7 +149,7 @@ def _too_many(steps: int, most: int) -> MmgenError:
 
 
 def respaced(kind: Sigmas, highest: float, lowest: float, steps: int) -> Array:
-    """Sigmas (N,) from highest to lowest.
+    """Return sigmas (N,) from highest to lowest.
 
     karras: Karras et al. 2022, eq. 5, with rho = 7.  exponential: even in log sigma.  beta: quantiles of Beta(0.6, 0.6)
     between the ends, at even probabilities (Lee et al. 2024, Beta sampling is all you need).
@@ -166,7 +166,7 @@ def respaced(kind: Sigmas, highest: float, lowest: float, steps: int) -> Array:
 
 
 def beta_quantiles(probability: Array) -> Array:
-    """Quantiles (N,) of Beta(a, a), a = 0.6, to 1e-15: bisection on the power series of its distribution.
+    """Compute quantiles (N,) of Beta(a, a), a = 0.6, to 1e-15: bisection on the power series of its distribution.
 
     The density is even about 1/2; below it, I(x) = x^a / B(a, a) sum_n (1 - a)_n / n! x^n / (a + n)
     (DLMF 8.17.7), whose terms at least halve.
@@ -183,7 +183,7 @@ def beta_quantiles(probability: Array) -> Array:
 
 
 def timestep_of(sigmas: Array, training: Array) -> Array:
-    """Fractional training timesteps (N,) at which ``training`` (T,) reaches ``sigmas`` (N,), linear in log sigma."""
+    """Find fractional training timesteps (N,) where ``training`` (T,) reaches ``sigmas`` (N,), linear in log sigma."""
     if len(training) < 2:
         raise MmgenError("train_timesteps", got=1, wanted="at least 2 unless sigmas is 'schedule'")
     wanted, known = np.log(sigmas)[:, None], np.log(training)
@@ -198,7 +198,7 @@ def timestep_of(sigmas: Array, training: Array) -> Array:
 def euler_levels(
     process: Diffusion, steps: int, kind: Sigmas, final: FinalSigma, begin: int = 0
 ) -> tuple[Array, Array]:
-    """Sigmas (N + 1,) and timesteps (N,) of the Euler family (EulerDiscreteScheduler).
+    """Return sigmas (N + 1,) and timesteps (N,) of the Euler family (EulerDiscreteScheduler).
 
     Respaced sigmas run between the first and the last of the process's own.  The first ``begin`` steps are left out.
     """
@@ -221,10 +221,10 @@ def multistep_levels(
     rounds_cosine: bool = False,
     begin: int = 0,
 ) -> tuple[Array, Array]:
-    """Sigmas (N + 1,) and whole timesteps (N,) of DPMSolverMultistepScheduler and UniPCMultistepScheduler.
+    """Return sigmas (N + 1,) and whole timesteps (N,) of DPMSolverMultistepScheduler and UniPCMultistepScheduler.
 
     Respaced sigmas run over all of training.  Their timesteps are truncated; those of Karras sigmas are rounded, on
-    the cosine schedule only by UniPC, for which ``rounds_cosine`` is.  The first ``begin`` steps are left out.
+    the cosine schedule only with ``rounds_cosine``, as UniPC does.  The first ``begin`` steps are left out.
     """
     training = training_sigmas(process)
     visited = multistep_timesteps(process, steps, lambda_min_clipped)
@@ -242,13 +242,13 @@ def _final(final: FinalSigma, training: Array) -> float:
 
 
 def truncated(times: Array) -> Array:
-    """Whole parts; a number that rounding left just short of a whole one counts as that."""
+    """Return whole parts; a number that rounding left just short of a whole one counts as that."""
     parts: Array = np.floor(times + 1e-6)
     return parts
 
 
 def flow_levels(process: Flow, steps: int, kind: Sigmas, begin: int = 0) -> Array:
-    """Noise shares s (N + 1,), falling to 0, that flow solvers go through: spaced, shifted, stretched, respaced.
+    """Return noise shares s (N + 1,), falling to 0, for flow solvers: spaced, shifted, stretched, respaced.
 
     The first ``begin`` steps are left out.
     """
@@ -287,7 +287,7 @@ def resolution_shift(
     max_shift: float = 1.15,
     kind: Literal["exponential", "linear"] = "exponential",
 ) -> float:
-    """Shift of a flow that samples pictures of ``tokens`` tokens: more noise for larger ones, as FLUX and its kin do.
+    """Return the shift of a flow for pictures of ``tokens`` tokens: more noise for larger ones, as in FLUX.
 
     mu is linear in the number of tokens (pixels per side / 16, squared, for FLUX), base_shift at base_tokens and
     max_shift at max_tokens; the shift is exp(mu), or mu itself where kind is linear (Esser et al. 2024, section 5.3.2,
@@ -298,11 +298,11 @@ def resolution_shift(
 
 
 def _shifted(levels: Array, shift: float) -> Array:
-    """Esser et al. 2024, eq. 23: shift s / (1 + (shift - 1) s), written so that 1 stays exactly 1."""
+    """Shift noise shares, s to shift s / (1 + (shift - 1) s), so that 1 stays exactly 1 (Esser et al. 2024, eq. 23)."""
     return levels / (levels + (1 - levels) / shift)
 
 
 def flow_timesteps(process: Flow, levels: Array) -> Array:
-    """What the denoiser is told (N,) at noise shares (N,)."""
+    """Return the timesteps (N,) that the denoiser is conditioned on at noise shares (N,)."""
     times = process.timestep_scale * (levels if process.noise_time == 1 else 1 - levels)
     return truncated(times) if process.integer_timesteps else times

@@ -14,7 +14,7 @@ X, X0, OUT, NOISE = 0, K, K + 1, K + 2  # columns of a transition; slots 1 to K 
 
 
 def no_transition(steps: int) -> Array:
-    """Zeros (N, K, K + 3) to fill in."""
+    """Return zeros (N, K, K + 3) to fill in."""
     return np.zeros((steps, K, K + 3))
 
 
@@ -28,7 +28,7 @@ def rows(
     x0_limit: float = np.inf,
     initial_scale: float = 1.0,
 ) -> Table:
-    """A float64 table from arrays (N, ...); one number where all rows have the same."""
+    """Build a float64 table from arrays (N, ...), or from one number where all rows have the same."""
 
     def each(value: Array | float) -> Any:
         return np.broadcast_to(np.asarray(value, np.float64), len(timestep)).copy()
@@ -40,7 +40,7 @@ def rows(
 def rows_at(
     process: Diffusion, now: Array, alpha: Array, sigma: Array, transition: Array, *, x0_limit: float = np.inf
 ) -> Table:
-    """A table whose state is alpha x0 + sigma noise, as the denoiser sees it."""
+    """Build a table whose state is alpha x0 + sigma noise, as the denoiser sees it."""
     prediction = x0_from(process.prediction, alpha, sigma)
     return rows(now, prediction, transition, np.stack([alpha, sigma], 1), x0_limit=x0_limit)
 
@@ -48,7 +48,7 @@ def rows_at(
 def rows_in_sigma(
     process: Diffusion, now: Array, sigma: Array, transition: Array, *, x0_limit: float = np.inf
 ) -> Table:
-    """A table whose state is x / alpha = x0 + sigma noise, which the denoiser sees scaled back by alpha.
+    """Build a table whose state is x / alpha = x0 + sigma noise; the denoiser sees it scaled back by alpha.
 
     Karras et al. 2022, table 1, column VE; the state is of variance 1 + sigma^2 over unit data.
     """
@@ -62,29 +62,29 @@ def rows_in_sigma(
 
 
 def rows_along(process: Flow, s: Array, transition: Array) -> Table:
-    """A table along a flow, at noise shares s (N,)."""
+    """Build a table along a flow, at noise shares s (N,)."""
     return rows(flow_timesteps(process, s), data_from(process, s), transition, np.stack([1 - s, s], 1))
 
 
 def twice(values: Array) -> Array:
-    """(2 N - 1,): each value twice but the first, as two-stage solvers visit them."""
+    """Repeat each value but the first (2 N - 1,), as two-stage solvers visit them."""
     return np.repeat(values, 2, axis=0)[1:]
 
 
 def limit_of(process: Diffusion) -> float:
-    """Where x0 is clamped; infinity: nowhere."""
+    """Return the bound that x0 is clamped to; infinity: it isn't clamped."""
     return np.inf if process.clip is None else process.clip
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = (phi_(k-1)(z) - 1 / (k - 1)!) / z, phi_0 = exp (Hochbruck and Ostermann 2010)."""
+    """Compute phi_k(z) = (phi_(k-1)(z) - 1 / (k - 1)!) / z, phi_0 = exp (Hochbruck and Ostermann 2010)."""
     if abs(z) < 1:  # where the recursion would cancel
         return math.fsum(z**j / math.factorial(j + k) for j in range(20))
     return math.exp(z) if k == 0 else (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
 
 
 def x0_from(prediction: Prediction, alpha: Array, sigma: Array) -> Array:
-    """(N, 2) so that x0 = [0] x + [1] out, where x = alpha x0 + sigma noise.
+    """Return (N, 2) so that x0 = [0] x + [1] out, where x = alpha x0 + sigma noise.
 
     The v prediction is alpha noise - sigma x0 (Salimans and Ho 2022, appendix D).
     """
@@ -98,7 +98,7 @@ def x0_from(prediction: Prediction, alpha: Array, sigma: Array) -> Array:
 
 
 def noise_from(prediction: Prediction, alpha: Array, sigma: Array) -> Array:
-    """(N, 2) so that noise = [0] x + [1] out."""
+    """Return (N, 2) so that noise = [0] x + [1] out."""
     match prediction:
         case "epsilon":
             return np.stack([np.zeros_like(alpha), np.ones_like(alpha)], 1)
@@ -109,10 +109,10 @@ def noise_from(prediction: Prediction, alpha: Array, sigma: Array) -> Array:
 
 
 def data_from(process: Flow, s: Array) -> Array:
-    """(N, 2) so that data = [0] x + [1] out: data = x - s (noise - data)."""
+    """Return (N, 2) so that data = [0] x + [1] out: data = x - s (noise - data)."""
     return np.stack([np.ones_like(s), -s * toward_noise(process)], 1)
 
 
 def toward_noise(process: Flow) -> float:
-    """1 or -1, which turns the denoiser's velocity into dx/ds, s the share of noise."""
+    """Return 1 or -1, the factor that turns the denoiser's velocity into dx/ds, s the share of noise."""
     return 1.0 if process.velocity == "noise-data" else -1.0

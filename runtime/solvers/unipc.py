@@ -31,12 +31,12 @@ class FlowUniPC:
 class UniPC(FlowUniPC):
     """Options of ``unipc`` on a diffusion."""
 
-    predict_x0: bool = True  # it goes along predicted data; False: along predicted noise
+    predict_x0: bool = True  # extrapolates predicted data; False: predicted noise
     final_sigmas_type: FinalSigma = "zero"  # where the last step ends: no noise, or the least noise of training
 
 
 def unipc(process: Diffusion, steps: int, sigmas: Sigmas, options: UniPC, begin: int = 0) -> Table:
-    """UniPC on a diffusion."""
+    """Build the table of UniPC on a diffusion."""
     levels, now = multistep_levels(
         process, steps, sigmas, options.final_sigmas_type, rounds_cosine=True, begin=begin
     )
@@ -52,7 +52,7 @@ def unipc(process: Diffusion, steps: int, sigmas: Sigmas, options: UniPC, begin:
 
 
 def flow_unipc(process: Flow, steps: int, sigmas: Sigmas, options: FlowUniPC, begin: int = 0) -> Table:
-    """UniPC along a flow, alpha = 1 - s and sigma = s, which starts at ``NOISIEST`` at most."""
+    """Build the table of UniPC along a flow, alpha = 1 - s and sigma = s, which starts at ``NOISIEST`` at most."""
     levels = flow_levels(process, steps, sigmas, begin).clip(max=NOISIEST)
     model = np.zeros((len(levels) - 1, K + 3))
     model[:, X0] = 1
@@ -62,16 +62,16 @@ def flow_unipc(process: Flow, steps: int, sigmas: Sigmas, options: FlowUniPC, be
 def _transition(
     alpha: Array, sigma: Array, model: Array, options: FlowUniPC, predict_x0: bool, begin: int
 ) -> Array:
-    """Transitions (N, K, K + 3) of UniPC (Zhao et al. 2023, corollary 3.2 and theorem 3.1).
+    """Return transitions (N, K, K + 3) of UniPC (Zhao et al. 2023, corollary 3.2 and theorem 3.1).
 
-    Slot 0 is the predicted sample at which the denoiser is asked, slots 1 to 3 are the last three model outputs.  The
-    corrected sample before needs no slot: prediction and correction weigh it alike, so that a row turns one into the
-    other by the difference of their weights on the model outputs.
+    Slot 0 is the predicted sample at which the denoiser is evaluated, slots 1 to 3 are the last three model outputs.
+    The corrected sample of the step before needs no slot: prediction and correction weigh it alike, so that a row turns
+    one into the other by the difference of their weights on the model outputs.
 
     Args:
         alpha: signal (N + 1,) at the ends of the steps.
         sigma: noise (N + 1,); 0 at the end if nothing is left.
-        model: the model output (N, K + 3) that is remembered, in columns of a transition: x0 or noise.
+        model: the model output (N, K + 3) that is kept in the slots, in columns of a transition: x0 or noise.
         begin: how many steps were left out before these.
     """
     steps = len(model)
@@ -97,7 +97,7 @@ def _transition(
 
 
 def _weights(nodes: Array, first: float, target: float, sign: int, solver_type: str) -> tuple[Array, Array]:
-    """What a step adds, as weights on model outputs: prediction (4,) and correction (4,).
+    """Return what a step adds, as weights on model outputs: prediction (4,) and correction (4,).
 
     With h the step, r_k where output m_k was made in units of h from m_0, z = sign h, and D_k = (m_k - m_0) / r_k:
 

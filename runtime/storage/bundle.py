@@ -1,4 +1,4 @@
-"""The folder of a bundle, read and written: the exporter builds a ``Bundle``, and everybody else reads it here."""
+"""A bundle's folder, read and written: the exporter builds a ``Bundle``, and everything else reads it here."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def write_manifest(bundle: Bundle, folder: Path) -> None:
-    """Write ``bundle.json`` into a folder, whole or not at all."""
-    from mmgen.runtime.files.atomic import whole_file  # not for those who read
+    """Write ``bundle.json`` into a folder, completely or not at all."""
+    from mmgen.runtime.files.atomic import whole_file  # not needed for reading
 
     record = to_json(bundle)
     with whole_file(folder / MANIFEST) as write:
@@ -30,18 +30,18 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
     Args:
         folder: the ``.mmgen`` folder.
         verify: also compare every file with its hash; False checks only that the files are there.
-        public_key: the file of a key that it must be signed with; engines are then taken only if they are, too.
+        public_key: the file of a key that it must be signed with; engines are then used only if they are, too.
 
     Raises:
         MmgenError: not a bundle or not signed with the key, unknown format, a missing or unknown field, a wrong type,
-            parts that don't fit, a path that leaves the folder, a missing file, a wrong hash.
+            parts that don't fit together, a path that leaves the folder, a missing file, a wrong hash.
     """
     try:
         root = Path(os.fsdecode(folder))
     except TypeError as error:
         raise MmgenError("bundle", got=shown(folder), wanted="the path of a folder") from error
     manifest = root / MANIFEST
-    if not os.path.isdir(root) and not _put_back(root):  # unlike Path's, isdir is false of names that no file can have
+    if not os.path.isdir(root) and not _put_back(root):  # unlike Path's, isdir is false for impossible names
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     record = read_json(manifest)
     got = record.get("format") if isinstance(record, dict) else None
@@ -54,7 +54,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
         raise MmgenError(f"{manifest}: {CHECKSUM}", got=str(checksum)[:BRIEF], wanted=wanted[:BRIEF], remedy=CHANGED)
     key = None if public_key is None else Path(os.fsdecode(public_key))
     if key is not None:
-        from mmgen.runtime.storage import signatures as signing  # few ask for it
+        from mmgen.runtime.storage import signatures as signing  # few calls need it
 
         if not verify:
             raise MmgenError("a signature proves nothing of files that aren't compared", remedy="leave verify as it is")
@@ -64,7 +64,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
     files = {root / _inside(file, manifest): wanted for file, wanted in _files(bundle)}
     check_parts(bundle, str(manifest))
     for path in files:
-        if not os.path.isfile(path):  # unlike Path's, false of names that no file can have
+        if not os.path.isfile(path):  # unlike Path's, it is false for impossible names
             raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
     try:
         hashes = list(at_once(sha256, files)) if verify else []
@@ -83,8 +83,8 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
 
 
 def _put_back(root: Path) -> bool:
-    """Whether there was a bundle that an export set aside, to replace it, and then was killed."""
-    from mmgen.runtime.files.atomic import followed  # not for those who load what is there
+    """Put back a bundle that a killed export had set aside to replace it; return whether there was one."""
+    from mmgen.runtime.files.atomic import followed  # not needed where there is a bundle
     from mmgen.runtime.files.folders import put_back
 
     return "\0" not in str(root) and put_back(followed(root))

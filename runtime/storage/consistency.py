@@ -1,4 +1,4 @@
-"""Whether the parts of a bundle fit together: what one graph makes is what the next one takes, and sizes are sizes."""
+"""Checks that the parts of a bundle fit together: graphs' outputs match the next one's inputs, and sizes are sizes."""
 
 import math
 from collections import Counter
@@ -17,29 +17,29 @@ from mmgen.runtime.storage.tensors import K
 Shape = tuple[int | str, ...]
 Tensor = tuple[str, Shape]  # dtype and shape
 
-MOST = 2**31 - 1  # of a count or a size: graphs and TensorRT have 32 bits for it
+MOST = 2**31 - 1  # of a count or a size, which have 32 bits in graphs and TensorRT
 NUMBERS = 2**36  # in a tensor of one sample
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) | {
     "float16", "float32", "bool"
 }  # fmt: skip
-TIMES = {  # numbers of a row, float32
+TIMES = {  # inputs from a row of the table, float32
     names.TRANSITION: (K, K + 3), names.PREDICTION: (2,), names.X0_LIMIT: (1,), names.INPUT_SCALE: (1,),
     names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
     names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
 }  # fmt: skip
 AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
-TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # shapes that agree in both agree
+TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # sizes that tell axes apart
 
 
 def check_parts(bundle: Bundle, where: str) -> None:
-    """See that a manifest, whose fields have the right types, describes a bundle that can be played.
+    """Check that a manifest, whose fields have the right types, describes a bundle that can be played.
 
     Args:
         bundle: as read.
         where: begins each error.
 
     Raises:
-        MmgenError: it doesn't; the first thing that is wrong.
+        MmgenError: it doesn't; names the first thing that is wrong.
     """
 
     def wrong(what: str, got: object, wanted: object) -> MmgenError:
@@ -58,21 +58,21 @@ def check_parts(bundle: Bundle, where: str) -> None:
     for what, found in _names(bundle):
         if twice := [name for name, count in Counter(found).items() if count > 1 or not name]:
             raise wrong(what, twice[0], "names, each once")
-    # One after the other: each relies on what those before it have found right.
+    # One after the other: each relies on what those before it have checked.
     for what, got, wanted in chain(_choices(bundle), _axes(bundle), _conditions(bundle), _graphs(bundle)):
         if got != wanted:
             raise wrong(what, got, wanted)
 
 
 def _text(value: object) -> str:
-    """A value for an error; words as they are, and of a tensor its dtype and shape."""
+    """Write a value for an error; words as they are, and of a tensor its dtype and shape."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = f"{value[0]} {value[1]}"
     return shown(value)[1:-1] if isinstance(value, str) else shown(value)
 
 
 def _numbers(bundle: Bundle) -> Iterable[tuple[str, int | float]]:
-    """All numbers that decide what is made, by their place in the manifest."""
+    """Yield all numbers that affect results, by their place in the manifest."""
     parts = {"process": bundle.process, "defaults": bundle.defaults, "media": bundle.media, "axes": bundle.axes}
     for name, part in parts.items():
         yield from _inside(name, part)
@@ -95,7 +95,7 @@ def _inside(where: str, value: object) -> Iterable[tuple[str, int | float]]:
 
 
 def _counts(bundle: Bundle) -> Iterable[tuple[str, int, int]]:
-    """Numbers that have a least one: their place, what they are, and that one."""
+    """Yield numbers that have a lower bound: their place, their value, and the bound."""
     yield "defaults: steps", bundle.defaults.steps, 1
     process = bundle.process
     if isinstance(process, Masked):
@@ -132,15 +132,15 @@ def _names(bundle: Bundle) -> Iterable[tuple[str, list[str]]]:
 
 
 def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
-    """What must be one of several: its place, what it is, and the same again or, where it is none of them, those."""
+    """Yield values that must be one of several: place, value, and the value again or, if it is wrong, the choices."""
     roles = get_args(Role)
     for role, graph in bundle.graphs.items():
         yield "graphs", role, _one_of(role, roles)
-        yield f"graphs.{role}: data_sha256", _there(graph.data_sha256), _there(graph.data)
+        yield f"graphs.{role}: data_sha256", _presence(graph.data_sha256), _presence(graph.data)
         if graph.data is not None:
             yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
     for role in ("step", "decode"):
-        yield f"graphs.{role}", _there(bundle.graphs.get(role)), "there"
+        yield f"graphs.{role}", _presence(bundle.graphs.get(role)), "present"
     yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
     if bundle.media.kind == "image":
         yield "media", (bundle.media.shape[2:], bundle.media.dtype), ((3,), "uint8")
@@ -148,8 +148,8 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         yield f"conditions[{i}]: dtype", condition.dtype, _one_of(condition.dtype, DTYPES)
 
 
-def _there(value: object) -> str:
-    return "missing" if value is None else "there"
+def _presence(value: object) -> str:
+    return "missing" if value is None else "present"
 
 
 def _one_of(value: str, choices: Iterable[str]) -> str:
@@ -169,21 +169,21 @@ def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
 
 
 def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
-    """Nulls, and what a kind of condition needs."""
+    """Yield checks of nulls, and of what a kind of condition needs."""
     for i, condition in enumerate(bundle.conditions):
         null, what = condition.null, f"conditions[{i}]: null"
         match condition.kind:
             case "text":
-                yield "tokenizer_sha256", _there(bundle.tokenizer_sha256), "there"
+                yield "tokenizer_sha256", _presence(bundle.tokenizer_sha256), "present"
                 yield what, null if isinstance(null, str) or null is None else type(null), null
             case "class":
                 yield what, null, null if null is None or (type(null) is int and null >= 0) else "a whole number from 0"
             case "array" if condition.null_file is not None:
-                yield f"conditions[{i}]: null_sha256", _there(condition.null_sha256), "there"
+                yield f"conditions[{i}]: null_sha256", _presence(condition.null_sha256), "present"
 
 
 def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
-    """Each graph's inputs and outputs against what the loop or another graph gives and takes."""
+    """Yield checks of each graph's inputs and outputs against those of the loop or another graph."""
     latents: Shape = ("B", *bundle.latent_shape)
     conditions = {condition.tensor: _of_condition(condition) for condition in bundle.conditions}
     made, timed = _outputs(bundle, "condition"), _outputs(bundle, "timestep")
@@ -194,7 +194,7 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     given |= {names.GUIDANCE: ("float32", ("G",)), names.KNOWN: ("float32", (2, *latents))}
     given[names.TOKENS if tokens else names.STATE] = state
     x: Tensor = ("int64", latents) if tokens else ("float32", latents)
-    answer = names.NEXT_TOKENS if tokens else names.NEXT_STATE
+    result = names.NEXT_TOKENS if tokens else names.NEXT_STATE
     media: Tensor = (bundle.media.dtype, ("B", *bundle.media.shape))
     takes: dict[Role, Mapping[str, Tensor]] = {
         "condition": conditions,
@@ -204,7 +204,7 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         "encode": {names.MEDIA: media},
     }
     makes: dict[Role, Mapping[str, Tensor]] = {
-        "step": {answer: state, names.CODES if tokens else names.X0: x},
+        "step": {result: state, names.CODES if tokens else names.X0: x},
         "decode": {names.MEDIA: media},
         "encode": {names.CODES if tokens else names.LATENTS: x},
     }
@@ -234,7 +234,7 @@ def _first_of(step: Graph, given: Mapping[str, Tensor]) -> str | None:
 
 
 def _handed(what: str, taken: Tensor, made: Tensor, timed: bool) -> Iterable[tuple[str, object, object]]:
-    """A tensor that another graph made, or of its items one; its axes may have been put together."""
+    """Yield checks of a tensor from another graph, or one item of it; its axes may have been merged."""
     yield f"{what}: dtype", taken[0], made[0]
     for axes in TRIES:
         of_all = math.prod(axes[n] if isinstance(n, str) else n for n in made[1])

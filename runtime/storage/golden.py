@@ -1,4 +1,4 @@
-"""``golden.npz``: a small request, and what torch made of it."""
+"""``golden.npz``: a small request, and torch's results for it."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from mmgen.runtime.storage.tensors import CODES
 
 @dataclass(frozen=True)
 class Golden:
-    """B samples, N rows of the solver's table, L the latent shape; the arrays are torch's, in float32."""
+    """B samples, N evaluations, L the latent shape; the arrays are torch's, in float32."""
 
     conditions: dict[str, Any]  # as ``generate`` takes them: lists of length B, arrays (B, ...)
     solver: str
@@ -29,13 +29,13 @@ class Golden:
     sigmas: str
     seed: int  # of the noise inside the loop
     noise: NDArray[np.float32] | None  # (B, *L) that the loop starts from; None: it starts from masks
-    trajectory: NDArray[Any]  # (N, B, *L) latents float32, or tokens int64, after every row
+    trajectory: NDArray[Any]  # (N, B, *L) latents float32, or tokens int64, after every evaluation
     other: NDArray[Any]  # (B, *L) those at the end for another seed: how much two samples differ
     media: NDArray[Any]  # (B, ...) decoded from trajectory[-1]
     codes: NDArray[np.int64] | None = None  # (B, ...) where there is a codebook
     negative: dict[str, Any] = field(default_factory=dict)  # as ``conditions``: what is guided away from
-    # (N, B, *L) of tokens: where so little decided in a row whether a place is settled that half precision may settle
-    # another one; None: not known
+    # (N, B, *L) of tokens: where the decision to unmask a position is so close that half precision may unmask another
+    # one instead; None: not known
     undecided: NDArray[np.bool_] | None = None
 
     @property
@@ -43,8 +43,8 @@ class Golden:
         """Arguments of ``generate`` and ``stream``."""
         names = ("solver", "steps", "guidance", "sigmas", "seed", "noise")
         count = None if self.conditions else len(self.other)
-        asked = {name: getattr(self, name) for name in (*names, "conditions", "negative")}
-        return {**asked, "count": count}
+        arguments = {name: getattr(self, name) for name in (*names, "conditions", "negative")}
+        return {**arguments, "count": count}
 
 
 ARRAYS = ("trajectory", "other", "media")
@@ -55,7 +55,7 @@ AGAIN = "copy or export the bundle again"
 
 
 def write_golden(golden: Golden, path: Path) -> None:
-    """Write a golden; the same golden gives the same bytes."""
+    """Write a golden; equal goldens give equal bytes."""
     arrays = {name: getattr(golden, name) for name in ARRAYS}
     for name in OPTIONAL:
         if getattr(golden, name) is not None:
@@ -70,10 +70,10 @@ def write_golden(golden: Golden, path: Path) -> None:
 
 
 def golden_of(bundle: Bundle) -> Golden:
-    """The golden of a bundle.
+    """Read the golden of a bundle.
 
     Raises:
-        MmgenError: as ``read_golden``, or an array isn't of the type and shape that this bundle makes.
+        MmgenError: as ``read_golden``, or an array isn't of the type and shape that this bundle generates.
     """
     path = bundle.path(GOLDEN)
     golden = read_golden(path)
@@ -85,7 +85,7 @@ def golden_of(bundle: Bundle) -> Golden:
 
 
 def read_golden(path: Path) -> Golden:
-    """Read a golden, of whichever bundle.
+    """Read a golden of any bundle.
 
     Raises:
         MmgenError: the file is missing, damaged, or not a golden.
@@ -93,14 +93,14 @@ def read_golden(path: Path) -> Golden:
     try:
         with open_regular(path, remedy=AGAIN) as (file, size):
             arrays: dict[str, Any] = dict(read_npz(file, size, "biufU"))
-        if (asked := arrays.pop("request", None)) is None or asked.dtype.kind != "U" or asked.ndim:
+        if (written := arrays.pop("request", None)) is None or written.dtype.kind != "U" or written.ndim:
             raise ValueError("it has no request")
         for name in arrays:
             if name not in (*ARRAYS, *OPTIONAL) and not name.startswith(tuple(GIVEN.values())):
                 raise ValueError(f"it has an array {shown(name)}")
         if missing := [name for name in ARRAYS if name not in arrays]:
             raise ValueError(f"it has no array {missing[0]!r}")
-        request = _request(path, json.loads(str(asked)))
+        request = _request(path, json.loads(str(written)))
         for given, prefix in GIVEN.items():
             found = [name for name in arrays if name.startswith(prefix)]
             request[given] |= {name.removeprefix(prefix): arrays.pop(name) for name in found}
@@ -111,14 +111,14 @@ def read_golden(path: Path) -> Golden:
 
 
 def _request(path: Path, record: object) -> dict[str, Any]:
-    """The fields that are no arrays, each of its type and in its range."""
+    """Check the fields that aren't arrays, each against its type and range."""
 
     def what(name: str) -> str:
         return f"{path}: {name}"
 
     if not isinstance(record, Mapping):
         raise MmgenError(what("request"), got=shown(record), wanted="an object", remedy=AGAIN)
-    record = {"negative": {}, **record}  # older ones have nothing negative
+    record = {"negative": {}, **record}  # older goldens have no such field
     if wrong := {*REQUEST, *GIVEN} ^ set(record):
         there = "a field too many" if min(wrong) in record else "no such field"
         raise MmgenError(what(f"request: {shown(min(wrong))}"), got=there, remedy=AGAIN)
@@ -135,19 +135,19 @@ def _request(path: Path, record: object) -> dict[str, Any]:
 
 
 def _arrays_of(bundle: Bundle, golden: Golden) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each array, for as many samples and rows as it says that it has."""
-    rows, samples = (max(len(array) if array.ndim else 0, 1) for array in (golden.trajectory, golden.other))
+    """Return the type and shape of each array, for the numbers of samples and evaluations that the golden has."""
+    evaluations, samples = (max(len(array) if array.ndim else 0, 1) for array in (golden.trajectory, golden.other))
     latents, masked = (samples, *bundle.latent_shape), isinstance(bundle.process, Masked)
     dtype = "int64" if masked else "float32"
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {
-        "trajectory": (dtype, (rows, *latents)),
+        "trajectory": (dtype, (evaluations, *latents)),
         "other": (dtype, latents),
         "media": (bundle.media.dtype, (samples, *bundle.media.shape)),
     }
     if not masked:
         wanted["noise"] = ("float32", latents)
     elif golden.undecided is not None:
-        wanted["undecided"] = ("bool", (rows, *latents))
+        wanted["undecided"] = ("bool", (evaluations, *latents))
     codes = [spec for spec in bundle.graphs["decode"].outputs if spec.name == CODES]
     if codes and golden.codes is not None:
         wanted["codes"] = (codes[0].dtype, shape_of(codes[0], {"B": samples}))

@@ -1,7 +1,7 @@
-"""A bundle's ONNX files as a backend may open them: the manifest's, with weights in the manifest's file and no other.
+"""Checks of a bundle's ONNX files before a backend opens them: the manifest's, with weights in its files alone.
 
-ONNX lets every tensor name a file of its own, and libraries read what it says.  What is needed of the format to find
-those names is here, since not every backend has a library for it.
+ONNX lets every tensor name a file of its own, and libraries read it.  This is the part of the format that is needed to
+find those names, since not every backend has a library for it.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from mmgen.runtime.storage.schema import Bundle, Graph, Role
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 DEEPEST = 100
-VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}  # protobuf's wire types, and how many bytes a field of fixed size has
+VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}  # protobuf's wire types, and the bytes of a field of fixed size
 KEY, VALUE, LOCATION = 1, 2, b"location"  # of StringStringEntryProto
 
 
@@ -39,7 +39,7 @@ TRAINING.fields |= {1: GRAPH, 2: GRAPH}
 
 
 def graph_content(bundle: Bundle, role: Role) -> bytes:
-    """The bytes of a graph's ONNX file, checked.
+    """Read the bytes of a graph's ONNX file, checked.
 
     Raises:
         MmgenError: it can't be read, isn't what the manifest says, isn't ONNX, or has weights in another file than the
@@ -85,12 +85,12 @@ def check_files(bundle: Bundle, role: Role) -> None:
 
 
 def check_tensors(what: str, graph: Graph, found: Mapping[str, tuple[str, tuple[object, ...]]]) -> None:
-    """Compare a graph's inputs and outputs, as a library has read them, with the manifest.
+    """Compare a graph's inputs and outputs, as a library read them, with the manifest.
 
     Args:
-        what: begins the error.
-        graph: as the manifest has it.
-        found: numpy's dtype and shape by name; a size that may vary is no int.
+        what: begins the error message.
+        graph: as in the manifest.
+        found: numpy's dtype and shape by name; a size that may vary isn't an int.
 
     Raises:
         MmgenError: others, or one of another type or shape; a size that the manifest knows may vary.
@@ -110,10 +110,10 @@ def check_tensors(what: str, graph: Graph, found: Mapping[str, tuple[str, tuple[
 
 
 def locations(content: bytes) -> Iterator[bytes]:
-    """The files that an ONNX model says its tensors are in, wherever in it a tensor is.
+    """Find the files that an ONNX model names for its tensors, wherever in it a tensor is.
 
     Raises:
-        ValueError, IndexError: not a message of protobuf's.
+        ValueError, IndexError: not a protobuf message.
     """
     todo = [(MODEL, 0, len(content), 0)]
     while todo:
@@ -131,7 +131,7 @@ def locations(content: bytes) -> Iterator[bytes]:
 
 
 def _fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and stop of each field of a message that has bytes."""
+    """Yield number, start and stop of each field of a message that has bytes."""
     while at < end:
         tag, at = _varint(content, at) if content[at] > 0x7F else (content[at], at + 1)
         number, kind = tag >> 3, tag & 7
@@ -150,7 +150,7 @@ def _fields(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number in protobuf's variable length, and where it ends."""
+    """Decode a number in protobuf's variable length, and return it and where it ends."""
     value = shift = 0
     while True:
         byte = content[at]

@@ -11,7 +11,7 @@ CHANGED = "the file changed; copy or export the bundle again"
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Compute the hexadecimal SHA-256 of a file, read in pieces."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(piece):
@@ -20,5 +20,5 @@ def sha256(path: Path) -> str:
 
 
 def checksum_of(record: dict[str, Any]) -> str:
-    """Hexadecimal SHA-256 of the manifest's other fields, as JSON without blanks and with sorted names."""
+    """Compute the hexadecimal SHA-256 of the manifest's other fields, as JSON without blanks and with sorted names."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -36,7 +36,7 @@ class Flow:
 
     noise_time: Literal[0, 1] = 1  # the time t at which x is pure noise; s = t if 1, s = 1 - t if 0
     velocity: Literal["noise-data", "data-noise"] = "noise-data"  # what the denoiser predicts
-    timestep_scale: float = 1000.0  # the denoiser is told timestep_scale * t
+    timestep_scale: float = 1000.0  # the denoiser is conditioned on timestep_scale * t
     integer_timesteps: bool = False  # truncated to whole numbers first (GR00T)
     shift: float = 1.0  # s' = shift s / (1 + (shift - 1) s); schedules.resolution_shift knows FLUX's and its kin's
     terminal: float | None = None  # the last s, to which the shifted ones are stretched; None: they are left alone
@@ -51,18 +51,18 @@ class Flow:
 
 @dataclass(frozen=True)
 class Masked:
-    """Tokens that are hidden one by one: a place holds one of the codes 0 to ``codes`` - 1, or the mask.
+    """Tokens that are masked one by one: a position holds one of the codes 0 to ``codes`` - 1, or the mask.
 
-    The denoiser sees tokens (R, *L) and answers with logits (R, codes, *L).  There is no time but the share that is
-    hidden; a denoiser that is told the time is told a whole number that says how much was hidden in training.
+    The denoiser sees tokens (branch batch, *L) and returns logits (branch batch, codes, *L).  Time is the share that is
+    masked; a denoiser conditioned on the timestep gets a whole number that says how much was masked in training.
     """
 
     codes: int  # entries of the codebook
-    mask_id: int  # the token of a hidden place; often ``codes``, the first number that is no code
-    schedule: Literal["cosine", "linear"] = "cosine"  # share of hidden places over time, for maskgit and amused
-    candidates: int = 256  # largest top-k that can be asked for, but for all codes; TensorRT sorts no more than 3840
-    train_timesteps: int = 0  # the denoiser is told one of 0 to ``train_timesteps`` - 1; 0: it is told nothing
-    hidden: tuple[float, float] = (0.0, 1.0)  # share of hidden places at the first and the last of them, else between
+    mask_id: int  # the token of a masked position; often ``codes``, the first number that isn't a code
+    schedule: Literal["cosine", "linear"] = "cosine"  # share of masked positions over time, for maskgit and amused
+    candidates: int = 256  # largest top-k that can be requested, except all codes; TensorRT sorts no more than 3840
+    train_timesteps: int = 0  # the denoiser is conditioned on 0 to ``train_timesteps`` - 1; 0: on no timestep
+    hidden: tuple[float, float] = (0.0, 1.0)  # share of masked positions at the first and last timestep; linear between
     kind: Literal["masked"] = "masked"
 
 

@@ -16,14 +16,14 @@ GOLDEN = "golden.npz"
 
 Role = Literal["condition", "timestep", "step", "decode", "encode"]
 Sigmas = Literal["schedule", "karras", "exponential", "beta"]
-MOST_STEPS = 100_000  # what is laid out for each takes memory before anything runs
+MOST_STEPS = 100_000  # each takes memory before anything runs
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, numpy dtype and shape of a graph's input or output; a string is a named axis.
 
-    B samples, G guidance branches, R = G B rows, N rows of a solver's table.
+    B samples, G guidance branches, R = G B the branch batch, N evaluations.
     """
 
     name: str
@@ -32,7 +32,7 @@ class TensorSpec:
 
 
 def shape_of(spec: TensorSpec, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """A tensor's shape with its named axes filled in."""
+    """Return a tensor's shape with its named axes filled in."""
     return tuple(axes[n] if isinstance(n, str) else n for n in spec.shape)
 
 
@@ -49,7 +49,7 @@ class Graph:
     # Floating-point operations of products and convolutions, by the named axes over which they are repeated: "B G",
     # "N", or "" for once; a multiplication and an addition are two.  None: not counted, by an older exporter.
     operations: dict[str, int] | None = None
-    weight_bytes: int | None = None  # that a run reads; of a table that is looked up, one sample's rows
+    weight_bytes: int | None = None  # that a run reads; of a lookup table, one sample's rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Condition:
 
     name: str
     kind: Literal["text", "class", "array"]
-    null: str | int | float | NDArray[Any] | None = None  # is "nothing asked" in guidance; None: it isn't guided
+    null: str | int | float | NDArray[Any] | None = None  # no condition, in guidance; None: it isn't guided
     length: int | None = None  # text: tokens
     pad_id: int = 0  # text
     count: int | None = None  # class: number of classes, the null class not included
@@ -85,7 +85,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Media:
-    """What decode makes.  Pictures are uint8 (height, width, 3).
+    """The media that decode returns.  Pictures are uint8 (height, width, 3).
 
     ``range`` and ``rate`` tell a program what the numbers mean: ``mmgen inspect`` and ``mmgen generate --json`` show
     them.  Nothing here computes with them: a picture's are those of its eight bits, and .npy files hold numbers alone.
@@ -109,7 +109,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Island:
-    """A tensor that stays float32 in an fp16 bundle, and why."""
+    """A float32 exception: a tensor that stays float32 in an fp16 bundle, and why."""
 
     graph: Role
     tensor: str
@@ -118,7 +118,7 @@ class Island:
 
 @dataclass(frozen=True)
 class HalfShare:
-    """How much of a graph is half precision; counted, not intended."""
+    """How much of a graph is half precision, as counted in the graph."""
 
     weight_bytes: float  # share of the bytes of floating-point weights, 0 to 1
     operations: float  # share of the nodes with floating-point outputs, 0 to 1
@@ -135,16 +135,16 @@ class Precision:
 
 @dataclass(frozen=True)
 class Hoisting:
-    """What was moved from the step graph to before the loop, and what a step has less of: figures before and after."""
+    """What was moved from the step graph to before the loop, and what a step saves: figures before and after."""
 
     weight_bytes: tuple[int, int]  # that a step reads, in float32
-    operations: tuple[int, int]  # of products and convolutions in a step, for one row; a multiply-add is two
-    tensors: dict[str, int]  # by name of what the graphs hand on: how many of the denoiser's tensors it holds
+    operations: tuple[int, int]  # of products and convolutions in a step of a branch batch of 1; a multiply-add is two
+    tensors: dict[str, int]  # by name of what the graphs pass on: how many of the denoiser's tensors it holds
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One comparison that passed before the bundle was written.
+    """A validation record: one comparison that passed before the bundle was written.
 
     Levels: 1 fp32 ONNX against torch; 2 fp16 against fp32, per graph; 3 the trajectory; 4 the media.
     """
@@ -154,7 +154,7 @@ class Receipt:
     figure: str  # what was measured, e.g. "relative RMS"
     measured: float
     limit: float | None  # None: reported without a gate
-    tensor: str = ""  # the worst tensor, or the place in the trajectory
+    tensor: str = ""  # the worst tensor, or the position in the trajectory
     at_least: bool = False  # the limit is a lower one: PSNR in dB, shares
 
     @property
@@ -176,7 +176,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What ``generate`` uses where a request is silent."""
+    """What ``generate`` uses for what a request doesn't say."""
 
     solver: str
     steps: int
@@ -206,13 +206,13 @@ class Bundle:
     defaults: Defaults
     tokenizer_sha256: str | None = None
     golden_sha256: str | None = None
-    made_up: tuple[str, ...] = ()  # conditions of which the exporter had no example: the receipts are of made-up ones
-    hoisting: Hoisting | None = None  # None: the step graph does all that the denoiser does
+    made_up: tuple[str, ...] = ()  # conditions without an example at export: the receipts are of made-up ones
+    hoisting: Hoisting | None = None  # None: the step graph computes the whole denoiser
     cpu_only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by role: why TensorRT can't build its graph
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
     public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)
 
     def path(self, relative: str) -> Path:
-        """A file of the bundle."""
+        """Return the path of a file of the bundle."""
         return self.folder / relative

@@ -1,8 +1,8 @@
-"""Detached signatures, beside what they are of: who made a bundle, for those who have the maker's public key.
+"""Detached signatures, next to what they sign: who made a bundle, for those who have the maker's public key.
 
-That of a bundle is over the manifest's checksum, and so over the hashes of all files that the manifest names.  Engines
-are made later and elsewhere, so each build has a signature of its own, over its sidecar, which has their hashes.  Keys
-are of Ed25519 (RFC 8032), as ``ssh-keygen -t ed25519`` and ``openssl genpkey -algorithm ed25519`` write them.
+A bundle's is over the manifest's checksum, and so over the hashes of all files that the manifest names.  Engines are
+made later and elsewhere, so each build has a signature of its own, over its sidecar, which has their hashes.  Keys are
+Ed25519 (RFC 8032), as ``ssh-keygen -t ed25519`` and ``openssl genpkey -algorithm ed25519`` write them.
 """
 
 import base64
@@ -19,11 +19,11 @@ from mmgen.runtime.files.regular import read_regular
 
 SUFFIX = ".sig"
 KEY = 1 << 16  # bytes that a key's file may have
-PURPOSE = b"mmgen signature 1\n"  # so that nothing that was signed for something else is valid here
+PURPOSE = b"mmgen signature 1\n"  # so that a signature made for something else isn't valid here
 
 
 def signature_of(path: Path) -> Path:
-    """Where the signature of a file lies."""
+    """Return the path of a file's signature."""
     return path.with_name(path.name + SUFFIX)
 
 
@@ -32,15 +32,15 @@ def sign(path: Path, content: bytes, private_key: Path, passphrase: Callable[[],
 
     Args:
         path: of the file.
-        content: what is signed for it.
+        content: the bytes that are signed for it.
         private_key: a file.
-        passphrase: asked if the key is encrypted.
+        passphrase: called if the key is encrypted.
 
     Returns:
         The signature's path.
 
     Raises:
-        MmgenError: no private key of Ed25519, a wrong passphrase, or the place can't be written.
+        MmgenError: not an Ed25519 private key, a wrong passphrase, or the signature can't be written.
     """
     signature = base64.b64encode(_private(private_key, passphrase).sign(_message(content)))
     with whole_file(signature_of(path)) as write:
@@ -49,10 +49,10 @@ def sign(path: Path, content: bytes, private_key: Path, passphrase: Callable[[],
 
 
 def check(path: Path, content: bytes, public_key: Path) -> None:
-    """See that a file has a signature and that it is of this key.
+    """Check that a file has a signature, made with this key.
 
     Raises:
-        MmgenError: it has none, or of another key or another content; or this is no public key of Ed25519.
+        MmgenError: it has none, or one of another key or other content; or this isn't an Ed25519 public key.
     """
     from_key, file = _public(public_key), signature_of(path)
     if not file.exists():

@@ -95,15 +95,15 @@ def test_a_long_prompt_is_cut_with_a_warning(generator: Generator) -> None:
 
 
 def test_a_stream_shows_every_row_and_ends_where_generate_does(generator: Generator) -> None:
-    rows, previews = [], []
+    evaluations, previews = [], []
     for progress in generator.stream(prompt="red apple", steps=4, seed=3):
-        rows.append(progress.evaluation)
+        evaluations.append(progress.evaluation)
         previews.append(progress.preview())
         if progress.last:
             result = progress.result()
-    assert rows == [1, 2, 3, 4]
+    assert evaluations == [1, 2, 3, 4]
     assert np.array_equal(result.media, generator.generate(prompt="red apple", steps=4, seed=3).media)
-    # The last row of DDIM lands on x0 itself.
+    # The last evaluation of DDIM ends at x0 itself.
     assert psnr(previews[-1][0], result.media[0]) >= LIMITS["batch PSNR"]
     assert not np.array_equal(previews[0], previews[-1])
 
@@ -141,11 +141,11 @@ def test_close_may_be_called_twice_and_ends_the_use(bundle_folder: Path) -> None
 
 def test_an_error_inside_a_stream_closes_the_generator_and_the_stream(bundle_folder: Path) -> None:
     with pytest.raises(ZeroDivisionError), load(bundle_folder) as generator:
-        rows = generator.stream(steps=3)  # a name that outlives the block
-        next(rows)
+        stream = generator.stream(steps=3)  # a name that outlives the block
+        next(stream)
         raise ZeroDivisionError
     with pytest.raises(MmgenError, match="this generator is closed"):
-        next(rows)
+        next(stream)
 
 
 def test_decode_gives_the_media_of_a_result_again(generator: Generator) -> None:

@@ -79,7 +79,7 @@ def test_other_media_fail(copy: Path) -> None:
         verify(copy)
 
 
-def test_a_solver_with_other_rows_is_told_from_a_wrong_one(copy: Path) -> None:
+def test_a_solver_with_other_evaluations_is_told_from_a_wrong_one(copy: Path) -> None:
     regild(copy, trajectory=read_golden(copy / GOLDEN).trajectory[:-1])
     with pytest.raises(MmgenError, match=r"evaluations, got \d+, wanted \d+; .*another version of the solver"):
         verify(copy)
@@ -201,9 +201,9 @@ def test_a_request_that_is_none_is_named(copy: Path, request_: object, message: 
     assert "export the bundle again" in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_a_golden_of_another_number_of_samples_is_told_before_all_rows_run(copy: Path) -> None:
+def test_a_golden_of_another_number_of_samples_is_refused_before_all_evaluations_run(copy: Path) -> None:
     regild_arrays(copy, request=np.array(json.dumps({**REQUEST, "steps": 900})))
-    with pytest.raises(MmgenError, match="solver ddim with 900 steps: rows, got 900, wanted 6"):
+    with pytest.raises(MmgenError, match="solver ddim with 900 steps: evaluations, got 900, wanted 6"):
         verify(copy)
 
 

@@ -1,13 +1,13 @@
-"""OpenVINO on the CPU: the bundle's graphs as they are, each compiled for the shapes that it meets.
+"""OpenVINO on the CPU: the bundle's graphs as they are, each compiled for the shapes of its calls.
 
-``openvino`` computes in float32, also what the bundle has in half: few processors have arithmetic for that.
+``openvino`` computes in float32, also what the bundle has in half: few processors have half-precision arithmetic.
 ``openvino-bf16`` runs the step and the decoder of a half-precision bundle in bfloat16, where the processor has
-instructions for it: faster, with three binary digits less than half precision, so ``mmgen verify`` may refuse what it
-makes.  Left to itself OpenVINO takes bfloat16 for everything.  Here the other graphs stay in float32: they cost little,
+instructions for it: faster, with three binary digits less than half precision, so ``mmgen verify`` may refuse its
+results.  By default OpenVINO uses bfloat16 for everything.  Here the other graphs stay in float32: they cost little,
 and hold timesteps, which need the digits.  The search for the nearest codes needs them as well: in bfloat16 a tenth of
-the codes would change.  OpenVINO has no mark for such a part of a graph, so it is cut off and compiled by itself.  The
-arithmetic of the solver and on pixels keeps its digits, because OpenVINO leaves what comes after the last matrix
-product of a graph as it is.
+the codes would change.  OpenVINO can't mark such a part of a graph, so it is cut off and compiled separately.  The
+arithmetic of the solver and on pixels keeps its digits, because OpenVINO leaves what follows the last matrix product of
+a graph unchanged.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ Name = Literal["openvino", "openvino-bf16"]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # of a graph's inputs, by name
 KEPT = 4  # sets of shapes for which a graph stays compiled when nothing is bound to it any more
 TELEMETRY = "openvino_telemetry"
-BF16: tuple[Role, ...] = ("step", "decode")  # what is a large part of a request
+BF16: tuple[Role, ...] = ("step", "decode")  # most of a request's time
 
 
 class OpenVinoRunner:
-    """A graph, compiled for the sizes that the bundle was made for, and for others when they are met."""
+    """A graph, compiled for the sizes that the bundle was made for, and for others on their first use."""
 
     def __init__(
         self, openvino: Any, core: Any, path: Path, model: Any, graph: Graph, options: dict[str, Any]
@@ -56,12 +56,12 @@ class OpenVinoRunner:
         return [self._bind(memory, compiled, tensors) for tensors in calls]
 
     def prepare(self, axes: dict[str, int], graph: Graph) -> None:
-        """Compile for one size before a request asks for it."""
+        """Compile for one size before a request needs it."""
         self._compiled(tuple((spec.name, shape_of(spec, axes)) for spec in graph.inputs))
 
     def _compile(self, shapes: Shapes) -> Any:
-        """Faster than what OpenVINO makes of a graph whose sizes it doesn't know."""
-        with _explained(f"{self._path}: OpenVINO can't compile it for {_told(shapes)}", "use --backend ort-cpu"):
+        """Compile for fixed shapes, which is faster to run than a graph with unknown sizes."""
+        with _explained(f"{self._path}: OpenVINO can't compile it for {_shapes_text(shapes)}", "use --backend ort-cpu"):
             self._model.reshape(dict(shapes))
             return self._core.compile_model(self._model, "CPU", self._options)
 
@@ -73,7 +73,7 @@ class OpenVinoRunner:
 
         def call(_alive: object = memory) -> None:  # tensors have addresses, valid as long as the memory lives
             try:
-                infer(share_outputs=True)  # what it returns would be copies
+                infer(share_outputs=True)  # its result would otherwise be copied
             except RuntimeError as error:
                 raise _failed(f"{self._path} failed in OpenVINO", error, "use --backend ort-cpu") from error
 
@@ -85,7 +85,7 @@ class OpenVinoRunner:
 
 
 class InTurn:
-    """Runners of which each reads what the one before it made."""
+    """Runners in sequence, each reading the output of the one before."""
 
     def __init__(self, *parts: Runner) -> None:
         self._parts = parts
@@ -122,7 +122,7 @@ class OpenVino(HostBackend):
     def runner(self, bundle: Bundle, role: Role) -> Runner:
         graph = bundle.graphs[role]
         path = bundle.path(graph.file)
-        graph_content(bundle, role)  # OpenVINO reads the file itself, and what it names
+        graph_content(bundle, role)  # checks the file that OpenVINO then reads itself, and the files it names
         remedy = "export the bundle again, or use --backend ort-cpu"
         with _explained(f"{path}: OpenVINO can't load it", remedy), as_text(path) as readable:
             model = self._core.read_model(readable)
@@ -143,7 +143,7 @@ class OpenVino(HostBackend):
 
 
 def _tensors(model: Any, graph: Graph) -> Iterator[tuple[str, tuple[str, tuple[object, ...]]]]:
-    """A model's inputs and outputs: name, and dtype and shape; of several names the manifest's."""
+    """Yield a model's inputs and outputs: name, and dtype and shape; of several names the manifest's."""
     wanted = {spec.name for spec in (*graph.inputs, *graph.outputs)}
     for port in (*model.inputs, *model.outputs):
         found = port.get_names()
@@ -153,7 +153,7 @@ def _tensors(model: Any, graph: Graph) -> Iterator[tuple[str, tuple[str, tuple[o
 
 
 def _cut(openvino: Any, model: Any, graph: Graph) -> tuple[tuple[Any, Graph], tuple[Any, Graph]]:
-    """What makes codes, and what makes everything else of them: models and what they take and make."""
+    """Divide a decoder into the search for codes and the rest: models, and graphs with their inputs and outputs."""
     found = model.output(CODES).node.input_value(0)
     codes = openvino.op.Parameter(found.get_element_type(), found.get_partial_shape())
     codes.output(0).set_names({CODES})
@@ -175,12 +175,12 @@ def open_backend(name: Name, bundle: Bundle | None = None, threads: int | None =
 
     Args:
         name: which arithmetic the step graph gets.
-        bundle: what is to run; None asks whether the backend can be had at all.
-        threads: None takes what OpenVINO finds best, one a core.
+        bundle: to run; None: only check whether the backend works here.
+        threads: None: OpenVINO's default, one a core.
 
     Raises:
-        MmgenError: OpenVINO isn't here, this process was forked from one that used it, or bfloat16 was asked for of a
-            processor without it or of a float32 bundle.
+        MmgenError: OpenVINO isn't installed, this process was forked from one that used it, or bfloat16 was requested
+            of a processor without it or for a float32 bundle.
     """
     openvino = find_openvino()
     claim("OpenVINO")
@@ -197,24 +197,24 @@ def open_backend(name: Name, bundle: Bundle | None = None, threads: int | None =
 
 @functools.cache
 def find_core() -> Any:
-    """OpenVINO's Core, one as long as the process lives.
+    """Return OpenVINO's Core, which lives as long as the process.
 
-    Each that finds the CPU replaces the thread's stack for signals, and puts back what was there when it ends.  Of two
-    that don't end in reverse order, or in another thread, that may be memory that is gone, and the next signal, such as
-    Ctrl-C, ends the process with a segmentation fault.
+    Each Core that finds the CPU replaces the thread's stack for signals, and restores the one before when it is
+    destroyed.  If two aren't destroyed in reverse order, or in another thread, that may be freed memory, and the next
+    signal, such as Ctrl-C, ends the process with a segmentation fault.
     """
     return find_openvino().Core()
 
 
 def find_openvino() -> Any:
-    """Import OpenVINO, which reports that to its makers over the network; here it doesn't.
+    """Import OpenVINO with its telemetry switched off.
 
     Raises:
         MmgenError: it isn't installed, or a library that it needs isn't.
     """
     hidden = TELEMETRY not in sys.modules
     if hidden:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # importing it fails, which OpenVINO takes in its stride
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # importing it fails, which OpenVINO tolerates
     try:
         import openvino
     except (ImportError, OSError, MemoryError) as error:
@@ -225,7 +225,7 @@ def find_openvino() -> Any:
     return openvino
 
 
-def _told(shapes: Shapes) -> str:
+def _shapes_text(shapes: Shapes) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes)
 
 
@@ -233,7 +233,7 @@ def _told(shapes: Shapes) -> str:
 def _explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, UnicodeDecodeError) as error:  # the latter of a name in a graph that is no text
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter for a name in a graph that isn't UTF-8
         raise _failed(what, error, remedy) from error
 
 

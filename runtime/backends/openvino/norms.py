@@ -1,12 +1,12 @@
-"""Group norms that leave a picture in the order in which OpenVINO's convolutions want it, channels last.
+"""Group norms that keep pictures in the memory layout of OpenVINO's convolutions, channels last.
 
 A group norm is exported as a norm of rows: every group of channels becomes one.  In memory a row is contiguous only
-when channels come first, so OpenVINO reorders each picture before the norm and again behind it, which takes longer than
+when channels come first, so OpenVINO reorders each picture before the norm and again after it, which takes longer than
 the norm.  Mean and variance of single channels need no order, and those of a group follow from them,
 
     mean = mean_c m_c,    variance = mean_c (v_c + (m_c - mean)^2),
 
-so that the norm is a factor and a summand for each channel.
+so that the norm becomes a factor and a summand for each channel.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def channels_last(openvino: Any, model: Any) -> int:
-    """Rewrite the group norms of an OpenVINO model's pictures (B, C, H, W); returns how many there were."""
+    """Rewrite the group norms of an OpenVINO model's pictures (B, C, H, W), and return their number."""
     found = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MVN" and (ends := _ends(node)) is not None:
@@ -28,7 +28,7 @@ def channels_last(openvino: Any, model: Any) -> int:
 
 
 def _ends(norm: Any) -> tuple[Any, Any] | None:
-    """The picture that goes into the rows of a norm, and the node that makes one of them again."""
+    """Find the picture whose rows a norm takes, and the node that turns them into a picture again."""
     before, after = norm.input_value(0).get_node(), _reader(norm)
     for kind, neutral in (("Multiply", 1), ("Add", 0)):  # ONNX's norm has a factor and a summand for each row
         if after is not None and after.get_type_name() == kind and _constant(after.input_value(1), neutral):
@@ -46,14 +46,14 @@ def _ends(norm: Any) -> tuple[Any, Any] | None:
 
 
 def _of_rows(norm: Any) -> bool:
-    """Whether a norm is one of rows, with mean 0 and variance 1."""
-    told = norm.get_attributes()
-    kind = told["normalize_variance"] and str(told["eps_mode"]).upper() == "INSIDE_SQRT"
+    """Check whether a norm is one of rows, to mean 0 and variance 1."""
+    attributes = norm.get_attributes()
+    kind = attributes["normalize_variance"] and str(attributes["eps_mode"]).upper() == "INSIDE_SQRT"
     return kind and (_constant(norm.input_value(1), 2) or _constant(norm.input_value(1), -1))
 
 
 def _reader(node: Any) -> Any:
-    """The only node that reads the values that a node makes, or None."""
+    """Return the only node that reads a node's output, or None."""
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
     readers = [reader for reader in readers if reader.get_type_name() != "ShapeOf"]
     return readers[0] if len(readers) == 1 else None

@@ -1,6 +1,6 @@
-"""ONNX Runtime on the CPU: the embedded default.
+"""ONNX Runtime on the CPU, the default where nothing else is installed.
 
-``ort-cpu-int8`` multiplies the step's large matrices in eight bits; all else is as ``ort-cpu`` has it.
+``ort-cpu-int8`` multiplies the step's large matrices in eight bits; everything else is as in ``ort-cpu``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class OrtRunner:
     """A graph as an inference session."""
 
     def __init__(self, session: Any, role: Role, graph: Graph) -> None:
-        """Take a session whose inputs and outputs are the manifest's; MmgenError: they aren't."""
+        """Check that a session's inputs and outputs are the manifest's; an MmgenError if they aren't."""
         check_session(session, role, graph)
         self._session, self._role = session, role
         self._inputs = [i.name for i in session.get_inputs()]
@@ -56,7 +56,7 @@ class OrtRunner:
         def call(_alive: object = memory) -> None:  # the addresses are valid as long as the memory lives
             try:
                 run(binding)
-            except Exception as error:  # ONNX Runtime's share no base class of their own
+            except Exception as error:  # ONNX Runtime's errors share no base class of their own
                 raise failed(f"graph {role} failed in ONNX Runtime", error, "export the bundle again") from error
 
         return call
@@ -77,9 +77,9 @@ class OrtCpu(HostBackend):
         if kept := optimised.find(bundle, role, self._onnxruntime):
             options = self.new_options()
             options.graph_optimization_level = self._onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            if role != "step":  # what runs once a request
-                # From the second run on, there would be one block for all that a graph makes, beside what the first run
-                # took; and its threads would take time from the other graphs while these are loaded.
+            if role != "step":  # runs once a request
+                # From the second run on, it would allocate one block for all of a graph's tensors, besides the first
+                # run's memory; and its threads would take time from the other graphs while these are loaded.
                 options.enable_mem_pattern = False
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
@@ -89,7 +89,7 @@ class OrtCpu(HostBackend):
         return OrtRunner(self.load(bundle, role, self.new_options()), role, bundle.graphs[role])
 
     def load(self, bundle: Bundle, role: Role, options: Any) -> Any:
-        """A session for a graph of a bundle, which computes in float32."""
+        """Load a graph of a bundle as a session that computes in float32."""
         path, content = bundle.path(bundle.graphs[role].file), graph_content(bundle, role)
         model = read_model(content)
         with _names_read(path):
@@ -98,21 +98,21 @@ class OrtCpu(HostBackend):
         return self.session(path, options, content)
 
     def optimise(self, bundle: Bundle, role: Role, waiting: Callable[[], None]) -> tuple[Path, bool]:
-        """Have a graph optimised for this processor; arguments and results are those of ``optimised.make``."""
+        """Optimise a graph for this processor unless it is; arguments and results are ``optimised.make``'s."""
         return optimised.make(bundle, role, self._onnxruntime, partial(self._write, bundle, role), waiting)
 
     def new_options(self) -> Any:
-        """Options that sessions have in common."""
+        """Make the options that all sessions share."""
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Each graph has threads of its own; those of the step would wait for more while the next graph runs.
+        # Each graph has threads of its own; the step's would spin while the next graph runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         return options
 
     def _write(self, bundle: Bundle, role: Role, to: Path, weights: str) -> None:
-        """Write what ``load`` makes of a graph, and beside it its weights as this processor multiplies them."""
+        """Write the graph that ``load`` makes, and its weights next to it as this processor multiplies them."""
         options = self.new_options()
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights)
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
@@ -121,12 +121,12 @@ class OrtCpu(HostBackend):
             try:
                 self.load(bundle, role, options)
             except MmgenError as error:
-                self.load(bundle, role, self.new_options())  # raises the same error if it is the graph that is wrong
+                self.load(bundle, role, self.new_options())  # raises the same error if the graph is wrong
                 what = f"{to.parent.parent}: ONNX Runtime can't write there what it makes of the graph {role}"
                 raise MmgenError(what, remedy=f"make room, or {optimised.ELSEWHERE}") from error
 
     def session(self, graph: Path, options: Any, content: bytes | None = None) -> Any:
-        """A session for an ONNX file, or for what is given in the place of its bytes, with the weights that lie there.
+        """Open a session for an ONNX file, or for content instead of the file's own, with the weights in its folder.
 
         Raises:
             MmgenError: ONNX Runtime can't load it.
@@ -140,7 +140,7 @@ class OrtCpu(HostBackend):
 
 
 class OrtInt8(OrtCpu):
-    """The same, but for the large matrices of the step."""
+    """The same, except for the large matrices of the step."""
 
     name = "ort-cpu-int8"
 
@@ -160,7 +160,7 @@ class OrtInt8(OrtCpu):
 
 @contextmanager
 def _names_read(path: Path) -> Iterator[None]:
-    """Protobuf's messages read a name when it is asked for, and only then see that it is no text."""
+    """Turn protobuf's error into ours: messages decode a name when it is read, and may find that it isn't UTF-8."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -168,7 +168,7 @@ def _names_read(path: Path) -> Iterator[None]:
 
 
 def installed() -> str | None:
-    """The version of ONNX Runtime that is here."""
+    """Return the version of the installed ONNX Runtime, or None."""
     try:
         return str(import_onnxruntime().__version__)
     except ImportError:
@@ -176,17 +176,17 @@ def installed() -> str | None:
 
 
 def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tuple[Path, bool]]:
-    """Have all graphs of a bundle optimised for this processor, for ``ort-cpu`` to take; see ``optimised``.
+    """Optimise all graphs of a bundle for this processor, for ``ort-cpu`` to use; see ``optimised``.
 
     Args:
         bundle: as read.
-        progress: told what is done, and how much of all is behind.
+        progress: called with what is being done and the share that is done.
 
     Returns:
-        Their folders, and of each whether it was there already.
+        Their folders, and whether each existed already.
 
     Raises:
-        MmgenError: ONNX Runtime isn't here or can't load a graph, or the bundle can't be written.
+        MmgenError: ONNX Runtime isn't installed or can't load a graph, or the bundle can't be written.
     """
     backend = open_backend("ort-cpu")
     made = []
@@ -200,7 +200,7 @@ def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tup
 
 
 def open_backend(name: Name, bundle: object = None, threads: int | None = None) -> OrtCpu:
-    """Open ONNX Runtime on the CPU; ``threads`` None takes one a core."""
+    """Open ONNX Runtime on the CPU; ``threads`` None: one a core."""
     try:
         onnxruntime = import_onnxruntime()
     except (ImportError, OSError, MemoryError) as error:

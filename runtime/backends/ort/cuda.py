@@ -1,9 +1,9 @@
 """ONNX Runtime on a GPU: the bundle's graphs as they are, in the memory and on the stream of the CUDA backends.
 
-The CPU is refused where a GPU was asked for.  ONNX Runtime takes it without a word for a whole session when CUDA's
-libraries are missing, and for single nodes.  Shape arithmetic belongs there, so ``session.disable_cpu_ep_fallback``,
-which knows no exceptions, is of no use.  Not run on a device; on a machine without one, the refusals are those of the
-package with CUDA.
+The CPU is refused where a GPU was requested.  ONNX Runtime silently uses it for a whole session when CUDA's libraries
+are missing, and for single nodes.  Shape arithmetic belongs there, so ``session.disable_cpu_ep_fallback``, which has no
+exceptions, is of no use.  Not run on a device; on a machine without one, the refusals are those of the package with
+CUDA.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from mmgen.runtime.storage.graph_file import graph_content
 from mmgen.runtime.storage.schema import Bundle, Role
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose"}  # what a GPU is for; shapes need none of them
+HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose"}  # operators that a GPU is for; shape arithmetic uses none of them
 PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu: only one of them can be there"
 LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]', or install the CUDA and cuDNN that it was made for"
-# A model of one Identity: a session on it shows whether CUDA works before anything large is loaded.
+# A model of one Identity: a session with it shows whether CUDA works before anything large is loaded.
 PROBE = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a0808011204"
     "0a02080142040a001012"
@@ -66,7 +66,7 @@ class OrtCudaRunner:
             device.use()
             try:
                 self._session.run_with_iobinding(binding)  # it waits until the graph is done
-            except Exception as error:  # ONNX Runtime's share no base class of their own
+            except Exception as error:  # ONNX Runtime's errors share no base class of their own
                 what = f"graph {self._role} failed in ONNX Runtime"
                 raise failed(what, error, "see what else uses the GPU") from error
 
@@ -95,7 +95,7 @@ class OrtCuda:
         return OrtCudaRunner(self.device, session, role)
 
     def record(self, calls: Sequence[Call]) -> Call | None:
-        """ONNX Runtime waits after each call."""
+        """Return None: ONNX Runtime waits after each call."""
         return None
 
     def wait(self) -> None:
@@ -105,28 +105,28 @@ class OrtCuda:
         self.device.close()
 
     def session(self, graph: bytes, weights: str | None = None) -> Any:
-        """A session on the GPU, for a model whose weights are in a folder.
+        """Open a session on the GPU, for a model whose weights are in a folder.
 
         Raises:
-            MmgenError: ONNX Runtime took the CPU in its place.
+            MmgenError: ONNX Runtime used the CPU instead.
             Exception: one of ONNX Runtime's own.
         """
         options = self._onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what it would warn of is asked for
+        options.log_severity_level = 4  # its warnings are about things done on purpose
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if weights is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", weights)
         cuda = {
             "device_id": str(self.device.index),
             "user_compute_stream": str(self.device.stream),  # copies and kernels in one order
-            "use_tf32": "0",  # what a bundle keeps in float32 needs it
+            "use_tf32": "0",  # what a bundle keeps in float32 needs the precision
         }
         self.device.use()
         session = self._onnxruntime.InferenceSession(
             graph,
             options,
             providers=[(CUDA, cuda), CPU],
-            enable_fallback=0,  # which would say so on stdout and take the CPU
+            enable_fallback=0,  # which would print it to stdout and use the CPU
         )
         if (got := session.get_providers()[0]) != CUDA:
             raise MmgenError("ONNX Runtime can't use the GPU", got=got, wanted=CUDA, remedy=LIBRARIES)
@@ -137,7 +137,7 @@ def open_backend(name: str = "ort-cuda", bundle: object = None, threads: object 
     """Open ONNX Runtime on the GPU.
 
     Raises:
-        MmgenError: no device, ONNX Runtime isn't here or is the package without CUDA, or CUDA's libraries aren't.
+        MmgenError: no device, ONNX Runtime isn't installed or has no CUDA, or CUDA's libraries are missing.
     """
     device = open_device()
     try:
@@ -151,10 +151,10 @@ def open_backend(name: str = "ort-cuda", bundle: object = None, threads: object 
 
 
 def find_onnxruntime() -> Any:
-    """Import ONNX Runtime, and see that it has CUDA.
+    """Import ONNX Runtime, and check that it has CUDA.
 
     Raises:
-        MmgenError: it isn't here, was made without CUDA, or a library of CUDA's is missing.
+        MmgenError: it isn't installed, was made without CUDA, or a library of CUDA's is missing.
     """
     try:
         onnxruntime = import_onnxruntime()
@@ -164,7 +164,7 @@ def find_onnxruntime() -> Any:
         raise MmgenError(f"this ONNX Runtime, {onnxruntime.__version__}, was made without CUDA", remedy=PACKAGE)
     package = Path(onnxruntime.__file__).parent
     if missing_library(package) and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it says there what it doesn't find
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it doesn't find
             onnxruntime.preload_dlls()  # of Python packages
     if missing := missing_library(package):
         raise MmgenError(f"ONNX Runtime can't use the GPU ({missing})", remedy=LIBRARIES)
@@ -172,10 +172,10 @@ def find_onnxruntime() -> Any:
 
 
 def refuse_cpu(session: Any, what: str) -> None:
-    """See that no heavy node of a session runs on the CPU, where ONNX Runtime can tell (from 1.24).
+    """Check that no heavy node of a session runs on the CPU, where ONNX Runtime can tell (from 1.24).
 
     Raises:
-        MmgenError: some do, saying which.
+        MmgenError: some do; names them.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return
@@ -187,11 +187,11 @@ def refuse_cpu(session: Any, what: str) -> None:
 
 
 def missing_library(package: Path) -> str:
-    """What the loader says of a shared library that ONNX Runtime's CUDA part needs and doesn't find; "" if none is."""
+    """Return the loader's message about a library that ONNX Runtime's CUDA part needs and doesn't find, or ""."""
     provider = package / "capi" / "libonnxruntime_providers_cuda.so"
     if provider.is_file():
         try:
             ctypes.CDLL(str(provider))
-        except OSError as error:  # also of symbols that another part of ONNX Runtime has; they come later
+        except OSError as error:  # also for symbols that another part of ONNX Runtime has; they are loaded later
             return str(error) if "cannot open shared object file" in str(error) else ""
     return ""

@@ -1,4 +1,4 @@
-"""ONNX Runtime, imported so that it reports to nobody."""
+"""ONNX Runtime, imported with its telemetry switched off."""
 
 import os
 from typing import Any
@@ -7,10 +7,10 @@ SWITCH = "ORT_DISABLE_TELEMETRY"
 
 
 def import_onnxruntime() -> Any:
-    """Import ONNX Runtime without what it would keep in the user's home and send to its makers.
+    """Import ONNX Runtime without the files it would keep in the user's home and send to its makers.
 
-    It looks for the variable once, when it is imported, and then writes an ID of the machine and a queue of events
-    (from 1.31).  Where the program has imported it before, that has happened, and nothing of what follows is added.
+    It reads the variable once, when it is imported, and otherwise writes an ID of the machine and a queue of events
+    (from 1.31).  Where the program has imported it before, that has happened, and nothing is added from then on.
 
     Raises:
         ImportError: it isn't installed, or a library that it needs isn't.

@@ -1,8 +1,8 @@
 """Products with large matrices in eight bits, for processors that multiply these faster than float32.
 
-Each column of a matrix has a scale of its own, found when the graph is loaded: W ~ s_n Q, |Q| <= 127.  What it is
-multiplied with gets one scale and zero point for all of it in each call (ONNX, DynamicQuantizeLinear): x ~ s (u - z), 0
-<= u <= 255.  So x W ~ s s_n (u - z) Q, summed in int32, and ONNX Runtime makes one operator of it.
+Each column of a matrix has a scale of its own, found when the graph is loaded: W ~ s_n Q, |Q| <= 127.  The other factor
+gets one scale and zero point for all of it in each call (ONNX, DynamicQuantizeLinear): x ~ s (u - z), 0 <= u <= 255.
+So x W ~ s s_n (u - z) Q, summed in int32, and ONNX Runtime fuses this to one operator.
 """
 
 import platform
@@ -16,17 +16,17 @@ from mmgen.runtime.backends.ort.onnx_file import FLOAT, FLOAT16, INT8, add_node
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.builds.optimised import processor
 
-NARROW = 128  # matrices with fewer rows or columns stay: they take no time, and a network's first and last are of them
+NARROW = 128  # matrices with fewer rows or columns stay: they take little time, and include a network's first and last
 TYPES = {FLOAT: np.float32, FLOAT16: np.float16}
 
 
 def quantise(graph: Any, weights_file: Path | None, largest: int) -> bool:
-    """Have a graph's products with constant matrices of at least 128 x 128 made in eight bits.
+    """Replace a graph's products with constant matrices of at least 128 x 128 by products in eight bits.
 
     Args:
         graph: a ``GraphProto`` that computes in float32, changed in place.
-        weights_file: where its weights are that aren't in itself, whatever it says.
-        largest: that a quantised weight may be, as ``largest_weight`` says.
+        weights_file: that holds its external weights, whatever the graph says.
+        largest: absolute value of a quantised weight, from ``largest_weight``.
 
     Returns:
         Whether there was any such product.
@@ -61,12 +61,12 @@ def quantise(graph: Any, weights_file: Path | None, largest: int) -> bool:
 
 
 def largest_weight() -> int:
-    """127; 63 on x86 processors without VNNI, where ONNX Runtime adds two products in 16 bits, which would overflow."""
+    """Return 127, or 63 on x86 without VNNI, where ONNX Runtime's sum of two products in 16 bits would overflow."""
     return 63 if platform.machine() in ("x86_64", "AMD64") and "vnni" not in processor() else 127
 
 
 def _is_large(weight: Any) -> bool:
-    """Whether a weight is a matrix that takes time, of a type and in a place that it can be read from."""
+    """Check whether a weight is a large matrix, of a type and in a location that it can be read from."""
     stored = weight.external_data or weight.raw_data
     return len(weight.dims) == 2 and min(weight.dims) >= NARROW and weight.data_type in TYPES and bool(stored)
 
@@ -81,13 +81,13 @@ def _add_matrix(graph: Any, name: str, matrix: NDArray[Any], largest: int) -> No
 
 
 def _read(weight: Any, file: Path | None) -> NDArray[np.float32]:
-    """A weight's numbers, from the graph or from the file beside it."""
+    """Read a weight's numbers, from the graph or from the file next to it."""
     kind, shape = TYPES[weight.data_type], tuple(weight.dims)
-    place = {entry.key: entry.value for entry in weight.external_data}
+    location = {entry.key: entry.value for entry in weight.external_data}
     try:
-        if not place or file is None:
+        if not location or file is None:
             return np.frombuffer(weight.raw_data, kind).reshape(shape).astype(np.float32)
-        mapped = np.memmap(file, kind, "r", int(place.get("offset", 0)), shape)
+        mapped = np.memmap(file, kind, "r", int(location.get("offset", 0)), shape)
         return mapped.astype(np.float32)
     except (OSError, ValueError, OverflowError) as error:
         what = f"weight {shown(weight.name)} can't be read as {np.dtype(kind)} {shape} ({error})"
@@ -95,7 +95,7 @@ def _read(weight: Any, file: Path | None) -> NDArray[np.float32]:
 
 
 def _drop_unread(graph: Any, matrices: set[str]) -> None:
-    """Remove the matrices that nothing is multiplied with any more, with their casts."""
+    """Remove the matrices that no product uses any more, with their casts."""
     read = {name for node in graph.node for name in node.input}
     nodes = [node for node in graph.node if node.output[0] in read or node.output[0] not in matrices]
     read = {name for node in nodes for name in node.input} | {value.name for value in graph.output}

@@ -1,8 +1,8 @@
-"""As much of ONNX's file format as is read and changed here.
+"""The part of ONNX's file format that is read and changed here.
 
 The package ``onnx`` does more and is larger than mmgen's runtime, so a machine that only generates is spared it.
 
-A model is a message of ``protobuf``, which ONNX Runtime is installed with.  Fields that aren't named here are kept.
+A model is a protobuf message, and ONNX Runtime is installed with protobuf.  Fields that aren't named here are kept.
 """
 
 import functools
@@ -42,10 +42,10 @@ FIELDS = {  # of onnx.proto: number and type, with ``*`` where it is repeated
 
 
 def read_model(content: bytes) -> Any:
-    """A ``ModelProto``.
+    """Read a ``ModelProto``.
 
     None if there are functions, or graphs inside nodes, since nothing here looks into them; and if it isn't an ONNX
-    file, which ONNX Runtime can say better.
+    file, for which ONNX Runtime has the better error.
     """
     from google.protobuf.message import DecodeError
 
@@ -58,7 +58,7 @@ def read_model(content: bytes) -> Any:
 
 
 def add_node(graph: Any, kind: str, inputs: list[str], outputs: list[str], **attributes: int) -> None:
-    """Put a node behind those that a graph has."""
+    """Append a node to a graph."""
     node = graph.node.add(op_type=kind, input=inputs, output=outputs)
     for name, value in attributes.items():
         node.attribute.add(name=name, i=value, type=INT)
@@ -66,7 +66,7 @@ def add_node(graph: Any, kind: str, inputs: list[str], outputs: list[str], **att
 
 @functools.cache
 def _model_class() -> Any:
-    """Made apart from the messages of other packages that are imported."""
+    """Make the message class, separate from the messages of other packages that are imported."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     field = descriptor_pb2.FieldDescriptorProto

@@ -1,4 +1,4 @@
-"""What the backends of ONNX Runtime share: a session's tensors against the manifest, and its errors as ours."""
+"""The part that backends of ONNX Runtime share: a session's tensors against the manifest, and its errors as ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.graph_file import check_tensors
 from mmgen.runtime.storage.schema import Graph, Role
 
-TYPES = {"float": "float32", "double": "float64"}  # the others are called what numpy calls them
-QUOTED = 200  # characters of what a library says; more is for its makers
+TYPES = {"float": "float32", "double": "float64"}  # the others have numpy's names
+QUOTED = 200  # characters of a library's message; more is of use only to its makers
 
 
 def check_session(session: Any, role: Role, graph: Graph) -> None:
-    """See that a session's inputs and outputs are those of the manifest.
+    """Check that a session's inputs and outputs are those of the manifest.
 
     Raises:
         MmgenError: they aren't.
@@ -27,7 +27,7 @@ def check_session(session: Any, role: Role, graph: Graph) -> None:
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Make an error of ONNX Runtime one of ours; ``failed`` alone is for what runs in each row."""
+    """Turn an error of ONNX Runtime into ours; what runs in each evaluation uses ``failed`` alone."""
     try:
         yield
     except MmgenError:
@@ -37,6 +37,6 @@ def explained(what: str, remedy: str) -> Iterator[None]:
 
 
 def failed(what: str, error: Exception, remedy: str) -> MmgenError:
-    """An error of ours, of one line, for one of ONNX Runtime's."""
+    """Make our error, of one line, for one of ONNX Runtime's."""
     said = " ".join(str(error).split())
     return MmgenError(f"{what} ({said[:QUOTED]}{'...' if len(said) > QUOTED else ''})", remedy=remedy)

@@ -44,11 +44,11 @@ class TensorRT:
     def record(self, calls: Sequence[Call]) -> Call | None:
         try:
             return self._record(calls)
-        except Exception as error:  # whatever it is, generating goes on without
+        except Exception as error:  # whatever it is, generating works without
             log.log(
                 logging.DEBUG if self._complained else logging.WARNING,
-                "the loop can't be recorded as a CUDA graph, so it is enqueued row by row: %s",
-                str(error),  # not the error: whoever keeps the record would keep what its traceback refers to
+                "the loop can't be recorded as a CUDA graph, so it is enqueued evaluation by evaluation: %s",
+                str(error),  # not the error: a stored log record would keep what its traceback refers to
             )
             self._complained = True
             return None
@@ -64,15 +64,15 @@ class TensorRT:
 
     def _record(self, calls: Sequence[Call]) -> Call:
         first = {call.context: call for call in reversed(calls) if isinstance(call, EngineCall)}
-        settled = [bound.settle() for bound in first]
-        for call in first.values():  # what a context puts off to its first run can't be recorded
+        pinned = [bound.pin() for bound in first]
+        for call in first.values():  # what a context postpones to its first run can't be recorded
             call()
         self.device.wait()
-        for context in settled:
+        for context in pinned:
             if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self.device.stream):
                 raise MmgenError("TensorRT for RTX says that its stream can't be captured")
         recorded = self.device.record(calls)
-        for runner in self._runners:  # now, since a program on a device is seldom closed before the power is
+        for runner in self._runners:  # now, since programs on devices are often ended by switching off the power
             runner.save()
         return recorded
 
@@ -81,11 +81,11 @@ def open_backend(name: Flavour, bundle: Bundle, threads: object = None) -> Backe
     """Open TensorRT or TensorRT for RTX on the engines of a bundle that fit this device.
 
     Raises:
-        MmgenError: a bundle for CPUs alone; no device, no library, or no engines for both, with the command that makes
+        MmgenError: a bundle for CPUs alone; no device, no library, or no engines for both, with the command that builds
             them.
     """
     require_buildable(bundle)
-    device = open_device()  # before any call of TensorRT, which crashes where there is none
+    device = open_device()  # before any call of TensorRT, which crashes without one
     try:
         library = find_library(name)
         folder, build = engine_store.find(bundle, place(name, library, device))
@@ -93,7 +93,7 @@ def open_backend(name: Flavour, bundle: Bundle, threads: object = None) -> Backe
         logger.errors.clear()
         try:
             runtime = library.Runtime(logger)
-        except Exception as error:  # TypeError, of all things, where TensorRT gives none
+        except Exception as error:  # a TypeError, where TensorRT returns none
             said = "; ".join(logger.errors) or error
             raise MmgenError(f"{TITLES[name]} doesn't start ({said})", remedy="mmgen doctor tells more") from error
         shared = Shared(library, logger, device, Scratch(device))

@@ -1,6 +1,6 @@
 """One graph of a bundle as a TensorRT engine: read, checked, and bound to memory.
 
-A graph is bound to one execution context for all rows of the solver's table; a row only sets addresses.
+A graph is bound to one execution context for all evaluations of a request; each only sets addresses.
 """
 
 import logging
@@ -21,7 +21,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_store import build_command
 from mmgen.runtime.storage.schema import Bundle, Role, TensorSpec
 
-DTYPES = {  # TensorRT's names of what may go in and out of a graph, and numpy's
+DTYPES = {  # types of a graph's inputs and outputs by TensorRT's names, and numpy's
     "FLOAT": "float32",
     "HALF": "float16",
     "INT8": "int8",
@@ -43,16 +43,16 @@ class Scratch:
         self._memory: Memory | None = None
 
     def reserve(self, size: int) -> Memory:
-        """At least ``size`` bytes; what was too small goes once nothing uses it."""
+        """Return at least ``size`` bytes; memory that was too small is freed once nothing uses it."""
         if self._memory is None or self._memory.bytes < size:
-            self._memory = None  # it is collected first, so that the old and the new needn't fit at once
+            self._memory = None  # collected first, so that the old and the new needn't fit at once
             self._memory = self._device.memory(size)
         return self._memory
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the engines of a backend have in common."""
+    """The library, logger, device and scratch memory of all engines of a backend."""
 
     library: Any
     logger: Any
@@ -66,17 +66,17 @@ class Context:
     def __init__(self, shared: Shared, context: Any, need: int) -> None:
         self._made = [context]
         self._scratch = shared.scratch
-        self._need = max(need, ALIGNMENT)  # an engine that needs some for other shapes wants memory for these too
+        self._need = max(need, ALIGNMENT)  # an engine that needs some for other shapes requires memory for these too
         self._has = 0  # address of its scratch memory
         self._own: Memory | None = None
         shared.device.hold(self, self._made.clear)
 
     def ready(self) -> Any:
-        """TensorRT's context, with the scratch memory as it is now."""
+        """Return TensorRT's context, with the current scratch memory."""
         return self._with(self._own or self._scratch.reserve(self._need))
 
-    def settle(self) -> Any:
-        """The same; from now on it has this memory, as a recording replays its address."""
+    def pin(self) -> Any:
+        """Return the context with memory that it keeps from now on, as a recording replays its address."""
         self._own = self._own or self._scratch.reserve(self._need)
         return self._with(self._own)
 
@@ -133,7 +133,7 @@ class EngineRunner:
         ]
 
     def enqueue(self, bound: Context, addresses: Sequence[tuple[str, int]]) -> None:
-        """Make a bound call."""
+        """Run a bound call."""
         shared = self._shared
         shared.device.use()
         shared.logger.errors.clear()
@@ -145,21 +145,21 @@ class EngineRunner:
             raise self._error("can't run", "start the program again; mmgen doctor describes this machine")
 
     def save(self) -> None:
-        """Keep what was compiled for the shapes so far, for the next start."""
+        """Keep the kernels compiled for the shapes so far, for the next start."""
         if self._cache is not None:
             self._cache.save()
 
     def close(self) -> None:
         if self._engine is None:
             return
-        with suppress(MmgenError):  # a device that broke, which was raised where it showed
+        with suppress(MmgenError):  # of a failed device, which was raised where it failed
             self._shared.device.use()
         self.save()
         self._shared.device.release(*self._contexts)
         self._config = self._cache = self._engine = None
 
     def _context(self, slots: Mapping[str, Slot]) -> Context:
-        """A context for the shapes of these slots, which all calls that are bound at once have."""
+        """Make a context for the shapes of these slots, which all calls bound together have."""
         device, logger = self._shared.device, self._shared.logger
         shapes = {spec.name: slots[spec.name].shape for spec in self._graph.inputs}
         profile = choose(self._profiles, shapes)
@@ -178,11 +178,11 @@ class EngineRunner:
             if (made := tuple(context.get_tensor_shape(spec.name))) != (shape := slots[spec.name].shape):
                 raise MmgenError(f"{self._file}: {spec.name}", got=made, wanted=shape, remedy=self._rebuild())
         need = int(context.update_device_memory_size_for_shapes())
-        if need == 0 and logger.errors:  # 0 is its answer to an error as well
+        if need == 0 and logger.errors:  # it returns 0 for an error, too
             raise self._error("doesn't say how much memory it needs")
         bound = Context(self._shared, context, need)
         self._contexts.add(bound)
-        bound.ready()  # running out of memory shows here, before anything runs
+        bound.ready()  # running out of memory is reported here, before anything runs
         if logger.errors:
             raise self._error("takes no scratch memory")
         return bound
@@ -192,10 +192,10 @@ class EngineRunner:
         return self._engine.create_execution_context(strategy if self._config is None else self._config)
 
     def _configured(self) -> tuple[Any, RuntimeCache | None]:
-        """A runtime configuration where there is such a thing, and TensorRT for RTX's cache of compiled kernels.
+        """Make a runtime configuration where TensorRT has one, with TensorRT for RTX's cache of compiled kernels.
 
         Kernels are compiled for the shapes at once, so that a recording has the final ones; and TensorRT for RTX
-        records no graphs of its own, as ours holds many calls.
+        doesn't record graphs of its own, as ours hold many calls.
         """
         if not hasattr(self._engine, "create_runtime_config"):
             return None, None
@@ -213,7 +213,7 @@ class EngineRunner:
         return config, cache
 
     def _check_validity(self, runtime: Any, content: bytes) -> None:
-        """Ask TensorRT for RTX before it reads an engine; TensorRT can't be asked."""
+        """Check with TensorRT for RTX before it reads an engine; TensorRT has no such check."""
         library = self._shared.library
         if not hasattr(runtime, "get_engine_validity"):
             return
@@ -226,7 +226,7 @@ class EngineRunner:
             log.warning("%s may be slow here: %s", self._file, said or f"diagnostics {int(bits)}")
 
     def _check_tensors(self) -> None:
-        """The engine's inputs and outputs are the bundle's."""
+        """Check that the engine's inputs and outputs are the bundle's."""
         engine, library = self._engine, self._shared.library
         modes = {spec.name: (spec, library.TensorIOMode.INPUT) for spec in self._graph.inputs}
         modes |= {spec.name: (spec, library.TensorIOMode.OUTPUT) for spec in self._graph.outputs}
@@ -243,7 +243,7 @@ class EngineRunner:
                 raise MmgenError(f"{self._file}: {name}", got=got, wanted=wanted, remedy=self._rebuild())
 
     def _ranges(self, profile: int) -> Ranges:
-        """Least, usual and largest shape of each input; of a static one the same three times."""
+        """Return the least, usual and largest shape of each input; of a static one the same three times."""
         engine, ranges = self._engine, {}
         for spec in self._graph.inputs:
             shape = tuple(engine.get_tensor_shape(spec.name))
@@ -255,12 +255,12 @@ class EngineRunner:
 
     def _address(self, block: CudaBlock, spec: TensorSpec, slot: Slot) -> int:
         address = block.address(slot)
-        if address % ALIGNMENT:  # TensorRT documents that it needs it, and doesn't check
+        if address % ALIGNMENT:  # TensorRT documents this requirement, and doesn't check it
             raise ValueError(f"{self._file}: {spec.name}: address {address} is not a multiple of {ALIGNMENT}")
         return address
 
     def _error(self, what: str, remedy: str | None = None) -> MmgenError:
-        """A failure of TensorRT, with what it logged; the remedy is to build again unless another one is given."""
+        """Make the error of a failure of TensorRT, with what it logged; the default remedy is to build again."""
         said = "; ".join(self._shared.logger.errors[-QUOTED:])
         if "outofmemory" in said.lower().replace(" ", ""):
             remedy = "ask for fewer samples at once, or close other programs"
@@ -271,7 +271,7 @@ class EngineRunner:
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    """Whether an engine's shape, with -1 where it is dynamic, is a graph's; an axis may be static in an engine."""
+    """Check whether an engine's shape, -1 where it is dynamic, is the graph's; an engine's axis may be static."""
     return len(shape) == len(spec.shape) and all(
         got == want or (isinstance(want, str) and got)
         for got, want in zip(shape, spec.shape, strict=True)

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT for RTX, imported: one API, two modules, and the place that engines of each run at."""
+"""TensorRT and TensorRT for RTX, imported: one API, two modules, and the place that engines of each run in."""
 
 import functools
 import importlib
@@ -20,7 +20,7 @@ log = logging.getLogger("mmgen.tensorrt")
 
 
 def find_library(flavour: Flavour) -> Any:
-    """Import the module of a flavour and call nothing of it.
+    """Import the module of a flavour without calling anything in it.
 
     Raises:
         MmgenError: it isn't installed, or a library that it needs isn't.
@@ -30,7 +30,7 @@ def find_library(flavour: Flavour) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise MmgenError(f"{TITLES[flavour]} is not installed", remedy=_remedy(flavour)) from error
-    except (ImportError, OSError) as error:  # the module is there, and a shared library isn't
+    except (ImportError, OSError) as error:  # the module is installed, and a shared library isn't
         raise MmgenError(f"{TITLES[flavour]} can't be loaded ({error})", remedy=_remedy(flavour)) from error
 
 
@@ -43,15 +43,15 @@ def _remedy(flavour: Flavour) -> str:
 
 
 def version(library: Any) -> str:
-    """As the library gives it, ``1.7.1.116``; TensorRT 10.3 leaves out the build's number."""
+    """Return the library's version, ``1.7.1.116``; TensorRT 10.3 leaves out the build's number."""
     return str(library.__version__)
 
 
 @functools.cache
 def make_logger(library: Any) -> Any:
-    """The one logger of a library; TensorRT takes the first it is given for the whole process.
+    """Make the one logger of a library; TensorRT uses the first it gets for the whole process.
 
-    It forwards to logging's ``mmgen.tensorrt``.  ``errors`` holds the last errors; clear it before what may fail.
+    It forwards to logging's ``mmgen.tensorrt``.  ``errors`` has the last errors; clear it before a call that may fail.
     """
     severity = library.ILogger.Severity
     levels = {
@@ -80,7 +80,7 @@ def make_logger(library: Any) -> Any:
 def place(
     flavour: Flavour, library: Any, device: Device | None = None, compute_capabilities: Sequence[str] = ()
 ) -> Place:
-    """Where engines run.
+    """Describe the place that engines run in.
 
     Args:
         flavour: of the library.

@@ -1,4 +1,4 @@
-"""Which of an engine's optimization profiles to run a request on."""
+"""The choice among an engine's optimization profiles for a request."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ Ranges = Mapping[str, tuple[Dims, Dims, Dims]]  # by input: its least, usual and
 
 
 def choose(profiles: Sequence[Ranges], shapes: Mapping[str, Dims]) -> int | None:
-    """The tightest profile that holds all inputs' shapes; of two as tight the one made for shapes nearer to these."""
+    """Choose the tightest profile that holds all inputs' shapes; of two as tight the one with nearer usual shapes."""
 
     def rank(index: int) -> tuple[int, int, int]:
         width = distance = 0
@@ -30,28 +30,28 @@ def refusal(
     profiles: Sequence[Ranges],
     shapes: Mapping[str, Dims],
 ) -> MmgenError:
-    """Why no profile holds these shapes: the axis, or the axes that don't go together.
+    """Make the error that no profile holds these shapes: of the axis, or the axes that don't go together.
 
     Args:
-        what: names the engine.
-        bundle: to build again.
+        what: names the engine, for the error.
+        bundle: whose engine it is.
         specs: of the inputs.
         profiles: of the engine.
         shapes: of the inputs.
     """
-    asked: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     ranges: dict[str, list[tuple[int, int]]] = {}
     for spec in specs:
         for i, axis in enumerate(spec.shape):
             if isinstance(axis, str):
-                asked[axis] = shapes[spec.name][i]
+                sizes[axis] = shapes[spec.name][i]
                 ranges[axis] = [(p[spec.name][0][i], p[spec.name][2][i]) for p in profiles]
-    for axis, size in asked.items():
+    for axis, size in sizes.items():
         if not any(least <= size <= largest for least, largest in ranges[axis]):
             wanted = " or ".join(map(_said, _widest(ranges[axis])))
             return MmgenError(f"{what}: axis {axis}", got=size, wanted=wanted, remedy=_remedy(bundle, axis, size))
-    got = ", ".join(f"{axis}={size}" for axis, size in asked.items())
-    each = (", ".join(f"{axis}={_said(ranges[axis][i])}" for axis in asked) for i in range(len(profiles)))
+    got = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    each = (", ".join(f"{axis}={_said(ranges[axis][i])}" for axis in sizes) for i in range(len(profiles)))
     return MmgenError(f"{what}: axes", got=got, wanted=" or ".join(each), remedy=build_command(bundle))
 
 
@@ -63,7 +63,7 @@ def _holds(ranges: Ranges, shapes: Mapping[str, Dims]) -> bool:
 
 
 def _widest(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Without those that lie in another one."""
+    """Leave out ranges that lie within another one."""
     return sorted({(a, b) for a, b in ranges if not any(c <= a and b <= d for c, d in ranges if (a, b) != (c, d))})
 
 
@@ -74,7 +74,7 @@ def _said(ends: tuple[int, int]) -> str:
 
 def _remedy(bundle: Bundle, axis: str, size: int) -> str:
     axes = bundle.axes
-    if axis == "R" and {"B", "G"} <= set(axes):  # R = G B
+    if axis == "R" and {"B", "G"} <= set(axes):  # R = G B, the branch batch
         usual_g = axes["G"].opt
         axis, size = "B", size // usual_g if size % usual_g == 0 else size
     instead = "ask for fewer prompts at the same time" if axis == "G" else "ask for fewer samples at once"

@@ -1,4 +1,4 @@
-"""What TensorRT for RTX compiled on this device, kept in a file so that the next start needn't compile it again."""
+"""Kernels that TensorRT for RTX compiled on this device, kept in a file so that the next start is faster."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ log = logging.getLogger("mmgen")
 
 
 class RuntimeCache:
-    """The cache of one engine's runtime configuration, read when it is made.
+    """The cache of one engine's runtime configuration, read when it is constructed.
 
     Neither a file that doesn't fit nor a folder that can't be written is an error: compiling again costs only time.
     """
@@ -32,7 +32,7 @@ class RuntimeCache:
             log.warning("TensorRT for RTX takes no runtime cache: kernels are compiled at each start")
 
     def save(self) -> None:
-        """Write the file if there is something new; a place that can't be written is tried once."""
+        """Write the file if there is something new; after one failure it isn't tried again."""
         if not self._writable:
             return
         made = self._cache.serialize()

@@ -128,7 +128,7 @@ def rss() -> int:
 
 
 def streamed(generator: Generator, **request: Any) -> tuple[list[Any], Result]:
-    """Latents after every row, and the result."""
+    """Latents after every evaluation, and the result."""
     latents = []
     for row in generator.stream(**request):
         latents.append(row.latents())
@@ -212,7 +212,7 @@ def test_a_picture_is_the_same_in_every_batch(generator: Generator) -> None:
 def test_recorded_as_one_graph_it_is_to_the_bit_what_it_is_row_by_row(
     generator: Generator, cpu: Generator, interval: tuple[float, float] | None
 ) -> None:
-    """The kernels and their order are the same: one graph only leaves the host out; also where rows differ in shape."""
+    """The kernels and their order are the same: one graph only leaves the host out; also for two shapes of steps."""
     request = asked(generator.bundle, guidance=3.0, count=2, guidance_interval=interval)
     wanted, other = cpu.generate(**request), cpu.generate(**{**request, "seed": 4})
     require_parity(generator.generate(**request), wanted, other, generator.bundle.precision.policy)
@@ -233,7 +233,7 @@ def test_a_deadline_is_kept_but_for_a_step(generator: Generator) -> None:
         result = generator.generate(**request, deadline=deadline)
         spent = time.perf_counter() - begun
         jitter = result.timings.jitter
-        click.echo(f"deadline {deadline} s: {spent:.4f} s, {result.evaluations_run} rows, jitter {jitter:.6f} s")
+        click.echo(f"deadline {deadline} s: {spent:.4f} s, {result.evaluations_run} evaluations, jitter {jitter:.6f} s")
         assert spent <= deadline + max(result.timings.steps) or result.evaluations_run == 1
 
 

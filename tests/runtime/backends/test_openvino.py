@@ -81,7 +81,7 @@ def test_a_graph_is_compiled_once_for_a_size_and_the_bundle_s_own_size_when_it_i
         assert len(compiled) == 4
         for _ in range(2):
             opened.generate(**ASKED, guidance_interval=(0.2, 5.0))
-        assert [shapes["guidance"] for shapes in compiled[4:]] == [(1,)], "rows outside are of one branch"
+        assert [shapes["guidance"] for shapes in compiled[4:]] == [(1,)], "evaluations outside have one branch"
         for _ in range(2):
             opened.generate(**ASKED, count=2)
             opened.decode(np.zeros((3, *opened.bundle.latent_shape), np.float32))

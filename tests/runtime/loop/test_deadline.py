@@ -1,6 +1,6 @@
 """Deadlines: as many steps as this device was measured to have time for, and an early end rather than a late one.
 
-Time is simulated: every row and every decoding moves a clock, so that each figure is exact.
+Time is simulated: every evaluation and every decoding moves a clock, so that each figure is exact.
 """
 
 import json
@@ -33,7 +33,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.row, self.alone, self.decode = ROW, ALONE, DECODE
-        self.unsteady: Callable[[], float] = lambda: 1.0  # a factor of the next row
+        self.unsteady: Callable[[], float] = lambda: 1.0  # a factor of the next evaluation
 
     def __call__(self) -> float:
         return self.now
@@ -101,7 +101,7 @@ def test_as_many_steps_as_fit_are_made_and_end_well(generator: Generator, clock:
 
 
 def test_the_first_request_of_a_size_measures_in_its_own_time(generator: Generator, clock: Clock) -> None:
-    """Two rows and two decodings are for measuring."""
+    """Two evaluations and two decodings are for measuring."""
     seconds, result = taken(clock, generator, deadline=0.2)
     assert seconds <= 0.2
     assert result.evaluations_run == round_number(int((0.2 - 3 * DECODE - 2 * ROW) / ROW + 1e-9))
@@ -112,14 +112,14 @@ def test_the_first_request_of_a_size_measures_in_its_own_time(generator: Generat
 
 
 def test_a_load_that_comes_within_a_request_is_reckoned_with_at_once(generator: Generator, clock: Clock) -> None:
-    """What decodes afterwards will be as slow as the rows are now, whatever was usual before."""
+    """What decodes afterwards will be as slow as evaluations are now, whatever was usual before."""
     for _ in range(6):
-        generator.generate(**ASKED)  # 300 rows that were fast
+        generator.generate(**ASKED)  # 300 evaluations that were fast
     rows = iter([1.0] * 6)
     clock.unsteady = lambda: next(rows, 4.0)
     clock.decode = 4 * DECODE
     seconds, result = taken(clock, generator, deadline=0.3)
-    assert seconds <= 0.3 + ROW, "one row that was slow before it was known"
+    assert seconds <= 0.3 + ROW, "one evaluation that was slow before it was known"
     assert 6 <= result.evaluations_run < result.evaluations and not result.complete
 
 
@@ -155,12 +155,12 @@ def test_no_time_at_all_is_one_row(generator: Generator, clock: Clock) -> None:
 
 
 def test_rows_without_guidance_are_reckoned_with_as_they_are(generator: Generator, clock: Clock) -> None:
-    """Half of the rows outside the interval leave time for more."""
+    """Half of the evaluations outside the interval leave time for more."""
     interval = {"guidance_interval": (0.0, 1.0)}
     generator.generate(**ASKED | interval)
     seconds, result = taken(clock, generator, deadline=0.2, **interval)
     assert seconds <= 0.2
-    assert result.evaluations_run == result.evaluations > 16, "what there is time for if all rows are guided"
+    assert result.evaluations_run == result.evaluations > 16, "what there is time for if all are guided"
     counted = sorted(round(s, 6) for s in result.timings.steps)
     assert counted[0] == ALONE and counted[-1] == ROW
 
@@ -190,13 +190,13 @@ def test_a_stream_ends_early_too_and_says_which_row_is_the_last(generator: Gener
         if progress.last:
             result = progress.result()
     assert progress.last and progress.evaluation == result.evaluations_run < progress.evaluations == 16
-    assert clock.now - begun <= 0.2 + 2 * 0.02, "over by the time that was taken to look at the last two rows"
+    assert clock.now - begun <= 0.2 + 2 * 0.02, "over by the time that was taken to look at the last two evaluations"
 
 
 def test_other_requests_between_its_rows_take_of_a_streams_time_and_not_of_its_pace(
     generator: Generator, clock: Clock
 ) -> None:
-    """Two rows and a decoding of another request each time: a stream goes on no longer than its time allows."""
+    """Two evaluations and a decoding of another request each time: a stream goes on no longer than its time allows."""
     generator.generate(**ASKED)
     other, begun = 2 * ROW + DECODE, clock.now
     for progress in generator.stream(**ASKED, deadline=0.3):
@@ -243,7 +243,7 @@ def test_a_real_deadline_is_kept(bundle_folder: Path) -> None:
 
 def test_jitter_is_how_much_the_slowest_row_is_slower() -> None:
     assert Timings(steps=[0.010, 0.012, 0.010, 0.015]).jitter == pytest.approx(0.004)
-    assert Timings(loop=1.0).jitter is None, "rows of a recorded loop aren't timed"
+    assert Timings(loop=1.0).jitter is None, "evaluations of a recorded loop aren't timed"
 
 
 def test_round_numbers_are_few_and_near() -> None:
@@ -256,27 +256,27 @@ def test_a_pace_is_cautious_and_forgets() -> None:
     pace = Pace(guides=2)
     assert not pace.known
     for seconds in [9.0] * 10 + [1.0] * 1000:
-        pace.add_row(False, seconds)
+        pace.add_evaluation(False, seconds)
     pace.decode.append(2.0)
     assert pace.known
-    assert pace.row(False) == 1.0, "long ago doesn't count"
-    assert pace.row(True) == 1.0, "a branch alone takes no longer"
+    assert pace.evaluation(False) == 1.0, "long ago doesn't count"
+    assert pace.evaluation(True) == 1.0, "a branch alone takes no longer"
     for _ in range(3):
-        pace.add_row(False, 5.0)
-    assert pace.row(False) == 1.0, "what happens every eightieth time is made up for by the other rows"
+        pace.add_evaluation(False, 5.0)
+    assert pace.evaluation(False) == 1.0, "what happens every eightieth time is made up for by the other evaluations"
     assert pace.end(False) == 5.0 + 2.0, "but for the last"
     assert pace.need([False] * 10) == 9 * 1.0 + 5.0 + 2.0
     for _ in range(30):
-        pace.add_row(False, 3.0)
-    assert pace.row(False) == 3.0, "what happens every eighth time is reckoned with"
+        pace.add_evaluation(False, 3.0)
+    assert pace.evaluation(False) == 3.0, "what happens every eighth time is reckoned with"
     alone = Pace(guides=3)
-    alone.add_row(True, 1.0)
-    assert alone.row(False) == 3.0
+    alone.add_evaluation(True, 1.0)
+    assert alone.evaluation(False) == 3.0
 
 
 def test_the_least_is_made_where_nothing_fits() -> None:
     pace = Pace(guides=1)
-    pace.add_row(False, 1.0)
+    pace.add_evaluation(False, 1.0)
     pace.decode.append(1.0)
 
     def in_steps(steps: int) -> Any:

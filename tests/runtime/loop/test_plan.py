@@ -1,4 +1,4 @@
-"""A request's memory: laid out once for a size, written anew for every request, freed with its last use."""
+"""A request's memory: laid out once for a size, written again for every request, freed with its last use."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

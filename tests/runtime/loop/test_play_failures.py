@@ -51,7 +51,7 @@ def streamed(generator: Generator, **asked: Any) -> Any:
         progress.preview()
         if progress.last:
             return progress.result()
-    raise AssertionError("a stream without a last row")
+    raise AssertionError("a stream without a last evaluation")
 
 
 # Used for long.

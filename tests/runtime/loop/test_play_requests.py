@@ -1,4 +1,4 @@
-"""Every kind of request on the stand-in: rows of one branch beside rows of several, starts from media, deadlines."""
+"""Every kind of request on the stand-in: evaluations of one branch and of several, starts from media, deadlines."""
 
 import gc
 import threading
@@ -73,7 +73,7 @@ def same(ours: Any, theirs: Any) -> None:
 def test_the_loop_is_one_graph_whatever_guidance_does(
     machine: Machine, generator: Generator, wanted: Generator, kind: str
 ) -> None:
-    """Also the first time, when a row of each shape has run before the loop is recorded."""
+    """Also the first time, when an evaluation of each shape has run before the loop is recorded."""
     asked = ALL_KINDS[kind]
     for seed in (3, 4):
         same(generator.generate(**asked | {"seed": seed}), wanted.generate(**asked | {"seed": seed}))

@@ -1,4 +1,4 @@
-"""Streams and threads: who asks is served in turn, a stream's rows one by one; anything can be ended from anywhere."""
+"""Streams and threads: callers are served in turn, a stream's evaluations one by one; they end from anywhere."""
 
 import asyncio
 import gc
@@ -39,7 +39,7 @@ class Traced(HostBlock):
 
 
 class Watched(OrtCpu):
-    """ONNX Runtime on the CPU; ``meanwhile`` is called inside each row, and blocks are kept for the test to see."""
+    """ONNX Runtime on the CPU; ``meanwhile`` is called in each evaluation, and blocks are kept for the test to see."""
 
     def __init__(self) -> None:
         super().__init__(import_onnxruntime(), 1)
@@ -64,7 +64,7 @@ class Watched(OrtCpu):
 
 
 class Gate:
-    """A row that lasts until it is let go."""
+    """An evaluation that lasts until it is let go."""
 
     def __init__(self, backend: Watched) -> None:
         self._entered, self._open = threading.Event(), threading.Event()
@@ -119,7 +119,7 @@ def same(ours: Any, theirs: Any) -> None:
 
 
 def seen(stream: Stream, between: Callable[[int], object] = lambda row: None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What every row shows after something has happened since it ran."""
+    """What every evaluation shows after something has happened since it ran."""
     rows = []
     for progress in stream:
         between(progress.evaluation)
@@ -227,7 +227,7 @@ def test_a_row_is_there_until_the_stream_goes_on_and_the_last_until_another_requ
     stream = generator.stream(**ASKED)
     first, second = next(stream), next(stream)
     for look in (first.latents, first.preview, first.result):
-        with pytest.raises(MmgenError, match="row 1 of this stream, got row 2, which ran since"):
+        with pytest.raises(MmgenError, match="evaluation 1 of this stream, got evaluation 2, which ran since"):
             look()
     second.preview()
     *_, last = stream
@@ -345,7 +345,7 @@ def test_a_row_that_is_running_ends_and_is_cancelled(generator: Generator, backe
     row = pool(next, stream)
     gate.wait()
     stream.cancel()
-    assert not row.done() and backend.held == 1, "nothing is freed under a running row"
+    assert not row.done() and backend.held == 1, "nothing is freed under a running evaluation"
     gate.open()
     with pytest.raises(Cancelled):
         row.result(SOON)
@@ -418,7 +418,7 @@ def test_closing_ends_what_waits_at_once_and_what_runs_at_its_next_row(
         with pytest.raises(MmgenError, match="this generator is closed"):
             each.result(SOON)
     assert not running.done() and not any(each.done() for each in closing)
-    assert backend.held == 2 and not backend.closed, "nothing is freed under a running row"
+    assert backend.held == 2 and not backend.closed, "nothing is freed under a running evaluation"
     gate.open()
     with pytest.raises(MmgenError, match="this generator is closed"):
         running.result(SOON)

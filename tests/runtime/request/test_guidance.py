@@ -136,7 +136,7 @@ def test_a_condition_without_null_value_can_have_a_negative_one(bundle_folder: P
 
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """For each graph, how many branches or rows each of its calls was bound to."""
+    """For each graph, how large the branches axis or the branch batch of each of its calls was."""
     seen: dict[str, list[int]] = {}
 
     def watched(bind: Callable[..., Any], runner: Any, block: Any, calls: Any) -> Any:
@@ -172,7 +172,7 @@ def test_outside_the_interval_one_branch_runs_and_inside_all(
             prompt="red apple", guidance=3.0, guidance_interval=(low, high), steps=STEPS, seed=SEED, solver=solver
         )
     assert close(made.latents, state[0])
-    assert sorted(bound["step"]) == [1, 1, 1, 2, 2, 2], "rows outside are of one branch"
+    assert sorted(bound["step"]) == [1, 1, 1, 2, 2, 2], "evaluations outside have one branch"
     assert bound["condition"] == [2], "the conditions are encoded once"
 
 

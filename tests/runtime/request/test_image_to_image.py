@@ -60,15 +60,15 @@ def test_a_picture_and_its_latents_are_the_same_start(generator: Generator, enco
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "rows"),
+    ("steps", "strength", "evaluations"),
     [(10, 1.0, 10), (10, 0.75, 7), (10, 0.1, 1), (50, 0.8, 40), (3, 0.5, 1), (7, None, 5), (30, 0.35, 10)],
 )
 def test_strength_counts_steps_as_diffusers_does(
-    generator: Generator, encoded: np.ndarray, steps: int, strength: float | None, rows: int
+    generator: Generator, encoded: np.ndarray, steps: int, strength: float | None, evaluations: int
 ) -> None:
     """min(int(steps strength), steps), 0.8 where nothing is said."""
     result = generator.generate(**ASKED | {"steps": steps}, latents=encoded, strength=strength)
-    assert result.evaluations == rows == min(int(steps * (0.8 if strength is None else strength)), steps)
+    assert result.evaluations == evaluations == min(int(steps * (0.8 if strength is None else strength)), steps)
     assert result.complete
 
 
@@ -97,9 +97,9 @@ def test_the_noise_is_the_seed_s_or_the_given(generator: Generator, encoded: np.
 
 def test_a_stream_starts_alike(generator: Generator) -> None:
     asked: dict[str, Any] = {**ASKED, "image": PICTURE, "strength": 0.3, "solver": "euler-ancestral"}
-    rows = list(generator.stream(**asked))
-    assert [row.evaluation for row in rows] == [1, 2, 3] and rows[-1].last and not rows[0].last
-    assert np.array_equal(rows[-1].result().latents, generator.generate(**asked).latents)
+    shown = list(generator.stream(**asked))
+    assert [progress.evaluation for progress in shown] == [1, 2, 3] and shown[-1].last and not shown[0].last
+    assert np.array_equal(shown[-1].result().latents, generator.generate(**asked).latents)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_what_is_kept_comes_back_to_the_bit_and_the_rest_fits_the_request(genera
 
 
 def test_without_a_strength_the_rest_starts_from_noise_alone(generator: Generator) -> None:
-    """The first row sees nothing of what was there."""
+    """The first evaluation sees nothing of what was there."""
     other = np.where(RIGHT, 9.0, LATENTS).astype(np.float32)
     results = [generator.generate(**ASKED, latents=latents, mask=RIGHT) for latents in (LATENTS, other)]
     assert np.array_equal(results[0].latents, results[1].latents)
@@ -89,7 +89,7 @@ def test_a_prefix_on_any_axis(generator: Generator, axis: int) -> None:
 
 
 def test_a_position_with_any_pixel_in_the_mask_is_regenerated(generator: Generator) -> None:
-    """Two pixels a place: rows 0 to 4 of pixels are rows 0 to 2 of places."""
+    """Two pixels a position: rows 0 to 4 of pixels are rows 0 to 2 of positions."""
     pixels = np.zeros((16, 16), bool)
     pixels[:5] = True
     by_pixels = generator.generate(**ASKED, image=PICTURE, mask=pixels)
@@ -108,8 +108,8 @@ def test_each_sample_may_have_its_own_mask(generator: Generator) -> None:
 
 
 def test_previews_and_early_ends_show_what_is_kept(generator: Generator) -> None:
-    rows = list(generator.stream(**ASKED, latents=LATENTS, mask=RIGHT))
-    assert np.array_equal(rows[-1].result().latents, generator.generate(**ASKED, latents=LATENTS, mask=RIGHT).latents)
+    shown = list(generator.stream(**ASKED, latents=LATENTS, mask=RIGHT))
+    assert np.array_equal(shown[-1].result().latents, generator.generate(**ASKED, latents=LATENTS, mask=RIGHT).latents)
     ended = generator.generate(**ASKED | {"steps": 200}, latents=LATENTS, mask=RIGHT, deadline=1e-9)
     assert np.array_equal(ended.latents[..., ~RIGHT], LATENTS[..., ~RIGHT])
 

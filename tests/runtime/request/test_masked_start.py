@@ -1,4 +1,4 @@
-"""Tokens that start from something: codes of which a share is hidden, or of which a mask keeps a part."""
+"""Tokens that start from something: codes of which a share is masked, or of which a mask keeps a part."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from mmgen.runtime.request.noise import uniform
 from mmgen.runtime.solvers.masked import table
 
 GIVEN = np.random.default_rng(0).integers(0, CODES, (1, *GRID))
-LEFT = np.arange(GRID[1]) < 4  # what is made anew
+LEFT = np.arange(GRID[1]) < 4  # what is regenerated
 ASKED: dict[str, Any] = {"label": 3, "seed": 5, "steps": 6}
 
 
@@ -45,18 +45,18 @@ def test_what_is_behind_the_mask_isnt_seen(generator: Generator) -> None:
 
 @pytest.mark.parametrize("solver", ["maskgit", "amused", "mdlm", "llada"])
 @pytest.mark.parametrize(("strength", "begin"), [(0.5, 3), (0.2, 5), (1.0, 0)])
-def test_strength_hides_the_share_that_the_first_row_finds_hidden(
+def test_strength_masks_the_share_that_is_masked_before_the_first_row(
     generator: Generator, solver: str, strength: float, begin: int
 ) -> None:
     rows = table(solver, PROCESS, 36, 6, begin=begin)
-    hidden = uniform(5, 1, GRID, 0) < rows.hidden[0]
+    masked = uniform(5, 1, GRID, 0) < rows.masked_before[0]
     result = generator.generate(**ASKED, solver=solver, latents=GIVEN, strength=strength)
     assert result.evaluations == len(rows) == 6 - begin + (solver == "mdlm")
-    np.testing.assert_array_equal(result.latents[~hidden], GIVEN[~hidden])
-    assert hidden.all() == (strength == 1)
+    np.testing.assert_array_equal(result.latents[~masked], GIVEN[~masked])
+    assert masked.all() == (strength == 1)
 
 
-def test_all_hidden_is_a_plain_request(generator: Generator) -> None:
+def test_all_masked_is_a_plain_request(generator: Generator) -> None:
     plain = generator.generate(**ASKED).latents
     np.testing.assert_array_equal(generator.generate(**ASKED, latents=GIVEN, strength=1.0).latents, plain)
     np.testing.assert_array_equal(generator.generate(**ASKED, latents=GIVEN, mask=np.ones(GRID, bool)).latents, plain)
@@ -75,9 +75,9 @@ def test_a_picture_is_its_codes(generator: Generator) -> None:
     assert of_picture.timings.encode > 0
 
 
-def test_pixels_choose_places(generator: Generator) -> None:
+def test_pixels_choose_positions(generator: Generator) -> None:
     pixels = np.zeros((12, 12), bool)
-    pixels[:, :7] = True  # two pixels a place
+    pixels[:, :7] = True  # two pixels a position
     by_pixels = generator.generate(**ASKED, latents=GIVEN, mask=pixels)
     np.testing.assert_array_equal(
         by_pixels.latents, generator.generate(**ASKED, latents=GIVEN, mask=LEFT).latents

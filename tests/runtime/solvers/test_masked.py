@@ -18,26 +18,26 @@ from mmgen.runtime.storage.process import Masked
 
 PROCESS = Masked(codes=64, mask_id=70)
 TIMED = dataclasses.replace(PROCESS, train_timesteps=100, hidden=(0.000009, 0.99999))  # VQDiffusionScheduler's
-PLACES = 36
+POSITIONS = 36
 
 
-def draws(rows: int, batch: int = 3, places: int = PLACES, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((rows, 2, batch, places), np.float32)
+def draws(rows: int, batch: int = 3, positions: int = POSITIONS, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((rows, 2, batch, positions), np.float32)
 
 
 def random_logits(seed: int, spread: float = 4.0):
     """A denoiser whose answer depends on the tokens."""
-    mix = np.random.default_rng(seed).normal(0, spread, (PROCESS.mask_id + 1, PLACES, PROCESS.codes))
+    mix = np.random.default_rng(seed).normal(0, spread, (PROCESS.mask_id + 1, POSITIONS, PROCESS.codes))
 
     def denoiser(tokens: np.ndarray) -> np.ndarray:
-        seen = mix[tokens, np.arange(PLACES)].mean(1, keepdims=True)  # (B, 1, codes)
+        seen = mix[tokens, np.arange(POSITIONS)].mean(1, keepdims=True)  # (B, 1, codes)
         return (seen + mix[0]).astype(np.float32)
 
     return denoiser
 
 
 def masks(batch: int = 3) -> np.ndarray:
-    return np.full((batch, PLACES), PROCESS.mask_id)
+    return np.full((batch, POSITIONS), PROCESS.mask_id)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -49,7 +49,8 @@ def masks(batch: int = 3) -> np.ndarray:
 ])  # fmt: skip
 def test_amused_is_diffusers_token_for_token(monkeypatch, schedule, steps, temperature, options):
     process = dataclasses.replace(PROCESS, schedule=schedule)
-    rows, uniforms, denoiser = table("amused", process, PLACES, steps, options=options), draws(steps), random_logits(1)
+    rows = table("amused", process, POSITIONS, steps, options=options)
+    uniforms, denoiser = draws(steps), random_logits(1)
     noise = InjectedNoise(monkeypatch)
     scheduler = AmusedScheduler(mask_token_id=process.mask_id, masking_schedule=schedule)
     scheduler.set_timesteps(steps, temperature)
@@ -60,9 +61,9 @@ def test_amused_is_diffusers_token_for_token(monkeypatch, schedule, steps, tempe
     ):
         logits = torch.from_numpy(denoiser(sample.numpy())).transpose(1, 2).reshape(3, -1, 6, 6)
         out = scheduler.step(logits, timestep, sample.reshape(3, 6, 6))
-        sample = out.prev_sample.reshape(3, PLACES)
+        sample = out.prev_sample.reshape(3, POSITIONS)
         np.testing.assert_array_equal(tokens, sample.numpy())
-        np.testing.assert_array_equal(codes, out.pred_original_sample.reshape(3, PLACES).numpy())
+        np.testing.assert_array_equal(codes, out.pred_original_sample.reshape(3, POSITIONS).numpy())
     assert (tokens != process.mask_id).all()
 
 
@@ -72,20 +73,20 @@ def test_amused_from_the_middle_and_around_known_tokens_is_diffusers(monkeypatch
     """As its pipelines for image to image and for inpainting call the scheduler."""
     process = dataclasses.replace(PROCESS, schedule=schedule)
     rng, denoiser, uniforms = np.random.default_rng(known), random_logits(2), draws(steps - begin)
-    new = rng.permutation(PLACES) >= known
-    start = np.where(new, process.mask_id, rng.integers(0, process.codes, (3, PLACES)))
-    rows = table("amused", process, PLACES, steps, begin=begin, new=new)
+    new = rng.permutation(POSITIONS) >= known
+    start = np.where(new, process.mask_id, rng.integers(0, process.codes, (3, POSITIONS)))
+    rows = table("amused", process, POSITIONS, steps, begin=begin, new=new)
     noise = InjectedNoise(monkeypatch)
     scheduler = AmusedScheduler(mask_token_id=process.mask_id, masking_schedule=schedule)
     scheduler.set_timesteps(steps)
-    sample, ratio = torch.from_numpy(start), torch.from_numpy(new).sum() / PLACES
+    sample, ratio = torch.from_numpy(start), torch.from_numpy(new).sum() / POSITIONS
     ours = run(process, rows, denoiser, start, uniforms)
     for timestep, (noise.choice, noise.order), (tokens, _) in zip(
         scheduler.timesteps[begin:], uniforms, ours, strict=True
     ):
         logits = torch.from_numpy(denoiser(sample.numpy())).transpose(1, 2).reshape(3, -1, 6, 6)
         out = scheduler.step(logits, timestep, sample.reshape(3, 6, 6), starting_mask_ratio=ratio)
-        sample = out.prev_sample.reshape(3, PLACES)
+        sample = out.prev_sample.reshape(3, POSITIONS)
         np.testing.assert_array_equal(tokens, sample.numpy())
     np.testing.assert_array_equal(tokens[:, ~new], start[:, ~new])
     assert (tokens != process.mask_id).all()
@@ -93,36 +94,36 @@ def test_amused_from_the_middle_and_around_known_tokens_is_diffusers(monkeypatch
 
 @pytest.mark.parametrize("steps", [1, 5, 12])
 @pytest.mark.parametrize("sampler", solvers_for(PROCESS))
-def test_the_share_that_is_hidden_where_a_row_starts(sampler, steps):
-    """What a run from the middle hides of what it starts from."""
-    rows = exact(sampler, PROCESS, PLACES, steps)
-    assert rows.hidden[0] == 1 and (np.diff(rows.hidden) < 0).all()
-    if sampler != "mdlm":  # that one flips a coin for each place
-        np.testing.assert_allclose(PLACES * rows.hidden[1:], rows.masked[:-1], atol=1)
-    begun = exact(sampler, PROCESS, PLACES, steps, begin=steps - 1)
-    assert len(begun) == (2 if sampler == "mdlm" else 1) and begun.hidden[0] == rows.hidden[steps - 1]
+def test_the_share_that_is_masked_before_a_row(sampler, steps):
+    """What a run from the middle masks of what it starts from."""
+    rows = exact(sampler, PROCESS, POSITIONS, steps)
+    assert rows.masked_before[0] == 1 and (np.diff(rows.masked_before) < 0).all()
+    if sampler != "mdlm":  # that one flips a coin for each position
+        np.testing.assert_allclose(POSITIONS * rows.masked_before[1:], rows.masked[:-1], atol=1)
+    begun = exact(sampler, PROCESS, POSITIONS, steps, begin=steps - 1)
+    assert len(begun) == (2 if sampler == "mdlm" else 1) and begun.masked_before[0] == rows.masked_before[steps - 1]
 
 
 @pytest.mark.parametrize(("known", "blocks", "rows"), [(0, 1, 6), (34, 1, 2), (18, 3, 4), (6, 2, 6), (0, 4, 6)])
-def test_llada_settles_what_each_block_has_left_evenly(known, blocks, rows):
+def test_llada_unmasks_what_each_block_has_left_evenly(known, blocks, rows):
     """``get_num_transfer_tokens`` of its authors: counts of each block, the first steps one more; none is empty."""
-    new = np.arange(PLACES) >= known
-    found = exact("llada", PROCESS, PLACES, 6, options={"blocks": blocks}, new=new)
+    new = np.arange(POSITIONS) >= known
+    found = exact("llada", PROCESS, POSITIONS, 6, options={"blocks": blocks}, new=new)
     assert len(found) == rows
-    settled = -np.diff(np.append(PLACES - known, found.masked))
-    assert settled.min() >= 1 and settled.sum() == PLACES - known
+    unmasked = -np.diff(np.append(POSITIONS - known, found.masked))
+    assert unmasked.min() >= 1 and unmasked.sum() == POSITIONS - known
     for end in np.unique(found.window):
-        of_block = settled[found.window == end]
-        assert of_block.sum() == new[int(end) - PLACES // blocks : int(end)].sum()
+        of_block = unmasked[found.window == end]
+        assert of_block.sum() == new[int(end) - POSITIONS // blocks : int(end)].sum()
         assert of_block.max() - of_block.min() <= 1 and (np.diff(of_block) <= 0).all()
 
 
-@pytest.mark.parametrize("places", [16, 36, 256, 1024, 4096])
-def test_amused_hides_as_many_as_diffusers_counts_in_float32(places):
-    for steps in range(2, min(places, 64) + 1):
+@pytest.mark.parametrize("positions", [16, 36, 256, 1024, 4096])
+def test_amused_masks_as_many_as_diffusers_counts_in_float32(positions):
+    for steps in range(2, min(positions, 64) + 1):
         ratio = (torch.arange(steps) + 1) / steps
-        wanted = (places * torch.cos(ratio * math.pi / 2)).floor().clamp_min(1)
-        np.testing.assert_array_equal(exact("amused", PROCESS, places, steps).masked[:-1], wanted[:-1].numpy())
+        wanted = (positions * torch.cos(ratio * math.pi / 2)).floor().clamp_min(1)
+        np.testing.assert_array_equal(exact("amused", PROCESS, positions, steps).masked[:-1], wanted[:-1].numpy())
 
 
 def test_amused_256_in_12_steps_is_what_the_released_model_saw():
@@ -157,8 +158,8 @@ def test_mdlm_draws_from_the_papers_posterior():
     p = np.exp(logits) / np.exp(logits).sum()
     for row in range(4):
         t, s = times[row], times[row + 1]
-        hidden, many = np.full(choice.shape, 5), np.tile(logits, (len(choice), 1, 1))
-        tokens, _ = step(process, rows, row, hidden, many, choice, order)
+        masked, many = np.full(choice.shape, 5), np.tile(logits, (len(choice), 1, 1))
+        tokens, _ = step(process, rows, row, masked, many, choice, order)
         share = np.bincount(tokens[:, 0], minlength=6) / len(tokens)
         np.testing.assert_allclose(share, [*(p * (t - s) / t), s / t], atol=1 / 256)
     known, _ = step(process, rows, 0, np.array([[3]]), logits[None, None], choice[:1], order[:1])
@@ -169,10 +170,10 @@ def test_mdlm_draws_from_the_papers_posterior():
 
 @pytest.mark.parametrize(("blocks", "steps"), [(1, 8), (1, 5), (3, 6), (4, 36)])
 def test_llada_is_the_papers_loop(blocks, steps):
-    """Nie et al. 2025, algorithm 5, block by block, greedy: commit the k most probable of the block's hidden places."""
+    """Nie et al. 2025, algorithm 5, block by block, greedy: commit its k most probable masked positions."""
     denoiser = random_logits(2)
-    rows = table("llada", PROCESS, PLACES, steps, options={"blocks": blocks})
-    length, per_block = PLACES // blocks, steps // blocks
+    rows = table("llada", PROCESS, POSITIONS, steps, options={"blocks": blocks})
+    length, per_block = POSITIONS // blocks, steps // blocks
     wanted, wanted_rows = masks(1), []
     for block in range(blocks):
         base, more = divmod(length, per_block)
@@ -190,40 +191,40 @@ def test_llada_is_the_papers_loop(blocks, steps):
 
 
 def test_llada_in_random_order_doesnt_look_at_the_probabilities():
-    rows = table("llada", PROCESS, PLACES, 6, options={"order": "random"})
+    rows = table("llada", PROCESS, POSITIONS, 6, options={"order": "random"})
     uniforms = draws(6)
     a, b = ([t == PROCESS.mask_id for t, _ in run(PROCESS, rows, random_logits(s), masks(), uniforms)] for s in (1, 2))
     np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("sampler", solvers_for(PROCESS))
-@pytest.mark.parametrize("steps", [1, 3, 12, PLACES])
-def test_every_sampler_settles_all_places_and_changes_none_that_is_settled(sampler, steps):
-    rows = table(sampler, PROCESS, PLACES, steps)
+@pytest.mark.parametrize("steps", [1, 3, 12, POSITIONS])
+def test_every_sampler_unmasks_all_positions_and_changes_none_that_is_unmasked(sampler, steps):
+    rows = table(sampler, PROCESS, POSITIONS, steps)
     before = masks()
     for row, (tokens, codes) in enumerate(run(PROCESS, rows, random_logits(3), masks(), draws(len(rows)))):
-        settled = before != PROCESS.mask_id
-        assert (tokens[settled] == before[settled]).all()
+        unmasked = before != PROCESS.mask_id
+        assert (tokens[unmasked] == before[unmasked]).all()
         assert ((codes >= 0) & (codes < PROCESS.codes)).all()
         if rows.stay[row] == 0:
-            hidden = np.minimum(rows.masked[row], max((~settled[0]).sum() - 1, 1))
-            assert ((tokens == PROCESS.mask_id).sum(1) == hidden).all()
+            masked = np.minimum(rows.masked[row], max((~unmasked[0]).sum() - 1, 1))
+            assert ((tokens == PROCESS.mask_id).sum(1) == masked).all()
         before = tokens
     assert (before < PROCESS.codes).all()
 
 
 def test_a_start_that_is_partly_known_is_kept_and_finished():
     start = masks(2)
-    start[:, 10:] = np.arange(PLACES - 10)
-    rows = table("maskgit", PROCESS, PLACES, 8)
+    start[:, 10:] = np.arange(POSITIONS - 10)
+    rows = table("maskgit", PROCESS, POSITIONS, 8)
     done = [tokens for tokens, _ in run(PROCESS, rows, random_logits(4), start, draws(8, batch=2))]
-    hidden = [(tokens == PROCESS.mask_id).sum() for tokens in done]
-    assert hidden[0] == 18 and hidden == sorted(hidden, reverse=True) and hidden[-1] == 0
+    masked = [(tokens == PROCESS.mask_id).sum() for tokens in done]
+    assert masked[0] == 18 and masked == sorted(masked, reverse=True) and masked[-1] == 0
     assert all((tokens[:, 10:] == start[:, 10:]).all() for tokens in done)
 
 
 def posterior(timestep: int, log_p: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """VQDiffusionScheduler's probabilities (places, codes + 1) of what is there one timestep earlier."""
+    """VQDiffusionScheduler's probabilities (positions, codes + 1) of what is there one timestep earlier."""
     scheduler = VQDiffusionScheduler(num_vec_classes=PROCESS.codes + 1)
     tokens = torch.from_numpy(np.where(tokens == PROCESS.mask_id, PROCESS.codes, tokens))
     found = scheduler.q_posterior(torch.from_numpy(log_p.T)[None], tokens[None], torch.tensor(timestep))
@@ -233,47 +234,47 @@ def posterior(timestep: int, log_p: np.ndarray, tokens: np.ndarray) -> np.ndarra
 @pytest.mark.parametrize("timestep", [1, 5, 50, 98, 99])
 def test_vq_diffusion_is_the_schedulers_posterior(timestep):
     rng = np.random.default_rng(timestep)
-    tokens = np.where(np.arange(PLACES) % 2, PROCESS.mask_id, rng.integers(0, PROCESS.codes, PLACES))
-    logits = 3 * rng.normal(size=(PLACES, PROCESS.codes))
+    tokens = np.where(np.arange(POSITIONS) % 2, PROCESS.mask_id, rng.integers(0, PROCESS.codes, POSITIONS))
+    logits = 3 * rng.normal(size=(POSITIONS, PROCESS.codes))
     log_p = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
-    rows = exact("vq-diffusion", TIMED, PLACES, 100)
+    rows = exact("vq-diffusion", TIMED, POSITIONS, 100)
     row = 99 - timestep
     assert rows.timestep[row] == timestep
-    p, hidden = np.exp(log_p.astype(np.float64)), (tokens == PROCESS.mask_id)[:, None]
-    drawn = np.where(hidden, 1 - rows.stay[row], rows.redraw[row])
-    ours = np.concatenate([drawn * p, np.where(hidden, rows.stay[row], 0)], 1)
-    seen = np.flatnonzero(~hidden)
-    ours[seen, tokens[seen]] += 1 - rows.redraw[row]
-    # The chance that a code was replaced: 1e-6 of all codes, as a share of the 1 % that are seen at timestep 98.
+    p, masked = np.exp(log_p.astype(np.float64)), (tokens == PROCESS.mask_id)[:, None]
+    drawn = np.where(masked, 1 - rows.stay[row], rows.redraw[row])
+    ours = np.concatenate([drawn * p, np.where(masked, rows.stay[row], 0)], 1)
+    unmasked = np.flatnonzero(~masked)
+    ours[unmasked, tokens[unmasked]] += 1 - rows.redraw[row]
+    # The chance that a code was replaced: 1e-6 of all codes, as a share of the 1 % that are unmasked at timestep 98.
     # 9.7e-5 at 99, 2.5e-5 at 98, below 3e-6 at the others.
     assert np.abs(ours - posterior(timestep, log_p, tokens)).max() < 1e-4
 
 
-def test_vq_diffusion_draws_all_anew_at_timestep_0():
-    rows = exact("vq-diffusion", TIMED, PLACES, 100)
+def test_vq_diffusion_regenerates_everything_at_timestep_0():
+    rows = exact("vq-diffusion", TIMED, POSITIONS, 100)
     assert rows.timestep.tolist() == list(range(99, -1, -1))
     assert (rows.stay[-1], rows.redraw[-1]) == (0, 1)
 
 
-def test_fewer_steps_of_vq_diffusion_end_as_hidden_as_all_do():
-    few, all_of_them = (exact("vq-diffusion", TIMED, PLACES, steps) for steps in (12, 100))
+def test_fewer_steps_of_vq_diffusion_end_as_masked_as_all_do():
+    few, all_of_them = (exact("vq-diffusion", TIMED, POSITIONS, steps) for steps in (12, 100))
     assert few.timestep.tolist() == [99, 90, 81, 72, 63, 54, 45, 36, 27, 18, 9, 0]
     between = all_of_them.stay[: 99 - 9].prod()  # from 99 to 9
     assert few.stay[:10].prod() == pytest.approx(between, rel=1e-9)
 
 
 def test_vq_diffusion_leaves_alone_what_is_known():
-    known = np.arange(PLACES) < 9
+    known = np.arange(POSITIONS) < 9
     start = masks()
     start[:, known] = 7
-    rows = table("vq-diffusion", TIMED, PLACES, 12, new=~known)
+    rows = table("vq-diffusion", TIMED, POSITIONS, 12, new=~known)
     *_, (tokens, _) = run(PROCESS, rows, random_logits(5), start, draws(12))
     assert (tokens[:, known] == 7).all() and (tokens < PROCESS.codes).all()
 
 
-def test_what_is_seen_is_drawn_anew_as_often_as_the_row_says():
+def test_what_is_unmasked_is_regenerated_as_often_as_the_row_says():
     rows = dataclasses.replace(exact("vq-diffusion", TIMED, 1, 100), redraw=np.full(100, 0.25), stay=np.full(100, 0.5))
-    logits, tokens = np.log([[[0.1, 0.9]]]), np.repeat([0, 2], 2000)[:, None]  # seen, hidden
+    logits, tokens = np.log([[[0.1, 0.9]]]), np.repeat([0, 2], 2000)[:, None]  # unmasked, masked
     process = Masked(codes=2, mask_id=2, train_timesteps=100)
     choice, order = np.random.default_rng(0).random((2, 4000, 1))
     made, _ = step(process, rows, 0, tokens, np.tile(logits, (4000, 1, 1)), choice, order)
@@ -281,12 +282,12 @@ def test_what_is_seen_is_drawn_anew_as_often_as_the_row_says():
     np.testing.assert_allclose(found, [[0.775, 0.225, 0], [0.05, 0.45, 0.5]], atol=0.03)
 
 
-def test_other_samplers_tell_the_time_by_what_is_hidden():
+def test_other_samplers_take_the_timestep_from_the_masked_share():
     for sampler in ("maskgit", "amused", "mdlm", "llada"):
-        rows = exact(sampler, TIMED, PLACES, 6)
+        rows = exact(sampler, TIMED, POSITIONS, 6)
         assert rows.timestep[0] == 99 and (rows.timestep == np.rint(rows.timestep)).all()
-        assert np.abs(rows.timestep / 99 - rows.hidden).max() < 0.5 / 99 + 1e-4
-    assert not exact("maskgit", PROCESS, PLACES, 6).timestep.any()
+        assert np.abs(rows.timestep / 99 - rows.masked_before).max() < 0.5 / 99 + 1e-4
+    assert not exact("maskgit", PROCESS, POSITIONS, 6).timestep.any()
 
 
 def test_choices_follow_the_probabilities_of_the_most_likely_codes():
@@ -301,10 +302,10 @@ def test_choices_follow_the_probabilities_of_the_most_likely_codes():
 
 
 def test_the_largest_uniform_number_chooses_a_code_that_can_be():
-    rows = table("maskgit", PROCESS, PLACES, 1)
-    logits = np.full((1, PLACES, 64), -200.0, np.float32)
+    rows = table("maskgit", PROCESS, POSITIONS, 1)
+    logits = np.full((1, POSITIONS, 64), -200.0, np.float32)
     logits[..., :3] = 0.1, 0.2, 0.3
-    top = np.full((1, PLACES), np.nextafter(np.float32(1), np.float32(0)))
+    top = np.full((1, POSITIONS), np.nextafter(np.float32(1), np.float32(0)))
     tokens, _ = step(PROCESS, rows, 0, masks(1), logits, top, top)
     assert (tokens < 3).all()
 
@@ -328,10 +329,10 @@ def test_names_of_the_samplers_are_among_all_solvers():
     ("maskgit", 4, {"temperature": "hot"}, "got 'hot', wanted a number"),
     ("maskgit", 4, {"top_k": 65}, "top_k, got 65, wanted 1 to 64"),
     ("maskgit", 4, {"sampling_temperature": -1.0}, "sampling_temperature, got -1.0"),
-    ("vq-diffusion", 4, {}, "steps of solver 'vq-diffusion', got 4, wanted a denoiser that is told the time"),
-    ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 places, and no more than the 8 steps"),
-    ("llada", 2, {"blocks": 3}, "blocks, got 3, wanted a divisor of 36 places, and no more than the 2 steps"),
+    ("vq-diffusion", 4, {}, "steps of solver 'vq-diffusion', got 4, wanted a denoiser conditioned on the timestep"),
+    ("llada", 8, {"blocks": 5}, "blocks, got 5, wanted a divisor of 36 positions, and at most the 8 steps"),
+    ("llada", 2, {"blocks": 3}, "blocks, got 3, wanted a divisor of 36 positions, and at most the 2 steps"),
 ])  # fmt: skip
 def test_what_cannot_be_sampled_is_said(sampler, steps, options, message):
     with pytest.raises(MmgenError, match=message):
-        table(sampler, PROCESS, PLACES, steps, options=options)
+        table(sampler, PROCESS, POSITIONS, steps, options=options)

@@ -178,7 +178,7 @@ def test_float32(solver, schedule):
 
 
 def test_groot_loop():
-    """Noise at t = 0, x += v / N, the denoiser told whole thousandths of t."""
+    """Noise at t = 0, x += v / N, the denoiser conditioned on whole thousandths of t."""
     process = Flow(noise_time=0, velocity="data-noise", timestep_scale=1000.0, integer_timesteps=True)
     for steps in (1, 3, 4, 10):
         x = start = np.random.default_rng(1).standard_normal(SHAPE)

@@ -58,7 +58,7 @@ EDITS: list[tuple[Edit, str]] = [
     (lambda r: r["conditions"][1].update(kind="array", null="../x.npy"), "'../x.npy' leaves the bundle"),
     (lambda r: r["conditions"][1].update(NULL, null="nulls/x.npy"), "x.npy is missing"),
     (lambda r: r["conditions"][1].update(NULL, null="golden.npz"), f"golden.npz: sha256, got .*, wanted {'0' * 16}"),
-    (lambda r: r["conditions"][1].update(NULL, null_sha256=None), "null_sha256, got missing, wanted there"),
+    (lambda r: r["conditions"][1].update(NULL, null_sha256=None), "null_sha256, got missing, wanted present"),
     (lambda r: r["conditions"][1].update(null=[1]), r"conditions\[1\]: null, got \[1\]"),
     (lambda r: r["defaults"].update(steps="many"), "steps, got 'many'"),
     (lambda r: r["defaults"].update(steps=True), "steps, got True"),

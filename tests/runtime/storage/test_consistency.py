@@ -46,7 +46,7 @@ EDITS: list[tuple[Edit, str]] = [
     (of("step", "inputs", 1, shape=[4, 4]), r"step: input transition, got float32 \(4, 4\), wanted float32 \(4, 7\)"),
     (of("step", "outputs", 0, name="after"), "graphs.step: output next_state, got None"),
     (of("encode", "inputs", 0, dtype="float32"), "graphs.encode: input media"),
-    (lambda r: r["graphs"].pop("decode"), "graphs.decode, got missing, wanted there"),
+    (lambda r: r["graphs"].pop("decode"), "graphs.decode, got missing, wanted present"),
     (lambda r: r["graphs"].update(paint=r["graphs"]["decode"]), "graphs' files"),
     (lambda r: r["graphs"]["step"].update(data="step.onnx.data"), "graphs.step: folder of data"),
     (lambda r: r["graphs"]["step"].update(data_sha256=None), "graphs.step: data_sha256, got missing"),
