@@ -3,7 +3,7 @@
 from pathlib import Path
 
 DEFAULT = "emoji"
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 
 def names() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ TRACE = "pkg.torch.onnx.stack_trace"  # torch's: lines of Python, the innermost 
 _LIBRARIES = tuple(str(Path(module).resolve().parent) + os.sep for module in (torch.__file__, onnx.__file__))
 _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = ("site-packages", "dist-packages")  # which may lie below it
-_OWN = str(Path(__file__).resolve().parent) + os.sep
+_OWN = str(Path(__file__).resolve().parents[1]) + os.sep  # the exporter, all rooms of it
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<text>[^\n]+))?')
 
 

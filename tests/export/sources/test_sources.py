@@ -49,6 +49,10 @@ def same_weights(a: Model, b: Model) -> bool:
 # What a source may be
 
 
+def test_two_models_are_embedded() -> None:
+    assert embedded.names() == ("emoji", "emoji-tokens")
+
+
 @pytest.mark.parametrize("name", embedded.names())
 def test_embedded_models_are_checkpoints_inside_the_package_named_after_their_folders(name: str) -> None:
     model = resolve(str(embedded.folder(name)))
