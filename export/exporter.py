@@ -27,7 +27,7 @@ from mmgen.export.proof.invariants import follow
 from mmgen.export.proof.parts import run_torch, sources
 from mmgen.export.proof.receipts import Policy, against_float, against_torch, of_trace
 from mmgen.export.proof.torch_run import TorchRun
-from mmgen.export.sources.weights import check_there
+from mmgen.export.sources.weights import check_loaded
 from mmgen.export.tracing.trace import describe, trace
 from mmgen.runtime.backends.ort.cpu import open_backend
 from mmgen.runtime.backends.ort.importing import import_onnxruntime
@@ -93,7 +93,7 @@ def export(
     """
     report = progress or (lambda stage, fraction: None)
     for part, module in modules(model).items():
-        check_there(module, f"{part} of {model.name}")
+        check_loaded(module, f"{part} of {model.name}")
     check_graph = lint_for_cpu if cpu_only else lint
     with (
         nothing_left(),
