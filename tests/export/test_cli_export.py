@@ -79,7 +79,7 @@ class Engines:
 
 @pytest.fixture
 def at_once(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """Exports are copies of the bundle that is here; the options that they were asked for with."""
+    """Replace exports by copies of the test bundle, and record their options."""
 
     def copy(model: Model, out: Path, **options: object) -> Bundle:
         asked.append(options)

@@ -1,4 +1,4 @@
-"""From a model to a bundle that has been proven, or to nothing at all."""
+"""From a model to a bundle that has been validated, or to nothing at all."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ from mmgen.runtime.storage.schema import Bundle, Condition, Defaults, Media
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny model in half precision."""
+    """Export the tiny model in half precision."""
     return export(tiny_model(), tmp_path_factory.mktemp("exported") / "tiny.mmgen", policy="fp16")
 
 

@@ -285,7 +285,7 @@ def test_media_that_are_numbers_stay_numbers() -> None:
 
 
 def guided(out: Tensor, guidance: list[float], rescale: float = 0.0, channels: int | None = None) -> Tensor:
-    """Outputs (G, B, *L) of the branches, as a step guides them."""
+    """Guide outputs (G, B, *L) of the branches as a step does."""
     return StepGraph(nn.Identity(), channels).guide(out, torch.tensor(guidance), torch.tensor([rescale]))
 
 

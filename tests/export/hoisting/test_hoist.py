@@ -114,7 +114,7 @@ def test_nothing_is_hoisted_that_mixes_entries() -> None:
 
 
 def parts(graph: Graph, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A step graph as it was, and all the graphs it became, to be run."""
+    """Open a step graph as it was, and all the graphs it became."""
     (folder / "traced").mkdir()
     graph.save(folder / "traced")
     whole = onnxruntime.InferenceSession(folder / "traced" / "step.onnx")
@@ -131,7 +131,7 @@ def answer(session: Any, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def play(sessions: Mapping[str, Any], feed: Mapping[str, np.ndarray], times: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """The steps at some timesteps, as the runtime would make them."""
+    """Run the steps at some timesteps, as the runtime would."""
     guides, batch = len(feed["guidance"]), len(feed["noise"])
     rows = {name: a.reshape(-1, *a.shape[2:]) for name, a in feed.items() if a.shape[:2] == (guides, batch)}
     if "condition" in sessions:
@@ -241,7 +241,7 @@ MODELS: dict[str, tuple[Callable[[Path], Model], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """A model's bundle, hoisted or not, by the model's name."""
+    """Return a function that exports a model by name, hoisted or not, once."""
     root = tmp_path_factory.mktemp("exported")
 
     @functools.cache
@@ -259,7 +259,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], 
 
 @pytest.fixture(params=MODELS)
 def pair(request: pytest.FixtureRequest, exported: Callable[[str, bool], Path]) -> Iterator[tuple[Any, ...]]:
-    """A model's bundle hoisted and not, opened, with a request."""
+    """Open a model's bundle hoisted and not, with a request."""
     name = request.param
     with load(exported(name, True), "ort-cpu") as one, load(exported(name, False), "ort-cpu") as other:
         yield one, other, MODELS[name][1]
@@ -287,8 +287,8 @@ def test_a_bundle_says_what_was_hoisted(pair: tuple[Generator, Generator, dict[s
     step = {spec.name for spec in one.bundle.graphs["step"].inputs}
     made = {spec.name for role in ("condition", "timestep") for spec in one.bundle.graphs[role].outputs}
     assert set(hoisting.tensors) <= made and step & set(hoisting.tensors)
-    proven = {(receipt.level, receipt.graph) for receipt in one.bundle.receipts}
-    assert {(1, "condition"), (1, "timestep"), (1, "step")} <= proven
+    validated = {(receipt.level, receipt.graph) for receipt in one.bundle.receipts}
+    assert {(1, "condition"), (1, "timestep"), (1, "step")} <= validated
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ Counted = tuple[Generator, Counting, str, tuple[Any, Any]]
 
 
 def both(generator: Generator) -> dict[str, int]:
-    """What a new condition needs to be made."""
+    """Return the calls that a new condition costs."""
     timed_by_condition = len(generator.bundle.graphs["timestep"].inputs) > 1
     return {"condition": 1, "timestep": 1} if timed_by_condition else {"condition": 1}
 
