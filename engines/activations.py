@@ -8,7 +8,7 @@ from typing import Any
 
 
 def elu_to_selu(library: ModuleType, network: Any) -> None:
-    """Have a network compute ELU by the same function's other name.
+    """Replace each ELU in a network by a SELU that computes the same.
 
     Args:
         library: the network's.

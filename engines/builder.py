@@ -1,4 +1,4 @@
-"""A bundle's graphs to engines, found or made: ``mmgen build``."""
+"""A bundle's graphs to engines, reused or built: ``mmgen build``."""
 
 import platform
 from collections.abc import Callable, Mapping
@@ -41,14 +41,14 @@ def build(
         axes: ranges of named axes in place of the bundle's.
         workspace_mib: device memory that a layer may use; None: all of it.
         optimization_level: 0 (fast to build) to 5 (searches longest), TensorRT's own.
-        progress: called with what is being done and the share of everything that is done.
+        progress: called with the stage under way and the share of all work that is done.
 
     Returns:
-        The build's folder, its sidecar, and whether it was there already.
+        The build's folder, its sidecar, and whether it existed already.
 
     Raises:
         MmgenError: a bundle for CPUs alone; a bad option; the compiler fails, crashes or is killed; the bundle can't be
-            written.  No half-made build is left behind, and other builds stay.
+            written.  No partial build is left behind, and other builds stay.
     """
     require_buildable(bundle)
     if workspace_mib is not None and workspace_mib < 1:
@@ -61,7 +61,7 @@ def build(
         return *found, True
     report = progress or (lambda stage, fraction: None)
     with cache.building(bundle, identity, report) as folder:
-        if found := cache.find(bundle, identity):  # by whoever was waited for
+        if found := cache.find(bundle, identity):  # by the process that was waited for
             return *found, True
         made = _make(bundle, identity, folder, report)
         cache.publish(folder, made)
@@ -70,7 +70,7 @@ def build(
 
 
 def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> Build:
-    """Every graph's engine, one after the other: two compilers at once would need twice the memory."""
+    """Compile every graph's engine, one after the other: two compilers at once would need twice the memory."""
     for role in bundle.graphs:
         graph_content(bundle, role)  # type: ignore[arg-type]  # TensorRT's parser opens whatever file a graph names
     sizes = {role: LEAST + memory.graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
@@ -96,7 +96,7 @@ def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> B
 
 
 def _expected(bundle: Bundle, graph: Graph, identity: Identity) -> int:
-    """Bytes of host memory that compiling a graph should take."""
+    """Estimate the bytes of host memory that compiling a graph takes."""
     weights, options = memory.graph_bytes(bundle, graph), identity.options
     return memory.expected_bytes(weights, identity.place.flavour, options.workspace_mib, memory.is_shared())
 

@@ -1,7 +1,7 @@
-"""Builds in a bundle: found, made by one process at a time, put in place whole, and cleared away.
+"""Builds in a bundle: found, made by one process at a time, put in place atomically, and removed.
 
 ``engines/KEY/`` appears by one rename when everything in it is written, so a process that dies, at whatever moment,
-leaves nothing that is ever used; the next one that builds the same clears what it left.
+leaves nothing that is ever used; the next one that builds the same removes what it left.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ ELSEWHERE = "make room, or copy the bundle to a place that can be written"
 
 @dataclass(frozen=True)
 class Removed:
-    """Something that ``prune`` cleared away."""
+    """Something that ``prune`` removed."""
 
     path: Path
     bytes: int
@@ -48,18 +48,18 @@ class Removed:
 
 
 def folder_of(bundle: Bundle, identity: Identity) -> Path:
-    """Where a build lies, or will.
+    """Return the folder of a build, which need not exist.
 
     Raises:
-        MmgenError: that or the engines' folder is a link.
+        MmgenError: it or the engines' folder is a link.
     """
     return own(bundle.folder, ENGINES, identity.key)
 
 
 def find(bundle: Bundle, identity: Identity) -> tuple[Path, Build] | None:
-    """The build of this identity, every engine compared with its hash; None where there is none.
+    """Find the build of this identity and compare every engine with its hash; None if there is no such build.
 
-    A damaged one counts as none, with a warning that names the file; ``building`` replaces it.
+    A damaged build counts as none, with a warning that names the file; ``building`` replaces it.
     """
     folder = folder_of(bundle, identity)
     if not folder.exists():
@@ -75,18 +75,18 @@ def find(bundle: Bundle, identity: Identity) -> tuple[Path, Build] | None:
 
 @contextmanager
 def building(bundle: Bundle, identity: Identity, progress: Report | None = None) -> Iterator[Path]:
-    """An empty folder to put a build in; ``publish`` it there, and when the block ends well it takes its place.
+    """Yield an empty folder for a build; after ``publish`` it is moved into place when the block ends well.
 
-    One process at a time is inside for one identity: look with ``find`` again before any work, since whoever was
-    there first may have built it.  A block that leaves the folder empty changes nothing.
+    One process at a time is inside for one identity: call ``find`` again before any work, since the process that was
+    first may have built it.  A block that leaves the folder empty changes nothing.
 
     Args:
         bundle: as read.
         identity: of the build to make.
-        progress: told that another builder is being waited for.
+        progress: called when another builder is being waited for.
 
     Yields:
-        A folder beside the one that it becomes, ``folder_of(bundle, identity)``.
+        A folder next to the one that it becomes, ``folder_of(bundle, identity)``.
 
     Raises:
         MmgenError: the bundle can't be written, is too full, or has changed since it was read.
@@ -108,13 +108,13 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
 
 
 def publish(folder: Path, build: Build) -> None:
-    """Write the sidecar into the folder that ``building`` gave; the engines are there already."""
+    """Write the sidecar into the folder that ``building`` yielded; the engines are there already."""
     with whole_file(folder / SIDECAR) as write:
         write((json.dumps(to_json(build), indent=1) + "\n").encode())
 
 
 def timing_cache(bundle: Bundle, place: Place) -> Path:
-    """The file for TensorRT's timings in a place, which need not be there; its folder is made.
+    """Return the path of the file for TensorRT's timings, which need not exist, and create its folder.
 
     Raises:
         MmgenError: the folder is a link, or can't be made.
@@ -129,19 +129,19 @@ def timing_cache(bundle: Bundle, place: Place) -> Path:
 
 
 def prune(bundle: Bundle, places: Sequence[Place] = (), onnxruntime: str | None = None) -> list[Removed]:
-    """Clear away what nobody can use any more, and nothing that is being built.
+    """Remove what can't be used any more, and nothing that is being built.
 
-    That is: leftovers of builders that were killed, damaged builds, builds of graphs that are no longer the bundle's,
-    and builds and timings of other software (TensorRT, driver, system) for the same device.  So it is with the graphs
-    that ONNX Runtime has optimised.
+    These are leftovers of builders that were killed, damaged builds, builds of graphs that are no longer the bundle's,
+    and builds and timings of other software (TensorRT, driver, system) for the same device; and
+    likewise the graphs that ONNX Runtime has optimised.
 
     Args:
         bundle: as read.
         places: what this machine builds for now; without them, no build is too old.
-        onnxruntime: the version that is here; without it, no optimised graph is too old.
+        onnxruntime: the installed version; without it, no optimised graph is too old.
 
     Raises:
-        MmgenError: something can't be deleted, or a link lies in the place of a folder; then nothing is.
+        MmgenError: something can't be deleted; or there is a link in place of a folder, and then nothing is deleted.
     """
     folder = bundle.path(ENGINES)
     for name in (ENGINES, optimised.FOLDER):
@@ -170,13 +170,13 @@ def _graph_bytes(bundle: Bundle) -> int:
 
 
 def _unchanged(bundle: Bundle, identity: Identity) -> None:
-    """What was compiled is what the identity names: the files are read again, since somebody may have exported anew."""
+    """Check that the graphs are still those of the identity: somebody may have exported again meanwhile."""
     if graph_hashes(read_bundle(bundle.folder)) != identity.graphs:
         raise MmgenError(f"{bundle.folder} changed while it was being built", remedy=build_command(bundle))
 
 
 def _keys(folder: Path) -> list[str]:
-    """Of everything in a bundle's engines that is ours: builds, unfinished ones, locks."""
+    """List the keys of all that mmgen has in a bundle's engines: builds, unfinished ones, locks."""
     name = re.compile(rf"({store.KEY})|\.({store.KEY})\.(?:lock|{LABEL})")
     names = [match for path in folder.iterdir() if (match := name.fullmatch(path.name))] if folder.is_dir() else []
     return sorted({match[1] or match[2] for match in names})
@@ -200,7 +200,7 @@ def _clear_stale(folder: Path, stale: Callable[[Path], str | None]) -> list[Remo
 
 
 def _stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> str | None:
-    """Why a build can be used no more."""
+    """Return why a build can't be used any more; None if it can."""
     try:
         build = store.read_build(folder)
         if changed := store.changed_graphs(bundle, build):
@@ -215,7 +215,7 @@ def _stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> str | None:
 
 
 def _other_software(wanted: Place, found: Place) -> str | None:
-    """The field that keeps a build from the device it was made for; None where it fits, or is for another device."""
+    """Return the field that makes a build unusable on its own device; None if it fits, or is for another device."""
     if wanted.flavour == "tensorrt-rtx":  # these are for many devices
         wanted = replace(wanted, compute_capabilities=found.compute_capabilities)
     if replace(wanted, version=found.version, system=found.system, cuda=found.cuda) != found:

@@ -19,14 +19,14 @@ from mmgen.runtime.storage.schema import Axis
 
 Report = Callable[[str, float], None]
 
-# What the compiler says besides its errors, which are in ours, is for programs that listen.
+# What the compiler logs, other than the errors that ours quote, is for programs that add a handler.
 logging.getLogger("mmgen.tensorrt").addHandler(logging.NullHandler())
 
 RTX = "sm86"  # any capability will do: pruning asks for the release alone
 
 
 def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Axis]:
-    """``NAME=N`` or ``NAME=MIN:OPT:MAX``, to ranges by name."""
+    """Parse ``NAME=N`` or ``NAME=MIN:OPT:MAX`` into ranges by name."""
     axes = {}
     for value in values:
         match = re.fullmatch(r"(\w+)=(\d+)(?::(\d+):(\d+))?", value)
@@ -46,8 +46,8 @@ def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
               "and no need of a GPU; may be repeated for one engine that runs on all of them. "
               "Without it, host; on a machine without a GPU, all desktop GPUs from sm80.")  # fmt: skip
 @click.option("--axis", "axes", multiple=True, callback=_axes, metavar="NAME=N|MIN:OPT:MAX",
-              help="Range of an axis in place of the bundle's: B samples, G guidance branches, N rows of a solver's "
-              "table; may be repeated. One number makes it static.")  # fmt: skip
+              help="Range of an axis in place of the bundle's: B samples, G guidance branches, N evaluations; "
+              "may be repeated. One number makes it static.")  # fmt: skip
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB",
               help="Device memory that the compiler may use for a layer; all of it unless given.")  # fmt: skip
 @click.option("--optimization-level", "level", type=click.IntRange(0, 5),
@@ -70,8 +70,8 @@ def main(
 
     What has been built is found again and not built twice. mmgen inspect shows the engines of a bundle.
     """
-    asked = {"axes": axes or None, "workspace_mib": workspace, "optimization_level": level}
-    options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    given = {"axes": axes or None, "workspace_mib": workspace, "optimization_level": level}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     cpu = targets.CPU in names
     if cpu and (options or set(names) != {targets.CPU}):
         raise click.UsageError("--target cpu goes with no other target, and with no option of TensorRT; build twice")
@@ -80,35 +80,35 @@ def main(
         require_buildable(read_bundle(folder, verify=False))
         wanted = targets.parse(names or _possible())
     record: dict[str, Any] = {"bundle": str(folder)}
-    said = []
+    texts = []
     with Progress() as progress:
         progress(f"reading {folder}", 0.0)
         bundle = read_bundle(folder)
         if prune:
             removed = cache.prune(bundle, _places(), ort.installed())
             record["removed"] = [{"path": str(r.path), "bytes": r.bytes, "reason": r.reason} for r in removed]
-            said.append(report.removed_text(removed))
+            texts.append(report.removed_text(removed))
         if cpu:
             made = ort.optimise(bundle, progress)
             record["optimised"] = [{"folder": str(folder), "reused": reused} for folder, reused in made]
-            said.append(_optimised_text(made))
+            texts.append(_optimised_text(made))
         if wanted:
             place, build, reused = builder.build(bundle, wanted, progress=progress, **options)
             record |= {"folder": str(place), "reused": reused, "build": to_json(build)}
-            said.append(report.text(bundle, place, build, reused))
-    show(record, as_json, lambda: "\n\n".join(said))
+            texts.append(report.text(bundle, place, build, reused))
+    show(record, as_json, lambda: "\n\n".join(texts))
 
 
 def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
-    """What an export does for engines, once it has a bundle.
+    """Return the function that builds engines when an export has written its bundle.
 
     Args:
         names: targets, as ``mmgen build`` takes them; none: what this machine can build, which may be nothing.
 
     Returns:
         A function of the bundle's folder and of a report of progress: it builds the engines, or for ``cpu`` optimises
-        the graphs, and returns what to tell people of them.  Where nothing can be built, that is nothing, and how to
-        get there stands on stderr.
+        the graphs, and returns a report for people.  Where nothing can be built, the report is empty, and stderr says
+        what to install.
 
     Raises:
         MmgenError: a target that can't be built here.  The function raises what ``builder.build`` does.
@@ -133,7 +133,7 @@ def _optimised_text(made: Sequence[tuple[Path, bool]]) -> str:
 
 
 def _possible() -> tuple[str, ...]:
-    """What to build for when nobody said; if it isn't the device here, stderr says why."""
+    """Return what to build for by default; if it isn't the device here, stderr says why."""
     found = targets.possible()
     if not found.names:
         raise MmgenError(found.reason)
@@ -143,7 +143,7 @@ def _possible() -> tuple[str, ...]:
 
 
 def _places() -> list[Place]:
-    """Where this machine's engines run: its device, and every device with its release of TensorRT for RTX."""
+    """List where this machine's engines run: its device, and every device with its release of TensorRT for RTX."""
     places = []
     for name in (targets.HOST, RTX):
         try:

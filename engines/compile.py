@@ -1,7 +1,7 @@
 """One graph to one engine, in this process: the same calls for TensorRT 10.3 to 11 and TensorRT for RTX.
 
-Run on TensorRT for RTX, without a GPU; the calls are those that TensorRT's bindings have in every release, but building
-with TensorRT itself has not been run on a device.
+Tested with TensorRT for RTX, without a GPU; the calls are those that TensorRT's bindings have in every release, but
+building with TensorRT itself has not been run on a device.
 """
 
 import os
@@ -25,7 +25,7 @@ from mmgen.runtime.files.atomic import whole_file
 from mmgen.runtime.storage.schema import Axis, Role, TensorSpec
 
 PARSED = 0.05  # share of the time that parsing takes
-ERRORS = 3  # how many of the compiler's last errors are told
+ERRORS = 3  # how many of the compiler's last errors are reported
 REMEDIES: dict[Flavour, str] = {
     "tensorrt": "if memory ran out, cap the workspace (--workspace 1024), else use a newer TensorRT",
     "tensorrt-rtx": "leave out the target that it names, or use a newer TensorRT for RTX",
@@ -52,21 +52,21 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Say:
-    """What is heard of a compilation under way."""
+class Events:
+    """Callbacks of a compilation under way."""
 
     fraction: Callable[[float], None]
     warning: Callable[[str], None]
 
 
-def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> GraphReport:
-    """Compile a graph and write its engine, whole or not at all.
+def compile_graph(library: ModuleType, logger: Any, job: Job, events: Events) -> GraphReport:
+    """Compile a graph and write its engine atomically.
 
     Args:
         library: ``tensorrt``, after CUDA said that there is a device, or ``tensorrt_rtx``.
         logger: of ``runtime.library.make_logger``, the process's only one.
         job: what to compile.
-        say: told of progress and of what the user should know.
+        events: called with progress and with warnings for the user.
 
     Raises:
         MmgenError: the graph can't be parsed, isn't what the bundle says, or can't be compiled; the file can't be
@@ -77,16 +77,16 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
     check_tensors(parsed.network, job.inputs, job.outputs, job.role)
     counts = count(library, parsed.network, job.islands)
     require_half(counts, job.role, job.half_operations)
-    say.fraction(PARSED)
+    events.fraction(PARSED)
     turing = job.flavour == "tensorrt-rtx" and TURING in job.compute_capabilities
     kernels = products_to_convolutions(library, parsed.network) if turing else []
     if job.flavour == "tensorrt-rtx":
         elu_to_selu(library, parsed.network)
 
     config = _config(library, parsed.builder, job)
-    progress = monitor(library, lambda fraction: say.fraction(PARSED + (1 - PARSED) * fraction))
+    progress = monitor(library, lambda fraction: events.fraction(PARSED + (1 - PARSED) * fraction))
     config.progress_monitor = progress
-    cache = timing_cache(config, Path(job.timing_cache), say.warning) if job.timing_cache else None
+    cache = timing_cache(config, Path(job.timing_cache), events.warning) if job.timing_cache else None
     del logger.errors[:]
     engine = parsed.builder.build_serialized_network(parsed.network, config)
     del kernels  # until here TensorRT read them where they are
@@ -101,7 +101,7 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
     with whole_file(Path(job.engine)) as write:
         write(engine)
     if cache is not None:
-        save_timing_cache(config, Path(job.timing_cache or ""), say.warning)
+        save_timing_cache(config, Path(job.timing_cache or ""), events.warning)
     return GraphReport(
         layers=counts.layers,
         half_layers=counts.half_layers,
@@ -115,7 +115,7 @@ def compile_graph(library: ModuleType, logger: Any, job: Job, say: Say) -> Graph
 
 
 def timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -> Any:
-    """Attach the timings of earlier builds; those of another device or a damaged file are replaced, with a warning."""
+    """Attach the timings of earlier builds; replace those of another device or a damaged file, with a warning."""
     try:
         known = path.read_bytes()
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -> Any
 
 
 def save_timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -> None:
-    """Keep the timings for later builds; a place that can't be written costs only time, so it is a warning."""
+    """Keep the timings for later builds; if they can't be written, which costs only time, warn."""
     try:
         with whole_file(path) as write:
             write(config.get_timing_cache().serialize())
@@ -142,9 +142,9 @@ def save_timing_cache(config: Any, path: Path, warning: Callable[[str], None]) -
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had resident.
+    """Return the most memory that this process has had resident.
 
-    On Linux ``getrusage`` counts what the parent had when it started this process, so /proc is asked first.
+    On Linux ``getrusage`` counts what the parent had when it started this process, so /proc is read first.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")

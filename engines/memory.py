@@ -1,4 +1,4 @@
-"""What a build will need of this machine's memory, told before it starts; it is an estimate, so nothing is refused."""
+"""An estimate of the memory that a build needs, for a warning before it starts; nothing is refused because of it."""
 
 import re
 import warnings
@@ -16,12 +16,12 @@ FACTOR = 3.3
 
 
 def graph_bytes(bundle: Bundle, graph: Graph) -> int:
-    """Size of an ONNX file and its external data: nearly all of it is weights."""
+    """Return the size of an ONNX file and its external data: nearly all of it is weights."""
     return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def expected_bytes(weights: int, flavour: Flavour, workspace_mib: int | None, shared: bool) -> int:
-    """Host memory that compiling a graph takes at its peak.
+    """Estimate the host memory that compiling a graph takes at its peak.
 
     Args:
         weights: bytes of the graph.
@@ -34,7 +34,7 @@ def expected_bytes(weights: int, flavour: Flavour, workspace_mib: int | None, sh
 
 
 def free_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that a program can get without swapping; None where the system doesn't say.  ``root`` holds proc/."""
+    """Return the memory a program can get without swapping; None if the system doesn't say.  ``root`` holds proc/."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text(encoding="utf-8"), re.M)
     except OSError:
@@ -43,7 +43,7 @@ def free_bytes(root: Path = Path("/")) -> int | None:
 
 
 def is_shared(root: Path = Path("/")) -> bool:
-    """Whether CPU and GPU share one memory: a Jetson, in a container too.  ``root`` holds proc/."""
+    """Return whether CPU and GPU share one memory: a Jetson, in a container too.  ``root`` holds proc/."""
     try:
         return b"tegra" in (root / "proc/device-tree/compatible").read_bytes()
     except OSError:  # machines with a BIOS have no such file
@@ -51,13 +51,13 @@ def is_shared(root: Path = Path("/")) -> bool:
 
 
 def advice(shared: bool) -> str:
-    """What to do about too little memory."""
+    """Say what to do about too little memory."""
     workspace = "cap the workspace (--workspace 1024), " if shared else ""
     return f"close other programs, {workspace}or add swap"
 
 
 def warn_if_short(what: str, expected: int, free: int | None, shared: bool) -> None:
-    """Warn where a build will hardly fit."""
+    """Warn if a build will hardly fit."""
     if free is not None and free < expected:
         warnings.warn(
             f"{what} takes about {size_text(expected)} of memory and {size_text(free)} are free; {advice(shared)}",

@@ -21,12 +21,12 @@ WEIGHTS = {  # by type of layer: its class, and where its weights are
     "DECONVOLUTION": ("IDeconvolutionLayer", ("kernel", "bias")),
     "SCALE": ("IScaleLayer", ("shift", "scale", "power")),
 }
-ERRORS = 3  # how many of the parser's errors are told
+ERRORS = 3  # how many of the parser's errors are reported
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A network, with what it is made of: its weights lie in the parser's memory."""
+    """A network with its builder and parser, which owns the memory of the weights."""
 
     builder: Any  # IBuilder
     network: Any  # INetworkDefinition
@@ -35,7 +35,7 @@ class Parsed:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a network is made of, before the compiler fuses anything."""
+    """Layers and weights of a network, before the compiler fuses anything."""
 
     layers: int
     half_layers: int  # with a half output
@@ -46,7 +46,7 @@ class Counts:
 
 
 def title(flavour: Flavour, library: ModuleType) -> str:
-    """The library as people call it, with its version."""
+    """Return the library's name for people, with its version."""
     return f"{TITLES[flavour]} {version(library)}"
 
 
@@ -69,7 +69,7 @@ def parse(library: ModuleType, logger: Any, flavour: Flavour, role: Role, file: 
     with as_text(file) as readable:
         taken = parser.parse_from_file(str(readable))
     if not taken:
-        errors = [_told(parser.get_error(i)) for i in range(parser.num_errors)] or logger.errors[-1:] or ["no reason"]
+        errors = [_phrase(parser.get_error(i)) for i in range(parser.num_errors)] or logger.errors[-1:] or ["no reason"]
         more = f" and {len(errors) - ERRORS} more" if len(errors) > ERRORS else ""
         raise MmgenError(
             f"graph {role}: {title(flavour, library)} can't read {file.name}",
@@ -82,8 +82,8 @@ def parse(library: ModuleType, logger: Any, flavour: Flavour, role: Role, file: 
 def check_tensors(network: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], role: Role) -> None:
     """Compare a network's inputs and outputs with the bundle's.
 
-    A named axis must be dynamic.  An output's axis may be dynamic where the bundle has a number: not every parser finds
-    out, and the shape is known at run time.
+    A named axis must be dynamic.  An output's axis may be dynamic where the bundle has a number: not every parser
+    infers it, and the shape is known at run time.
 
     Raises:
         MmgenError: another name, type or shape.
@@ -155,8 +155,8 @@ def require_half(counts: Counts, role: Role, operations: float) -> None:
         )
 
 
-def _told(error: Any) -> str:
-    """A parser error as one phrase."""
+def _phrase(error: Any) -> str:
+    """Format a parser error as one phrase."""
     reason = textwrap.shorten(error.desc(), 300, placeholder=" ...")
     operator = error.node_operator()
     return f"operator {operator} (node {error.node_name() or error.node()}): {reason}" if operator else reason
@@ -180,7 +180,7 @@ def _weight_bytes(library: ModuleType, layer: Any) -> int:
 
 
 def _without_scopes(name: str) -> Iterator[str]:
-    """``a/b/c``, ``b/c``, ``c``: the bundle may put the submodule before a tensor's name."""
+    """Yield ``a/b/c``, ``b/c``, ``c``: the bundle may put the submodule before a tensor's name."""
     yield name
     while "/" in name:
         name = name.partition("/")[2]

@@ -1,4 +1,4 @@
-"""How far a compiler is, told from the nested phases that it reports."""
+"""A compiler's progress, from the nested phases that it reports."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-LEAST = 0.01  # of the whole, before it is told again
+LEAST = 0.01  # of the whole, between two reports
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Phases:
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
         self._phases: dict[str, _Phase] = {}  # those under way; their names are unique
-        self._told = 0.0
+        self._reported = 0.0
         self._lock = threading.Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
@@ -35,8 +35,8 @@ class Phases:
                 self._phases[name].done = step + 1
             roots = [n for n, phase in self._phases.items() if phase.parent not in self._phases]
             fraction = max(map(self._fraction, roots), default=0.0)
-            if fraction >= self._told + LEAST:
-                self._told = fraction
+            if fraction >= self._reported + LEAST:
+                self._reported = fraction
                 self._report(fraction)
 
     def finish(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Phases:
 
 
 def monitor(library: ModuleType, report: Callable[[float], None]) -> Any:
-    """An IProgressMonitor that reports a fraction; its base class comes with the library."""
+    """Return an IProgressMonitor that reports a fraction; its base class comes with the library."""
     phases = Phases(report)
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc, name-defined]

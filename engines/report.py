@@ -1,4 +1,4 @@
-"""What a build is, for people: counted by the compiler, not intended by the exporter."""
+"""A build described for people: what the compiler counted, not what the exporter intended."""
 
 import textwrap
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ WIDTH = 110  # characters
 
 
 def text(bundle: Bundle, folder: Path, build: Build, reused: bool) -> str:
-    """A line for each graph and one for all of them, the islands with their reasons, where the engines are.
+    """Format a line for each graph and one for all of them, the islands with their reasons, where the engines are.
 
     Args:
-        bundle: what was built; it knows why islands are islands.
+        bundle: what was built; it has the islands' reasons.
         folder: of the build.
         build: its sidecar.
-        reused: it was there already.
+        reused: it existed already.
     """
     rows = [("graph", "layers", "half", "float32", "half of weights", "engine MiB", "seconds", "peak MiB")]
     rows += [_row(role, [engine.report], engine.bytes) for role, engine in build.engines.items()]
@@ -33,7 +33,7 @@ def text(bundle: Bundle, folder: Path, build: Build, reused: bool) -> str:
 
 
 def removed_text(removed: Iterable[Removed]) -> str:
-    """A line for each thing that was cleared away, and the room that it gave."""
+    """Format a line for each thing that was removed, and the space that it freed."""
     found = list(removed)
     if not found:
         return "nothing to remove"
@@ -55,7 +55,7 @@ def _row(name: str, reports: list[GraphReport], size: int) -> tuple[str, str, st
 
 
 def _islands(bundle: Bundle, build: Build) -> str:
-    """The tensors that the compiler was given in float32, with the exporter's reasons."""
+    """List the tensors that the compiler was given in float32, the islands, with the exporter's reasons."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for island in bundle.precision.islands:
         engine = build.engines.get(island.graph)

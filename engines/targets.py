@@ -33,10 +33,10 @@ class Possible:
 
 
 def parse(names: Sequence[str] = ()) -> Target:
-    """Targets by name.
+    """Parse target names.
 
     Args:
-        names: ``host``, also for none: the device that is here, with TensorRT or else TensorRT for RTX.  Or compute
+        names: ``host``, also for none: this machine's device, with TensorRT or else TensorRT for RTX.  Or compute
             capabilities such as ``sm86``: one engine of TensorRT for RTX that holds them all, with no GPU.
 
     Raises:
@@ -60,13 +60,13 @@ def parse(names: Sequence[str] = ()) -> Target:
 
 
 def capabilities(library: ModuleType) -> tuple[str, ...]:
-    """What a release of TensorRT for RTX builds for, such as sm86, lowest first."""
+    """List what a release of TensorRT for RTX builds for, such as sm86, lowest first."""
     names = [name.lower() for name in library.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
     return tuple(sorted(names, key=lambda name: int(name[2:])))
 
 
 def possible() -> Possible:
-    """What this machine can build: for its own device, else portable engines for desktop GPUs, else nothing.
+    """Find what this machine can build: for its own device, else portable engines for desktop GPUs, else nothing.
 
     Portable engines hold every capability but Turing's: more of them cost neither size nor time.
     """

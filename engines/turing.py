@@ -16,7 +16,7 @@ CHANNELS_FIRST, CHANNELS_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 def products_to_convolutions(library: ModuleType, network: Any) -> list[Any]:
     """Rewrite float32 products (B, h, w, D) times a constant (D, K) in a network.
 
-    Others stay, and the compiler says what it thinks of them.
+    Others stay, and the compiler may refuse them.
 
     Args:
         library: the network's.
@@ -57,7 +57,7 @@ def products_to_convolutions(library: ModuleType, network: Any) -> list[Any]:
 
 
 def _constant(library: ModuleType, makers: dict[str, Any], name: str) -> Any:
-    """The matrix (D, K) that a tensor is, with leading axes of 1; None where it isn't constant."""
+    """Return the matrix (D, K) that a tensor is, without leading axes of 1; None if it isn't constant."""
     maker = makers.get(name)
     while maker is not None and maker.type == library.LayerType.SHUFFLE:  # leading axes, which the parser puts there
         maker = makers.get(maker.get_input(0).name)

@@ -1,4 +1,4 @@
-"""The compiler in a process of its own, one graph each: whatever it does, the program that asked for it lives on.
+"""The compiler in a process of its own, one graph each: whatever happens to it, the calling program lives on.
 
 A job goes in as a line of JSON on stdin, which stays open: its end means that the parent is gone.  Out come lines of
 JSON on what was stdout; there, native libraries print to stderr instead.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from mmgen.engines import memory
-from mmgen.engines.compile import Job, Say, compile_graph
+from mmgen.engines.compile import Events, Job, compile_graph
 from mmgen.runtime.backends.cuda import open_device
 from mmgen.runtime.backends.tensorrt.library import find_library, make_logger
 from mmgen.runtime.base.children import python
@@ -31,7 +31,7 @@ from mmgen.runtime.files.folders import size_text
 from mmgen.runtime.files.json_records import from_json, to_json
 
 log = logging.getLogger("mmgen.tensorrt")
-log.addHandler(logging.NullHandler())  # for who asks for logs; what a user needs of them is in the errors
+log.addHandler(logging.NullHandler())  # for programs that add one; what a user needs of the logs is in the errors
 LAST = 3  # log lines that an error quotes
 COMMAND = tuple(python("from mmgen.engines.worker import main; main()"))
 
@@ -53,21 +53,21 @@ def compile_apart(
         MmgenError: the job failed, or the worker can't be started or died; says how, with the last lines it logged.
     """
     free = memory.free_bytes()
-    home = Path(job.engine).parent  # where a library may leave something
+    home = Path(job.engine).parent  # where a library may leave files
     with (
         tempfile.TemporaryFile(dir=home) as printed,  # it can be written, if no other folder can
         _started(job, command, printed, home) as worker,
     ):
         try:
-            heard = _listen(worker, job, report)
+            outcome = _listen(worker, job, report)
         except BaseException:
             worker.kill()
             raise
-        if isinstance(heard, GraphReport):
+        if isinstance(outcome, GraphReport):
             worker.kill()  # what is left is to free memory
-            return heard
+            return outcome
         status = worker.wait()
-        raise _death(job, status, [*_tail(printed), *heard][-LAST:], expected, free)
+        raise _death(job, status, [*_tail(printed), *outcome][-LAST:], expected, free)
 
 
 def _started(job: Job, command: Sequence[str], printed: IO[bytes], home: Path) -> "subprocess.Popen[bytes]":
@@ -75,11 +75,11 @@ def _started(job: Job, command: Sequence[str], printed: IO[bytes], home: Path) -
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, cwd=home)
     except OSError as error:
         what = f"graph {job.role}: the compiler can't be started ({error.strerror})"
-        raise MmgenError(what, remedy="mmgen doctor tells what is installed") from error
+        raise MmgenError(what, remedy="mmgen doctor shows what is installed") from error
 
 
 def _listen(worker: "subprocess.Popen[bytes]", job: Job, report: Callable[[float], None]) -> GraphReport | list[str]:
-    """What the worker made, or, if it ended without a word, the last lines it logged."""
+    """Return the worker's report or, if it ended without one, the last lines it logged."""
     assert worker.stdin is not None and worker.stdout is not None
     lines: deque[str] = deque(maxlen=LAST)
     try:
@@ -113,7 +113,7 @@ def _message(line: bytes) -> Any:
 
 
 def _tail(printed: IO[bytes]) -> list[str]:
-    """The last lines of what the worker and its libraries printed."""
+    """Return the last lines of what the worker and its libraries printed."""
     size = printed.seek(0, os.SEEK_END)
     printed.seek(max(0, size - 4096))
     lines = printed.read().decode(errors="replace").splitlines()
@@ -121,12 +121,12 @@ def _tail(printed: IO[bytes]) -> list[str]:
 
 
 def _death(job: Job, status: int, lines: list[str], expected: int, free: int | None) -> MmgenError:
-    said = textwrap.shorten(" / ".join(lines), 600, placeholder=" ...")
-    last = f"; its last words: {said}" if said else ""
+    quoted = textwrap.shorten(" / ".join(lines), 600, placeholder=" ...")
+    last = f"; its last output: {quoted}" if quoted else ""
     if status >= 0:
         return MmgenError(
             f"graph {job.role}: the compiler ended with status {status}{last}",
-            remedy="mmgen doctor tells what is installed",
+            remedy="mmgen doctor shows what is installed",
         )
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
     if name != "SIGKILL":
@@ -143,9 +143,9 @@ def _death(job: Job, status: int, lines: list[str], expected: int, free: int | N
 
 
 def main() -> None:
-    """The worker: reads a job, compiles it, says what came of it."""
+    """Run the worker: read a job, compile it, report the outcome."""
     say = _channel()
-    _go_first()
+    _end_first()
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _forward_log(say, order["level"])
@@ -160,15 +160,15 @@ def main() -> None:
 
 
 def _compile(job: Job, say: Callable[[object], None]) -> GraphReport:
-    heard = Say(lambda fraction: say({"fraction": float(fraction)}), lambda text: say({"warning": text}))
+    events = Events(lambda fraction: say({"fraction": float(fraction)}), lambda text: say({"warning": text}))
     # TensorRT crashes where there is no device; TensorRT for RTX needs none.
     with closing(open_device()) if job.flavour == "tensorrt" else nullcontext():
         library = find_library(job.flavour)
-        return compile_graph(library, make_logger(library), job, heard)
+        return compile_graph(library, make_logger(library), job, events)
 
 
 def _channel() -> Callable[[object], None]:
-    """A way to the parent that nothing else writes to: what prints to stdout from now on goes to stderr."""
+    """Return a function that writes to the parent alone; what prints to stdout from now on goes to stderr."""
     parent = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     lock = threading.Lock()
@@ -180,17 +180,17 @@ def _channel() -> Callable[[object], None]:
     return say
 
 
-def _go_first() -> None:
-    """Where memory runs out, it is this process that ends.  Ctrl-C is the parent's business."""
+def _end_first() -> None:
+    """Let this process be the one that is killed when memory runs out, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     except OSError:
-        return  # not Linux, or not allowed: nobody needs it
+        return  # not Linux, or not allowed: it is optional
 
 
 def _end_with_parent() -> NoReturn:
-    """Compiling lets other threads run, so this one sees the end of stdin at once."""
+    """End this process when its parent is gone, at once: compiling lets other threads run."""
     while os.read(0, 1):
         pass
     os._exit(1)

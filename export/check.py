@@ -1,4 +1,4 @@
-"""Whether a ``Model`` is what it says: types, numbers and shapes, before the long work."""
+"""Checks that a ``Model`` is what it says, in types, numbers and shapes, before the long work."""
 
 import math
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ def check(model: Model) -> None:
     defaults = model.defaults
     options = defaults.solver_options
     if isinstance(model.process, Masked):
-        places = math.prod(model.latent_shape)
-        masked.table(defaults.solver, model.process, places, defaults.steps, options=options)
+        positions = math.prod(model.latent_shape)
+        masked.table(defaults.solver, model.process, positions, defaults.steps, options=options)
         if model.quantiser is not None:
             raise MmgenError("a masked process with a quantiser", remedy="its decoder takes codes")
     else:
@@ -50,7 +50,7 @@ def check(model: Model) -> None:
 
 
 def modules(model: Model) -> dict[str, nn.Module]:
-    """The parts that a model has, by field name."""
+    """Return the parts that a model has, by field name."""
     parts: Mapping[str, nn.Module | None] = {
         "denoiser": model.denoiser,
         "decoder": model.decoder,
@@ -62,7 +62,7 @@ def modules(model: Model) -> dict[str, nn.Module]:
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of all parameters and buffers."""
+    """Count the bytes of all parameters and buffers."""
     tensors = {t.data_ptr(): t for module in modules(model).values() for t in (*module.parameters(), *module.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
@@ -72,9 +72,9 @@ def _check_conditions(model: Model) -> None:
     for c in model.conditions:
         what = f"condition {c.name!r}"
         if not c.name.strip() or "=" in c.name or not c.name.isprintable():
-            raise MmgenError(f"{what}: name", wanted="letters, with no '=', which stands behind it on a command line")
+            raise MmgenError(f"{what}: name", wanted="letters, with no '=', which follows the name on a command line")
         if names.count(c.name) > 1:
-            raise MmgenError(f"{what} is there twice", remedy="give each a name of its own")
+            raise MmgenError(f"{what} is defined twice", remedy="give each a name of its own")
         match c.kind:
             case "text" if c.length is None or c.length < 1:
                 raise MmgenError(f"{what}: length", got=c.length, wanted="the number of tokens, at least 1")
@@ -118,7 +118,7 @@ def _check_denoiser(model: Model) -> None:
             raise MmgenError("condition: number of tensors", got=len(conditioning), wanted=wanted)
         for name, tensor in zip(model.conditioning, conditioning, strict=True):
             if tensor.ndim == 0 or len(tensor) != 1:
-                raise MmgenError(f"condition: {name} for one row", got=tuple(tensor.shape), wanted="(1, ...)")
+                raise MmgenError(f"condition: {name} for one sample", got=tuple(tensor.shape), wanted="(1, ...)")
     if isinstance(process := model.process, Masked):
         tokens = torch.full((1, *model.latent_shape), process.mask_id)
         timestep = [torch.zeros(1)] if process.train_timesteps else []

@@ -50,7 +50,7 @@ def main(
     no_hoist: bool,
     as_json: bool,
 ) -> None:
-    """Turn a trained model into a bundle, proven against torch.
+    """Turn a trained model into a bundle, validated against torch.
 
     SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
     mmgen.export.base.model.Model.  Without it, an embedded model is exported: --model says which.
@@ -103,8 +103,8 @@ def main(
 
 
 def _engines(targets: Sequence[str]) -> Callable[[Path, Progress], str]:
-    """What builds engines for targets, or for what this machine can build; it takes the bundle and returns a report."""
+    """Return a function that builds engines for targets, or for what this machine can build, and reports on them."""
     for entry in importlib.metadata.entry_points(group=ENGINES, name="build"):
         prepare: Callable[[Sequence[str]], Callable[[Path, Progress], str]] = entry.load()
         return prepare(targets)
-    raise MmgenError("nothing here builds engines", remedy="install mmgen-dit again, or export with --no-engines")
+    raise MmgenError("no engine builder is installed", remedy="install mmgen-dit again, or export with --no-engines")

@@ -1,4 +1,4 @@
-"""A model to a bundle: traced, made half where asked, and compared with torch at every level before it exists."""
+"""A model to a bundle: traced, converted to half precision on request, and validated against torch at every level."""
 
 import dataclasses
 import gc
@@ -27,7 +27,7 @@ from mmgen.export.proof.invariants import follow
 from mmgen.export.proof.parts import run_torch, sources
 from mmgen.export.proof.receipts import Policy, against_float, against_torch, of_trace
 from mmgen.export.proof.torch_run import TorchRun
-from mmgen.export.sources.weights import check_there
+from mmgen.export.sources.weights import check_loaded
 from mmgen.export.tracing.trace import describe, trace
 from mmgen.runtime.backends.ort.cpu import open_backend
 from mmgen.runtime.backends.ort.importing import import_onnxruntime
@@ -61,8 +61,8 @@ Check = Callable[[Path], object]  # of an ONNX file; raises
 
 DISK = 2.5  # bytes to have free for each byte of weights: the float graphs, the half graphs, and room
 MAX_B = 8  # largest batch that engines are made for
-MAX_G = 4  # most branches: what is asked, what isn't wanted, and two more; only memory for the largest request is more
-MAX_N = 128  # most rows of a solver's table that engines compute invariants for at once
+MAX_G = 4  # most branches: the condition, its negative and two more; costs only memory, for the largest request
+MAX_N = 128  # most evaluations whose invariants engines compute at once
 GRAPHS, FLOAT, TRACED = "graphs", "float", "traced"  # folders; all but the first are gone when the bundle is complete
 
 
@@ -76,16 +76,16 @@ def export(
     cpu_only: bool = False,
     progress: Report | None = None,
 ) -> Bundle:
-    """Write a bundle.
+    """Export a model as a bundle.
 
     Args:
         model: a trained generator; its modules are put into evaluation mode.
         out: the folder to write; an older bundle there is replaced when the new one is complete.
         policy: fp16 makes weights and activations half; the state, the solver and the code search stay float32.
-        islands: with fp16, keep those tensors in float32 whose measured range half precision doesn't have.
+        islands: with fp16, keep tensors in float32 (as islands) whose measured range half precision can't represent.
         hoist: compute before the loop what is the same in every step; False leaves it in the step graph.
         cpu_only: take what TensorRT can't build, too; the bundle says what that is, and only CPUs run it.
-        progress: called with what is being done and the share of everything that is done.
+        progress: called with the stage under way and the share of all work that is done.
 
     Raises:
         MmgenError: the model is not what it says, can't be traced, uses what TensorRT can't build, a comparison
@@ -93,7 +93,7 @@ def export(
     """
     report = progress or (lambda stage, fraction: None)
     for part, module in modules(model).items():
-        check_there(module, f"{part} of {model.name}")
+        check_loaded(module, f"{part} of {model.name}")
     check_graph = lint_for_cpu if cpu_only else lint
     with (
         nothing_left(),
@@ -103,36 +103,38 @@ def export(
         folder = manifest.parent
         report("checking the model", 0.0)
         check(model)
-        if invented := made_up(model):
-            warnings.warn(
-                f"comparisons use made-up values of {' and '.join(invented)}: give typical requests in Model.examples",
-                stacklevel=2,
-            )
         model = named(model)
-        bundle, run, invariants = _leave_torch(model, folder, policy, hoist, check_graph, report)
-        del model  # from here on its weights are needed no more
+        bundle = _manifest(model, folder, policy)
+        if bundle.made_up:
+            invented = " and ".join(bundle.made_up)
+            warnings.warn(
+                f"comparisons use made-up values of {invented}: give typical requests in Model.examples", stacklevel=2
+            )
+        bundle, run, invariants = _leave_torch(model, bundle, folder, hoist, check_graph, report)
+        del model  # its weights aren't needed from here on
         gc.collect()
-        bundle = _prove_graphs(bundle, run, folder, islands, invariants, check_graph, report)
+        bundle = _validate_graphs(bundle, run, folder, islands, invariants, check_graph, report)
         if cpu_only:
             bundle = dataclasses.replace(bundle, cpu_only=_not_for_gpus(bundle, folder))
         report("comparing the loop and the media", 0.9)
         write_golden(run.golden, folder / GOLDEN)
-        bundle = _prove_loop(dataclasses.replace(bundle, golden_sha256=sha256(folder / GOLDEN)), folder)
+        bundle = _validate_loop(dataclasses.replace(bundle, golden_sha256=sha256(folder / GOLDEN)), folder)
         report("done", 1.0)
     return dataclasses.replace(bundle, folder=Path(out))
 
 
 def _leave_torch(
-    model: Model, folder: Path, policy: Policy, hoisting: bool, check_graph: Check, report: Report
+    model: Model, bundle: Bundle, folder: Path, hoisting: bool, check_graph: Check, report: Report
 ) -> tuple[Bundle, TorchRun, frozenset[str]]:
-    """The manifest without graphs, the golden run, and every graph as float32 ONNX; names of what they hand on."""
-    if model.tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(model.tokenizer)
-    bundle = _manifest(model, folder, policy)
+    """Run and trace a model in torch, and write every graph as float32 ONNX.
+
+    Returns:
+        The manifest, still without graphs; the golden run; names of the tensors that hoisted graphs pass to each other.
+    """
     parts = sources(model)
     report("running torch", 0.05)
     run = run_torch(model, parts, bundle)
-    kind = FLOAT if policy == "fp16" else GRAPHS
+    kind = FLOAT if bundle.precision.policy == "fp16" else GRAPHS
     for i, source in enumerate(parts.values()):
         report(f"tracing {source.role}", 0.2 + 0.25 * i / len(parts))
         path = _graph(folder, TRACED if hoisting and source.role in ("condition", "step") else kind, source.role)
@@ -157,7 +159,7 @@ def _leave_torch(
     return bundle, run, frozenset() if hoisted is None else frozenset(hoisted.summary.tensors)
 
 
-def _prove_graphs(
+def _validate_graphs(
     bundle: Bundle,
     run: TorchRun,
     folder: Path,
@@ -166,14 +168,18 @@ def _prove_graphs(
     check_graph: Check,
     report: Report,
 ) -> Bundle:
-    """Levels 1 and 2, and the conversion between them; the manifest with graphs and their receipts."""
+    """Validate every graph alone (levels 1 and 2), with the conversion to half in between.
+
+    Returns:
+        The manifest with the graphs and their validation records (receipts).
+    """
     half = bundle.precision.policy == "fp16"
     receipts: dict[str, tuple[Receipt, ...]] = {}
     kept: dict[str, tuple[Island, ...]] = {}
     shares: dict[str, HalfShare] = {}
     narrowed: frozenset[str] = frozenset()
-    given = _given(bundle, [_graph(folder, FLOAT if half else GRAPHS, role) for role in run.samples])
-    for i, (role, samples) in enumerate(reversed(run.samples.items())):  # a graph after those that read what it makes
+    given = _unprocessed_names(bundle, [_graph(folder, FLOAT if half else GRAPHS, role) for role in run.samples])
+    for i, (role, samples) in enumerate(reversed(run.samples.items())):  # a graph after those that read its outputs
 
         def part(stage: str, share: float, role: Role = role, i: int = i) -> None:
             report(f"{stage} {role}", 0.5 + 0.4 * (i + share) / len(run.samples))
@@ -211,8 +217,13 @@ def _prove_graphs(
     )
 
 
-def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
-    """Tensors of the graphs, in the order of a request, that it gives or that no layer has seen on their way."""
+def _unprocessed_names(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
+    """Return the tensors that a request gives, or that are computed from these without a layer.
+
+    Args:
+        bundle: the manifest so far.
+        graphs: in the order in which a request runs them.
+    """
     given = {condition.tensor for condition in bundle.conditions}
     given |= {names.STATE, names.TIMESTEP, names.LATENTS, names.MEDIA, names.CODES}
     for path in graphs:
@@ -224,13 +235,13 @@ def _given(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]:
 
 
 def _not_for_gpus(bundle: Bundle, folder: Path) -> dict[str, tuple[str, ...]]:
-    """By role, why TensorRT can't build a graph; the roles of which it could build all are left out."""
+    """Return why TensorRT can't build a graph, by role; roles that it can build are left out."""
     reasons = {role: lint_for_cpu(folder / graph.file) for role, graph in bundle.graphs.items()}
     return {role: why for role, why in reasons.items() if why}
 
 
-def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
-    """Levels 3 and 4, on the files as they will be; the manifest, written."""
+def _validate_loop(bundle: Bundle, folder: Path) -> Bundle:
+    """Validate the loop and the media (levels 3 and 4) with the final files; write the manifest and return it."""
     write_manifest(bundle, folder)
     half = bundle.precision.policy == "fp16"
     backend = EmulatedHalf(import_onnxruntime(), None) if half else open_backend("ort-cpu")
@@ -242,12 +253,14 @@ def _prove_loop(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
-    """What is known before there are graphs; the nulls that are arrays are written."""
+    """Build the manifest as far as it is known before there are graphs; write the tokenizer and array nulls."""
+    if model.tokenizer is not None:
+        (folder / TOKENIZER).write_bytes(model.tokenizer)
     defaults = model.defaults
     guided = defaults.guidance != 1 or any(c.null is not None for c in model.conditions)
     usual, most = 2 if guided else 1, MAX_G if model.conditions else 1
     evaluations, options = defaults.steps, defaults.solver_options
-    if not isinstance(model.process, Masked):  # whose timestep graph, if any, is for that many rows or one more
+    if not isinstance(model.process, Masked):  # whose timestep graph, if any, is for this many or one more
         evaluations = len(
             solver_table(defaults.solver, model.process, defaults.steps, sigmas=defaults.sigmas, options=options)
         )

@@ -1,7 +1,6 @@
-"""A graph's answers in ONNX Runtime on the CPU, for comparisons."""
+"""A graph's outputs from ONNX Runtime on the CPU, for comparisons."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mmgen.runtime.backends.ort.importing import import_onnxruntime
-from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.backends.ort.session import explained
 from mmgen.runtime.storage.schema import Role
 
 Arrays = dict[str, NDArray[Any]]
@@ -17,7 +16,7 @@ TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}  # where a fe
 
 
 def answers(role: Role, graph: Path, wanted: Sequence[str] = ()) -> Callable[[Mapping[str, NDArray[Any]]], Arrays]:
-    """A function from inputs to outputs, both by name; inputs that the graph doesn't take are let be.
+    """Return a function from inputs to outputs, both by name; it ignores inputs that the graph doesn't take.
 
     Args:
         role: what errors call the graph.
@@ -39,23 +38,15 @@ def answers(role: Role, graph: Path, wanted: Sequence[str] = ()) -> Callable[[Ma
         source = ir.to_proto(model).SerializeToString()
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(graph.parent.absolute()))
-    with _told(f"graph {role} can't be loaded by ONNX Runtime", "change the model's forward, or update onnxruntime"):
+    remedy = "change the model's forward, or update onnxruntime"
+    with explained(f"graph {role} can't be loaded by ONNX Runtime", remedy):
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     inputs = {i.name: TYPES.get(i.type) for i in session.get_inputs()}
 
     def answer(given: Mapping[str, NDArray[Any]]) -> Arrays:
         taken = {name: given[name].astype(dtype or given[name].dtype, copy=False) for name, dtype in inputs.items()}
-        with _told(f"graph {role} fails in ONNX Runtime", "its module may depend on the size of the batch"):
+        with explained(f"graph {role} fails in ONNX Runtime", "its module may depend on the size of the batch"):
             return dict(zip(outputs, session.run(outputs, taken), strict=True))
 
     return answer
-
-
-@contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
-    """Makes an error of ONNX Runtime one of ours."""
-    try:
-        yield
-    except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        raise MmgenError(f"{what}: {error}", remedy=remedy) from error

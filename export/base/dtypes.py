@@ -41,10 +41,10 @@ def load(path: Path) -> ir.Model:
 
 
 def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which of a node's float32 inputs and outputs could be float16; by position.
+    """Find which of a node's float32 inputs and outputs could be float16, by position.
 
-    None of an operator that takes or makes sequences, whose items would have to change with it, nor of one that adds up
-    what it scatters: the standard has that in float16, ONNX Runtime on a CPU hasn't.
+    There are none for an operator that takes or makes sequences, whose items would have to change with it, nor for one
+    that adds up what it scatters: the standard allows float16 there, but ONNX Runtime on a CPU has no such kernel.
     """
     schema = _schema(node.op_type, opset) if node.domain == "" else None
     if schema is None or any(value is not None and _holds_tensors(value) for value in (*node.inputs, *node.outputs)):
@@ -60,14 +60,14 @@ def half_slots(node: ir.Node, opset: int) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def is_single(value: ir.Value | None) -> bool:
-    """Whether there is a tensor and it is float32."""
+    """Return whether a value is a float32 tensor."""
     return value is not None and not _holds_tensors(value) and value.dtype == ir.DataType.FLOAT
 
 
 def formal_types(node: ir.Node, opset: int) -> tuple[list[str], list[str]]:
-    """The types that the standard gives a node's inputs and outputs: a type variable, such as T, or tensor(int64).
+    """Return the types that the standard gives a node's inputs and outputs: a variable such as T, or tensor(int64).
 
-    "" where the standard doesn't know, or allows each of a row of arguments to be different.
+    "" where the standard doesn't say, or lets each of several variadic arguments have a type of its own.
     """
     schema = _schema(node.op_type, opset) if node.domain == "" else None
     if schema is None:
@@ -76,7 +76,7 @@ def formal_types(node: ir.Node, opset: int) -> tuple[list[str], list[str]]:
 
 
 def mixed_types(model: ir.Model) -> list[tuple[ir.Node, str]]:
-    """Nodes that combine tensors of different types where the standard, or TensorRT, wants one.
+    """Find nodes that combine tensors of different types where the standard, or TensorRT, wants one.
 
     Returns:
         Pairs of a node and what is mixed in it, as "T: float32 a, float16 b".
@@ -100,12 +100,12 @@ def mixed_types(model: ir.Model) -> list[tuple[ir.Node, str]]:
 
 
 def name_of(dtype: ir.DataType) -> str:
-    """The name of a type as numpy has it."""
+    """Return numpy's name for a type."""
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(dtype.name, dtype.name.lower())
 
 
 def _holds_tensors(value: ir.Value) -> bool:
-    """Whether a value is a sequence or an optional value and no tensor itself."""
+    """Return whether a value is a sequence or an optional value rather than a tensor."""
     return isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
@@ -118,7 +118,7 @@ def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
 
 
 def _spread(formal: "Sequence[onnx.defs.OpSchema.FormalParameter]", count: int) -> list[str]:
-    """The types of ``count`` arguments; the last formal one may stand for many."""
+    """Return the types of ``count`` arguments; the last formal one may stand for many."""
     types = [p.type_str for p in formal[:count]]
     if len(types) < count and formal:
         last = formal[-1]

@@ -7,10 +7,10 @@ CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 
 def names() -> tuple[str, ...]:
-    """What there is, in alphabetical order."""
+    """List the embedded models in alphabetical order."""
     return tuple(sorted(config.parent.name for config in CHECKPOINTS.glob("*/config.json")))
 
 
 def folder(name: str) -> Path:
-    """Where a model's checkpoint is, or would be."""
+    """Return where a model's checkpoint is, or would be."""
     return CHECKPOINTS / name

@@ -1,4 +1,4 @@
-"""What torch leaves on a machine where it exports: nothing."""
+"""Clean-up of what torch leaves on a machine where it exports."""
 
 import os
 import tempfile
@@ -12,7 +12,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 @contextmanager
 def nothing_left() -> Iterator[None]:
-    """The folder that torch makes for a compiler, which is not used here, goes away with the block.
+    """Remove, when the block ends, the folder that torch makes for its compiler, which is not used here.
 
     Raises:
         MmgenError: there is no place for temporary files.

@@ -1,4 +1,4 @@
-"""What no program that a bundle is for would take, found before it is tried."""
+"""Operators that TensorRT or ONNX Runtime would refuse, or compute wrongly, found before an engine is built."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def lint(path: Path) -> None:
 
 
 def lint_for_cpu(path: Path) -> tuple[str, ...]:
-    """Why TensorRT can't build an ONNX file that is for CPUs alone; () if it can.
+    """Return why TensorRT can't build an ONNX file that is for CPUs alone; () if it can.
 
     Raises:
         MmgenError: it isn't valid ONNX, or draws numbers that no seed decides.
@@ -53,12 +53,12 @@ def lint_for_cpu(path: Path) -> tuple[str, ...]:
 
 
 def label(node: ir.Node) -> str:
-    """How an error calls a node."""
+    """Return the name of a node for an error."""
     return f"{node.op_type} {node.name or (node.outputs[0].name if node.outputs else '')}".strip()
 
 
 def _anywhere(model: ir.Model) -> Iterator[str]:
-    """Why nothing that mmgen knows would run a graph as it is meant."""
+    """Yield the reasons why no supported runtime would compute a graph as intended."""
     for domain, name, _ in model.functions:
         yield f"function {f'{domain}::' if domain else ''}{name} isn't inlined"
     reasons: Reasons = {}
@@ -67,7 +67,7 @@ def _anywhere(model: ir.Model) -> Iterator[str]:
             yield f"{label(node)} is of the domain {node.domain!r}, not of standard ONNX"
         elif node.op_type in RANDOM:
             reasons.setdefault((node.op_type, UNSEEDED), []).append(node)
-    yield from _told(reasons, lines=True)
+    yield from _phrases(reasons, lines=True)
 
 
 def _for_engines(model: ir.Model, *, lines: bool) -> Iterator[str]:
@@ -77,14 +77,14 @@ def _for_engines(model: ir.Model, *, lines: bool) -> Iterator[str]:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.domain in ("", "ai.onnx") and (reason := node_reason(node, opset)):
             reasons.setdefault((node.op_type, reason), []).append(node)
-    yield from _told(reasons, lines=lines)
+    yield from _phrases(reasons, lines=lines)
     yield from type_reasons(model)
     for node, what in mixed_types(model):
         yield f"{label(node)} mixes types: {what}"
 
 
-def _told(reasons: Reasons, *, lines: bool) -> Iterator[str]:
-    """One phrase for each reason, with the place of the first node in the model, and in the user's code."""
+def _phrases(reasons: Reasons, *, lines: bool) -> Iterator[str]:
+    """Yield one phrase for each reason, with the first node's place in the model and in the user's code."""
     for (_, reason), nodes in reasons.items():
         place = where(nodes[0]) if lines else module_of(nodes[0])
         more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""

@@ -17,7 +17,7 @@ class Model:
     """A trained generator, ready to leave torch.
 
     All modules take and return float32 tensors and are called in evaluation mode.  L is the latent shape, B the
-    number of samples, R = G B the rows: every sample once per guidance branch.
+    number of samples, R = G B the branch batch: every sample once per guidance branch.
     """
 
     name: str  # the bundle's default name
@@ -28,14 +28,14 @@ class Model:
     media: Media
     defaults: Defaults
     decoder: nn.Module  # latents (B, *L), quantised if there is a quantiser -> media; pictures (B, 3, H, W) in [-1, 1]
-    guided_channels: int | None = None  # guidance acts on the first so many of L[0] alone, as DiT's does; None: on all
+    guided_channels: int | None = None  # guidance acts on the first n of L[0] alone, as DiT's does; None: on all
     guidance_rescale: bool = True  # whether requests can ask for it, where there is guidance; under 1 % of a DiT's step
     quantiser: nn.Module | None = None  # latents (B, *L) -> (decoder's input, codes int64 (B, ...)); stays float32
     encoder: nn.Module | None = None  # media as the decoder makes it -> latents (B, *L), or codes int64 where masked
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)
     conditioning: tuple[str, ...] = ()  # names of what ``condition`` returns
     tokenizer: bytes | None = None  # Hugging Face ``tokenizers`` JSON, where a condition is text
-    examples: tuple[Request, ...] = ()  # requests for the receipts, typical of use; made up where there are none
+    examples: tuple[Request, ...] = ()  # typical requests, to validate with; made up where there are none
     licence: str = "unknown"
     source: str = ""  # where the weights came from
     source_sha256: str = ""  # over the weight files

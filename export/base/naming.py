@@ -11,7 +11,7 @@ TYPES = ("_fp16", "_fp32")  # how tensors end that are made when types change
 
 
 def named(model: Model) -> Model:
-    """The model with a name for each conditioning tensor, and a ``graph_name`` for conditions that need one.
+    """Return the model with a name for each conditioning tensor, and a ``graph_name`` for conditions that need one.
 
     All graphs of a bundle share one namespace: what the condition graph returns is what the step graph takes.
     """
@@ -29,7 +29,7 @@ def named(model: Model) -> Model:
 
 
 def free(name: str, taken: Container[str]) -> str:
-    """A name, or one like it that no other tensor has."""
+    """Return a name that no other tensor has: the given one, or the given one with a suffix."""
     candidate, number = name, 1
     while candidate in taken or candidate.endswith(TYPES):
         candidate = f"{name}_given" if number == 1 else f"{name}_given_{number}"
@@ -38,5 +38,5 @@ def free(name: str, taken: Container[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """Letters, digits and underscores alone, which every compiler takes."""
+    """Reduce a name to letters, digits and underscores, which every compiler takes."""
     return re.sub(r"\W", "_", name, flags=re.ASCII)

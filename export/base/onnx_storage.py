@@ -1,4 +1,4 @@
-"""ONNX files: the graph, and beside it the weights."""
+"""ONNX files: the graph, and its weights in a second file."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ def save(model: ir.Model, path: Path, written: Written | None = None) -> None:
     for them in the other file.
 
     Args:
-        model: is as it was when this returns.
+        model: left unchanged.
         written: called for each weight that goes to the other file.
     """
     values = (value for graph in model.graphs() for value in graph.initializers.values())

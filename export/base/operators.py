@@ -30,20 +30,20 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "GRU", "LSTM", "RNN"})
 
 
 def values(node: ir.Node) -> list[ir.Value]:
-    """A node's inputs, without those that were left out."""
+    """Return a node's inputs, without those that were left out."""
     return [value for value in node.inputs if value is not None]
 
 
 def is_weight(value: ir.Value | None) -> bool:
-    """Whether a value is an initialiser with at least two axes longer than 1."""
+    """Return whether a value is an initialiser with at least two axes longer than 1."""
     return value is not None and value.const_value is not None and sum(d != 1 for d in value.const_value.shape) > 1
 
 
 def has_weights(node: ir.Node) -> bool:
-    """Whether a node is a product, or a convolution, with weights."""
+    """Return whether a node is a product, or a convolution, with weights."""
     return node.op_type in PRODUCTS | CONVOLUTIONS and any(map(is_weight, node.inputs))
 
 
 def is_layer(node: ir.Node) -> bool:
-    """Whether magnitudes after a node are the network's own, and no longer those of its inputs."""
+    """Return whether magnitudes after a node are the network's own, and no longer those of its inputs."""
     return node.op_type in NORMS or node.op_type in CONVOLUTIONS or has_weights(node)

@@ -26,18 +26,18 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n
 
 
 def of_trace(trace: str) -> str:
-    """The innermost line outside torch of a formatted stack, as ``file:line: text``; "" if there is none."""
+    """Return the innermost line outside torch of a formatted stack, as ``file:line: text``; "" if there is none."""
     found = [(match["file"], match["line"], match["text"]) for match in _FRAME.finditer(trace)]
     return _innermost((file, int(line), text) for file, line, text in found)
 
 
 def of_error(error: BaseException) -> str:
-    """The innermost line outside torch that an exception went through."""
+    """Return the innermost line outside torch that an exception went through."""
     return of_frames(traceback.extract_tb(error.__traceback__))
 
 
 def of_frames(frames: traceback.StackSummary) -> str:
-    """The innermost line outside torch of a stack."""
+    """Return the innermost line outside torch of a stack."""
     return _innermost((frame.filename, frame.lineno or 0, frame.line) for frame in frames)
 
 
@@ -50,32 +50,32 @@ def _innermost(frames: Iterable[tuple[str, int, str | None]]) -> str:
 
 
 def is_users(file: str) -> bool:
-    """Whether a file is neither torch's, nor Python's, nor the exporter's."""
+    """Return whether a file is the user's: neither torch's, nor Python's, nor the exporter's."""
     standard = file.startswith(_STANDARD) and not any(f"{os.sep}{name}{os.sep}" in file for name in _PACKAGES)
     return not standard and not file.startswith(("<", *_LIBRARIES, _OWN))
 
 
 def note(model: ir.Model) -> None:
-    """Give nodes that torch made their origin."""
+    """Record the origin of each node that torch made, as metadata."""
     for node in model.graph:
         if origin := of_trace(node.metadata_props.get(TRACE, "")):
             node.metadata_props[ORIGIN] = origin
 
 
 def module_of(node: ir.Node) -> str:
-    """The path of the submodule that a node is in, as ``blocks.3.attn``."""
+    """Return the path of the submodule that a node is in, such as ``blocks.3.attn``."""
     parts = [part.strip("'\" ") for part in node.metadata_props.get(SCOPES, "").strip("[]").split(",")]
     return parts[-2] if len(parts) > 1 else ""  # the last one is the operation
 
 
 def where(node: ir.Node) -> str:
-    """Module path and line of a node for an error, as far as they are known."""
+    """Describe a node by its module path and its line, as far as they are known, for an error."""
     known = (module_of(node), node.metadata_props.get(ORIGIN, ""))
     return ", ".join(part for part in known if part)
 
 
 def forget(path: Path) -> None:
-    """Take the origins out of a file, whose weights stay as they are."""
+    """Remove the origins from a file; its weights stay as they are."""
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         kept = [entry for entry in node.metadata_props if entry.key != ORIGIN]

@@ -1,4 +1,4 @@
-"""A bundle's folder that appears whole or not at all."""
+"""A bundle's folder, put in place by one rename when it is complete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ ELSEWHERE = "choose another place with -o"
 
 @contextmanager
 def placed(out: Path, wanted_bytes: int) -> Iterator[Path]:
-    """A folder to write in, which becomes ``out`` when the block ends well.
+    """Yield a folder to write in, which becomes ``out`` when the block ends without an error.
 
-    On an error, Ctrl-C or SIGTERM nothing of it stays, and a bundle that was at ``out`` is as it was.  The engines of
-    an older bundle go over to the new one: they are known by what they were made from, so those of graphs that did
-    not change can still be used.  Whenever the process is killed, there is the one bundle or the other, with them.
+    On an error, Ctrl-C or SIGTERM nothing of it remains, and an older bundle at ``out`` is unchanged.  The engines of
+    an older bundle move to the new one: they are identified by what they were built from, so those of graphs that did
+    not change stay usable.  Whenever the process is killed, ``out`` is either the old or the new bundle, with them.
 
     Args:
         out: the bundle's folder: nothing, or an older bundle.
-        wanted_bytes: free space to ask for.
+        wanted_bytes: free space required.
 
     Raises:
         MmgenError: ``out`` is something else, can't be written, or has too little space.
@@ -36,4 +36,4 @@ def placed(out: Path, wanted_bytes: int) -> Iterator[Path]:
 
 def _nothing_or_bundle(out: Path) -> None:
     if out.exists() and not (out / MANIFEST).is_file():
-        raise MmgenError(f"{out} is there and is not a bundle", remedy=f"move it away, or {ELSEWHERE}")
+        raise MmgenError(f"{out} exists and is not a bundle", remedy=f"move it away, or {ELSEWHERE}")

@@ -1,4 +1,4 @@
-"""What TensorRT doesn't take of ONNX: the safe set of TensorRT 10.3, and of it what TensorRT for RTX compiles.
+"""What TensorRT doesn't support of ONNX: the safe set of TensorRT 10.3, and of it what TensorRT for RTX compiles.
 
 JetPack 6 has TensorRT 10.3, the oldest that mmgen builds for; its rules are read from its ONNX parser's source and
 tables of operators.  Those of TensorRT for RTX 1.7 were found by compiling a small graph for each.
@@ -48,7 +48,7 @@ CARRIERS = ("Cast", "CastLike", "Identity", "Shape", "Size")  # what may read or
 
 
 def opset_reason(model: ir.Model) -> str | None:
-    """Why a graph's operator set is none that TensorRT reads."""
+    """Return why TensorRT can't read a graph's operator set; None if it can."""
     match model.opset_imports.get(""):
         case None:
             return "its operator set isn't stated"
@@ -58,7 +58,7 @@ def opset_reason(model: ir.Model) -> str | None:
 
 
 def node_reason(node: ir.Node, opset: int) -> str | None:
-    """Why TensorRT doesn't take a node; None: as far as is known it does."""
+    """Return why TensorRT doesn't support a node; None if, as far as is known, it does."""
     if reason := REFUSED.get(node.op_type):
         return reason
     checks: tuple[Callable[[ir.Node, int], str | None], ...] = (_form, _constants, _whole_numbers, _axes, _bytes)
@@ -66,7 +66,7 @@ def node_reason(node: ir.Node, opset: int) -> str | None:
 
 
 def type_reasons(model: ir.Model) -> Iterator[str]:
-    """Types of tensors that TensorRT doesn't have, each with the first of them."""
+    """Yield a reason for each type of tensor that TensorRT doesn't have, naming the first such tensor."""
     found: dict[ir.DataType, list[ir.Value]] = {}
     for graph in model.graphs():
         tensors = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
@@ -86,7 +86,7 @@ def type_reasons(model: ir.Model) -> Iterator[str]:
 
 
 def _form(node: ir.Node, opset: int) -> str | None:
-    """What attributes and outputs ask for."""
+    """Check a node's attributes and its number of outputs."""
     text, number = node.attributes.get_string, node.attributes.get_int
     outputs = [value for value in node.outputs if value.name and (value.uses() or value.is_graph_output())]
     match node.op_type:
@@ -131,7 +131,7 @@ def _form(node: ir.Node, opset: int) -> str | None:
 
 
 def _constants(node: ir.Node, _: int) -> str | None:
-    """What must be known when an engine is built."""
+    """Check the inputs that must be known when an engine is built."""
     match node.op_type:
         case "TopK":
             k = _input(node, 1)
@@ -163,7 +163,7 @@ def _constants(node: ir.Node, _: int) -> str | None:
 
 
 def _whole_numbers(node: ir.Node, _: int) -> str | None:
-    """What takes floating-point numbers only."""
+    """Check for integers in operators that take floating-point numbers only."""
     value = node.inputs[0] if node.inputs else None
     dtype = value.dtype if value is not None else None
     if dtype is None:
@@ -186,7 +186,7 @@ def _whole_numbers(node: ir.Node, _: int) -> str | None:
 
 
 def _axes(node: ir.Node, _: int) -> str | None:
-    """How many axes tensors may have."""
+    """Check how many axes the tensors have."""
     ranks = [len(v.shape) if v is not None and v.shape is not None else None for v in (*node.inputs, *node.outputs)]
     if most := max((rank for rank in ranks if rank is not None), default=0):
         if most > AXES:
@@ -206,7 +206,7 @@ def _axes(node: ir.Node, _: int) -> str | None:
 
 
 def _bytes(node: ir.Node, _: int) -> str | None:
-    """What reads or makes uint8, which TensorRT has at the ends of a graph; constants are something else to it."""
+    """Check for uint8, which TensorRT has only as inputs and outputs of a graph; constants are exempt."""
     read = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.UINT8]
     made = [value for value in node.outputs if value.dtype == ir.DataType.UINT8]
     if read and all(value.const_value is not None for value in read):
@@ -218,7 +218,7 @@ def _bytes(node: ir.Node, _: int) -> str | None:
 
 
 def _unquantised(value: ir.Value) -> bool:
-    """Whether an int8 constant is read as numbers."""
+    """Return whether an int8 constant is used as plain numbers, not as a quantised weight."""
     constant = value.const_value is not None and value.dtype == ir.DataType.INT8
     return constant and any(use.op_type not in QUANTISERS for use in value.consumers())
 
@@ -228,7 +228,7 @@ def _input(node: ir.Node, i: int) -> ir.Value | None:
 
 
 def _varies(value: ir.Value | None) -> bool:
-    """Whether an input is there and isn't a constant."""
+    """Return whether an input is present and isn't a constant."""
     return value is not None and ir.convenience.get_const_tensor(value) is None
 
 
@@ -245,7 +245,7 @@ def _is_half(node: ir.Node) -> bool:
 
 
 def _made_of_shapes(value: ir.Value | None) -> bool:
-    """Whether a tensor is a constant, or made of constants and of the shapes of others."""
+    """Return whether a tensor is a constant, or computed from constants and the shapes of others alone."""
     waiting: list[ir.Value | None] = [value]
     seen = set()
     while waiting:

@@ -1,7 +1,7 @@
 """The graphs of a bundle as torch modules: a ``Model``'s parts with the arithmetic around them that must not be split.
 
-Tensor names and shapes are those of ``mmgen.runtime.storage.tensors``; ``naming`` keeps them from what the user named.
-B samples, G guidance branches, R = G B rows (branch by branch), L the latent shape, K state slots.
+Tensor names and shapes are those of ``mmgen.runtime.storage.tensors``; ``naming`` keeps the user's names distinct.
+B samples, G guidance branches, R = G B the branch batch (branch by branch), L the latent shape, K state slots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class ConditionGraph(nn.Module):
 
 
 class StepGraph(nn.Module):
-    """One row of a solver's table around one evaluation of the denoiser; ``runtime/table.py`` defines it.
+    """One evaluation of the denoiser with a row of the solver's table around it; ``solvers/table.py`` defines it.
 
     The update is a product and a sum, not a MatMul: a MatMul of float32 may run in TF32.
     """
@@ -72,8 +72,8 @@ class StepGraph(nn.Module):
         guidance_rescale, conditioning = (more[0], more[1:]) if self.rescale else (None, more)
         x = state[0]  # (B, *L)
         branches, batch, ones = guidance.shape[0], x.shape[0], (1,) * x.ndim
-        rows = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
-        out = self.denoiser(rows, timestep.expand(branches * batch), *(c.flatten(0, 1) for c in conditioning))
+        batched = (input_scale * x).expand(branches, *x.shape).flatten(0, 1)  # (R, *L)
+        out = self.denoiser(batched, timestep.expand(branches * batch), *(c.flatten(0, 1) for c in conditioning))
         out = self.guide(out.reshape(branches, batch, *x.shape[1:]), guidance, guidance_rescale)  # (B, *L)
         x0 = prediction[0] * x + prediction[1] * out
         x0 = torch.minimum(torch.maximum(x0, -x0_limit), x0_limit)  # a limit of infinity leaves it alone
@@ -84,23 +84,23 @@ class StepGraph(nn.Module):
         return torch.where(kept, noised, next_state), torch.where(kept, known[0], x0)
 
     def guide(self, out: Tensor, guidance: Tensor, rescale: Tensor | None) -> Tensor:
-        """Outputs (G, B, *L) of all branches to one (B, *L).
+        """Combine the outputs (G, B, *L) of all branches into one (B, *L).
 
-        Channels that aren't guided are those of what is asked, the first branch.  Guidance widens the spread of a
-        sample's values; ``rescale`` takes so much of that back (Lin et al. 2023, eq. 15 and 16).
+        Channels that aren't guided are those of the first branch, the request's own condition.  Guidance widens the
+        spread of a sample's values; ``rescale`` is the share of that to undo (Lin et al. 2023, eq. 15 and 16).
         """
-        asked, ones = out[0], (1,) * (out.ndim - 1)
+        conditional, ones = out[0], (1,) * (out.ndim - 1)
         guided = (guidance.reshape(-1, *ones) * out).sum(0)
-        if self.guided_channels not in (None, asked.shape[1]):
-            guided = torch.cat([guided[:, : self.guided_channels], asked[:, self.guided_channels :]], 1)
+        if self.guided_channels not in (None, conditional.shape[1]):
+            guided = torch.cat([guided[:, : self.guided_channels], conditional[:, self.guided_channels :]], 1)
         if rescale is None:
             return guided
-        ratio = variance(asked) / variance(guided).clamp(min=SMALLEST_VARIANCE)
+        ratio = variance(conditional) / variance(guided).clamp(min=SMALLEST_VARIANCE)
         return guided * (1 + rescale * (ratio.sqrt() - 1)).reshape(-1, *ones[1:])
 
 
 def variance(x: Tensor) -> Tensor:
-    """Of each sample's values: (B, *L) to (B,)."""
+    """Return the variance of each sample's values: (B, *L) to (B,)."""
     values = x.flatten(1)
     return (values - values.mean(1, keepdim=True)).square().mean(1)
 
@@ -138,7 +138,7 @@ class EncodeGraph(nn.Module):
 
 
 def condition_source(model: Model) -> Source | None:
-    """The condition graph, or None where the denoiser takes the conditions themselves."""
+    """Build the condition graph; None where the denoiser takes the conditions themselves."""
     if model.condition is None:
         return None
     inputs = {c.tensor: example(model, c, EXAMPLE_B * EXAMPLE_G) for c in model.conditions}
@@ -147,7 +147,7 @@ def condition_source(model: Model) -> Source | None:
 
 
 def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:
-    """The step graph.
+    """Build the step graph.
 
     Args:
         conditioning: name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B.
@@ -177,7 +177,7 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
 
 
 def decode_source(model: Model) -> Source:
-    """The decode graph."""
+    """Build the decode graph."""
     inputs = {names.LATENTS: torch.zeros(EXAMPLE_B, *model.latent_shape)}
     outputs = (names.MEDIA, names.CODES) if model.quantiser is not None else (names.MEDIA,)
     module = DecodeGraph(model.decoder, model.quantiser, model.media)
@@ -185,7 +185,7 @@ def decode_source(model: Model) -> Source:
 
 
 def encode_source(model: Model) -> Source | None:
-    """The encode graph, or None where the model has no encoder."""
+    """Build the encode graph; None where the model has no encoder."""
     if model.encoder is None:
         return None
     inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=getattr(torch, model.media.dtype))}
@@ -193,29 +193,29 @@ def encode_source(model: Model) -> Source | None:
     return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (made,))
 
 
-def example(model: Model, condition: Condition, rows: int) -> Tensor:
-    """Rows of a condition as the graphs take it: text int64 (R, length), class int64 (R,), array (R, *shape).
+def example(model: Model, condition: Condition, count: int) -> Tensor:
+    """Return a branch batch of a condition: text int64 (R, length), class int64 (R,), array (R, *shape).
 
-    They are those of the model's examples where it has any, else zeros, which some modules can't do: an attention to
-    nothing but padding.
+    The values come from the model's examples where it has any, and else are zeros, which some modules can't process, as
+    an attention to nothing but padding.
     """
     given = [request[condition.name] for request in model.examples if condition.name in request]
     match condition.kind:
         case "text":
-            return torch.zeros(rows, condition.length or 1, dtype=torch.int64)
+            return torch.zeros(count, condition.length or 1, dtype=torch.int64)
         case "class" if given:
-            return torch.tensor([int(given[i % len(given)]) for i in range(rows)])
+            return torch.tensor([int(given[i % len(given)]) for i in range(count)])
         case "class":
-            return torch.zeros(rows, dtype=torch.int64)
+            return torch.zeros(count, dtype=torch.int64)
         case "array" if given:
-            values = [np.asarray(given[i % len(given)], condition.dtype) for i in range(rows)]
-            return torch.from_numpy(np.stack(values)).reshape(rows, *condition.shape)
+            values = [np.asarray(given[i % len(given)], condition.dtype) for i in range(count)]
+            return torch.from_numpy(np.stack(values)).reshape(count, *condition.shape)
         case "array":
-            return torch.zeros(rows, *condition.shape, dtype=getattr(torch, condition.dtype))
+            return torch.zeros(count, *condition.shape, dtype=getattr(torch, condition.dtype))
 
 
 def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[str, Tensor]]:
-    """Name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
+    """Return the name and an example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B."""
     if condition is None:
         return [(c.tensor, example(model, c, EXAMPLE_B * EXAMPLE_G)) for c in model.conditions]
     with torch.no_grad():
@@ -224,7 +224,7 @@ def conditioning_examples(model: Model, condition: Source | None) -> list[tuple[
 
 
 def sources(model: Model) -> dict[Role, Source]:
-    """Every graph of a model, in the order a request meets them, and encode."""
+    """Build every graph of a model, in the order in which a request runs them, with encode last."""
     condition = condition_source(model)
     conditioning = conditioning_examples(model, condition)
     found = (condition, step_source(model, conditioning), decode_source(model), encode_source(model))

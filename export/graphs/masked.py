@@ -1,7 +1,7 @@
-"""The graphs of a masked process as torch modules: a step that settles tokens, media from codes, codes from media.
+"""The graphs of a masked process as torch modules: a step that unmasks tokens, media from codes, codes from media.
 
-``runtime/masked_reference.py`` defines the step.  B samples, G guidance branches, R = G B rows (branch by branch), L
-the latent shape, N its product, K the candidates.
+``runtime/solvers/masked_reference.py`` defines the step.  B samples, G guidance branches, R = G B the branch batch
+(branch by branch), L the latent shape, N its product, K the candidates.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ FIXED = (names.TOKENS, *ROWS, names.GUIDANCE, names.CHOICE, names.ORDER)  # a st
 
 
 class MaskedStepGraph(nn.Module):
-    """One row of a ``MaskedTable`` around one evaluation of the denoiser; float32 behind the logits.
+    """One evaluation of the denoiser with a row of a ``MaskedTable`` around it; float32 behind the logits.
 
     The score's rank is counted by comparing every pair: TensorRT sorts no more than 3840 numbers, and the number of
-    places to hide stays a plain input.
+    positions to mask stays a plain input.
     """
 
     def __init__(self, denoiser: nn.Module, process: Masked) -> None:
@@ -54,11 +54,11 @@ class MaskedStepGraph(nn.Module):
         guidance: Tensor,  # (G,)
         choice: Tensor,  # (B, *L) in [0, 1)
         order: Tensor,  # (B, *L) in [0, 1)
-        *more: Tensor,  # timestep (1,), if the denoiser is told it; then the conditioning tensors (G, B, ...)
+        *more: Tensor,  # timestep (1,), if the denoiser is conditioned on it; then the conditioning tensors (G, B, ...)
     ) -> tuple[Tensor, Tensor]:
         logits = self.logits(tokens, guidance, more)  # (B, N, codes)
         flat, choice, order = tokens.flatten(1), choice.flatten(1), order.flatten(1)  # (B, N)
-        hidden = flat == self.mask_id
+        is_masked = flat == self.mask_id
 
         sorted_logits, best_first = logits.topk(self.candidates, -1)  # (B, N, K)
         best, last = sorted_logits[..., :1], (top_k - 1).clamp_max(self.candidates - 1).long()
@@ -69,31 +69,31 @@ class MaskedStepGraph(nn.Module):
         numbers = torch.arange(self.codes, dtype=torch.float32)
         first = torch.where(beyond, numbers, float(self.codes)).amin(-1).long()  # (B, N)
         drawn = torch.where(first < self.codes, first, best_first[..., 0])
-        codes = torch.where(torch.logical_or(hidden, order < redraw), drawn, flat)
+        codes = torch.where(torch.logical_or(is_masked, order < redraw), drawn, flat)
 
         log_p = (logits.gather(-1, drawn[..., None]) - best)[..., 0] - (logits - best).exp().sum(-1).log()
         gumbel = -(-order.clamp_min(TINY).log()).clamp_min(TINY).log()
         score = confidence[0] * log_p + confidence[1] * gumbel
         score = torch.where(torch.arange(flat.shape[1], dtype=torch.float32) < window, score, -FAR)
-        score = torch.where(hidden, score, FAR)
+        score = torch.where(is_masked, score, FAR)
 
-        target = torch.minimum(masked, (hidden.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
+        target = torch.minimum(masked, (is_masked.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
         mine, others = score[:, :, None], score[:, None]
-        places = torch.arange(flat.shape[1], dtype=torch.float32)
-        behind = places[:, None] <= places  # (N, N)
+        positions = torch.arange(flat.shape[1], dtype=torch.float32)
+        behind = positions[:, None] <= positions  # (N, N)
         lower = torch.logical_or(others < mine, torch.logical_and(others == mine, behind))
         rank = lower.float().sum(-1)  # (B, N)
-        again = torch.logical_and(hidden, torch.logical_or(rank <= target, order < stay))
+        again = torch.logical_and(is_masked, torch.logical_or(rank <= target, order < stay))
         next_tokens = torch.where(again, self.mask_id, codes)
         return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
 
     def logits(self, tokens: Tensor, guidance: Tensor, more: Sequence[Tensor]) -> Tensor:
-        """Guided logits (B, N, codes)."""
+        """Return the guided logits (B, N, codes)."""
         branches, batch = guidance.shape[0], tokens.shape[0]
-        rows = tokens.expand(branches, *tokens.shape).flatten(0, 1)  # (R, *L)
+        batched = tokens.expand(branches, *tokens.shape).flatten(0, 1)  # (R, *L)
         timestep = [more[0].expand(branches * batch)] if self.timed else []  # (R,)
         conditioning = [c.flatten(0, 1) for c in more[len(timestep) :]]
-        logits: Tensor = self.denoiser(rows, *timestep, *conditioning).flatten(2)  # (R, codes, N)
+        logits: Tensor = self.denoiser(batched, *timestep, *conditioning).flatten(2)  # (R, codes, N)
         logits = logits.reshape(branches, batch, *logits.shape[1:])
         return (guidance[:, None, None, None] * logits).sum(0).transpose(1, 2)
 
@@ -113,7 +113,7 @@ class CodesDecodeGraph(nn.Module):
 
 
 def running_sum(x: Tensor) -> Tensor:
-    """Sums of the last axis up to each entry.
+    """Sum the last axis up to each entry.
 
     In log2 of its length additions: older TensorRTs make a loop over the axis of a CumSum, and a product with a
     triangle may run in TF32.
@@ -126,7 +126,7 @@ def running_sum(x: Tensor) -> Tensor:
 
 
 def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Source:
-    """The step graph.
+    """Build the step graph.
 
     Args:
         conditioning: name and example (R, ...) of each conditioning tensor, R = EXAMPLE_G EXAMPLE_B.
@@ -150,7 +150,7 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
 
 
 def codes_decode_source(model: Model) -> Source:
-    """The decode graph."""
+    """Build the decode graph."""
     inputs = {names.CODES: torch.zeros(EXAMPLE_B, *model.latent_shape, dtype=torch.int64)}
     return Source(
         "decode", CodesDecodeGraph(model.decoder, model.media), inputs, {names.CODES: ("B",)}, (names.MEDIA,)
@@ -158,7 +158,7 @@ def codes_decode_source(model: Model) -> Source:
 
 
 def sources(model: Model) -> dict[Role, Source]:
-    """Every graph of a model of tokens, in the order a request meets them, and encode."""
+    """Build every graph of a masked-token model, in the order in which a request runs them, with encode last."""
     condition = condition_source(model)
     conditioning = conditioning_examples(model, condition)
     found = (condition, masked_step_source(model, conditioning), codes_decode_source(model), encode_source(model))

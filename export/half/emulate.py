@@ -1,7 +1,7 @@
 """Half precision as a GPU computes it, on a CPU: float arithmetic inside an operator, its result rounded to half.
 
 ONNX Runtime has few half kernels for CPUs.  It runs the others in float32 and removes the casts between them, so a
-half graph there neither rounds nor overflows, and would prove nothing.  Casts that stand in a float32 graph it keeps.
+half graph there neither rounds nor overflows, and would validate nothing.  Casts in a float32 graph are kept.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from mmgen.runtime.storage.schema import Bundle, Role
 MOVES = {
     "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
     "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
-}  # fmt: skip  # give values that they were given, so there is nothing to round
+}  # fmt: skip  # pass values on unchanged, so there is nothing to round
 
 
 def emulate_half(source: Path, target: Path) -> None:
@@ -30,7 +30,7 @@ def emulate_half(source: Path, target: Path) -> None:
     """
     model = onnx.shape_inference.infer_shapes(onnx.load(source, load_external_data=False))
     graph = model.graph
-    told = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output}
     values = (*graph.value_info, *graph.output)
     half = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     widen(graph)
@@ -38,7 +38,7 @@ def emulate_half(source: Path, target: Path) -> None:
     for node in graph.node:
         nodes.append(node)
         for i, name in enumerate(node.output):
-            if name.removesuffix(SUFFIX) in half and name not in told and node.op_type not in MOVES:
+            if name.removesuffix(SUFFIX) in half and name not in outputs and node.op_type not in MOVES:
                 node.output[i] = f"{name}.exact"
                 nodes.append(helper.make_node("Cast", [node.output[i]], [f"{name}.half"], to=TensorProto.FLOAT16))
                 nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
@@ -50,7 +50,7 @@ def emulate_half(source: Path, target: Path) -> None:
 
 @contextmanager
 def emulated(graph: Path) -> Iterator[Path]:
-    """The graph with its halves rounded, as a file for as long as the block lasts."""
+    """Yield a file with the graph whose half values are rounded, for as long as the block lasts."""
     with unfinished(graph) as rounded:
         try:
             emulate_half(graph, rounded)

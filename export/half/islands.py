@@ -1,4 +1,4 @@
-"""Which operators of a graph stay float32 in half precision, and why.
+"""Which operators of a graph stay float32 in half precision, and why: its islands, the float32 exceptions.
 
 Everything is decided by dataflow, so it holds for any network, and for graphs that tools have rewritten.  "Depends"
 means by value: what only looks at a tensor's shape doesn't depend on it.
@@ -66,7 +66,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Choice:
-    """The nodes that compute in float32, what to tell of them, and the initialisers that are masks."""
+    """The nodes that compute in float32, what to report of them, and the initialisers that are masks."""
 
     single: frozenset[ir.Node]
     islands: tuple[Island, ...]
@@ -85,9 +85,9 @@ def choose(
     Args:
         model: the graph; every tensor with its type.
         weights: of every float32 initialiser.
-        ranges: max |value| of every other float32 tensor; None: activations out of range are let be.
+        ranges: max |value| of every other float32 tensor; None: activations become half whatever their range.
         role: says what the graph's inputs and outputs are.
-        given: inputs that a request gives and no layer has seen.
+        given: inputs that a request gives and no layer has processed.
     """
     flow = _Flow(model, role)
     softmax = _ends_in_softmax(flow)
@@ -128,21 +128,21 @@ class _Flow:
                 self.depends[value], self.raw[value] = depends, raw or not is_single(value)
 
     def keep(self, nodes: Iterable[ir.Node], reason: str) -> list[ir.Node]:
-        """Keep nodes float32; returns those that were not yet kept and compute floating-point numbers."""
+        """Keep nodes float32; return those that were not yet kept and compute floating-point numbers."""
         new = [node for node in nodes if node not in self.single]
         self.single.update(dict.fromkeys(new, reason))
         return [node for node in new if any(map(is_single, node.outputs))]
 
     def island(self, nodes: Iterable[ir.Node], reason: str) -> None:
-        """Keep nodes float32 and tell of the last of them."""
+        """Keep nodes float32 and report the last of them as an island."""
         if new := self.keep(nodes, reason):
-            self.tell(new[-1].outputs[0], reason)
+            self.report(new[-1].outputs[0], reason)
 
-    def tell(self, value: ir.Value, reason: str) -> None:
+    def report(self, value: ir.Value, reason: str) -> None:
         self.islands.append(Island(self.role, readable(value), reason))
 
     def before_layers(self, inputs: Iterable[str]) -> list[ir.Node]:
-        """Arithmetic on some of the graph's inputs, up to the first layer."""
+        """Find arithmetic on some of the graph's inputs, up to the first layer."""
         wanted = set(inputs)
         return [
             node
@@ -151,12 +151,12 @@ class _Flow:
         ]
 
     def arithmetic_on(self, made: Iterable[ir.Value]) -> list[ir.Node]:
-        """The nodes that make these tensors, but for copies."""
+        """Find the nodes that make these tensors, but for copies."""
         producers = {value.producer() for value in made if is_single(value)}
         return [node for node in self.nodes if node in producers and node.op_type not in COPIES]
 
     def above(self, start: Iterable[ir.Node], layers: int) -> list[ir.Node]:
-        """Nodes with what they are computed from, through so many layers with weights at most, up to the next."""
+        """Find nodes with what they are computed from, through so many layers with weights at most, up to the next."""
         found: dict[ir.Node, int] = {}  # layers still to be passed
         pending = [(node, layers) for node in start]
         while pending:
@@ -176,7 +176,7 @@ class _Flow:
 
 
 def readable(value: ir.Value) -> str:
-    """A tensor's name with the submodule it is made in, or a weight's with the submodule that uses it."""
+    """Name a tensor with the submodule it is made in, or a weight with the submodule that uses it."""
     node = value.producer() or next(iter(value.consumers()), None)
     scope = module_of(node) if node else ""
     name = value.name or ""
@@ -184,7 +184,7 @@ def readable(value: ir.Value) -> str:
 
 
 def _structure(flow: _Flow) -> None:
-    """What stays float32 for what it is, whatever was measured."""
+    """Keep float32 what must be so by its role, whatever was measured."""
     if flow.role == "step":
         solver = [node for node in flow.nodes if any(flow.depends[v] & SOLVER for v in node.outputs)]
         flow.island(solver, "solver arithmetic around the denoiser")
@@ -208,7 +208,7 @@ def _structure(flow: _Flow) -> None:
 
 
 def _statistics(flow: _Flow) -> None:
-    """Sums, the squares that only they read, and what turns a sum into one over a deviation."""
+    """Keep float32 sums, the squares that only they read, and what turns a sum into one over a deviation."""
     reason = "sums are accumulated in float32"
     sums = {node for node in flow.nodes if node.op_type in SUMS}
     for node in flow.nodes:
@@ -225,7 +225,7 @@ def _statistics(flow: _Flow) -> None:
 
 
 def _guards(flow: _Flow) -> None:
-    """What keeps a division, a root or a logarithm away from zero, with that operator and what lies between them.
+    """Keep float32 what guards a division, root or logarithm against zero, with that operator and all between them.
 
     An epsilon of 1e-8 is 0 in half precision, and 1e-5 has one digit.
     """
@@ -253,7 +253,7 @@ def _is_epsilon(value: ir.Value | None) -> bool:
 
 
 def _powers(guard: ir.Node) -> Iterator[ir.Node]:
-    """What a guarded number is computed from, as far as it may be far smaller than where it came from."""
+    """Yield what a guarded number is computed from, as far as it may be far smaller than its origin."""
     pending = [guard]
     while pending:
         for value in values(pending.pop()):
@@ -264,7 +264,7 @@ def _powers(guard: ir.Node) -> Iterator[ir.Node]:
 
 
 def _ends_in_softmax(flow: _Flow) -> dict[ir.Value, bool]:
-    """Of each tensor, whether all that it gets into is a softmax."""
+    """Return, of each tensor, whether all that it gets into is a softmax."""
     ends: dict[ir.Value, bool] = {}
 
     def into_softmax(node: ir.Node) -> bool:
@@ -283,11 +283,11 @@ def _ends_in_softmax(flow: _Flow) -> dict[ir.Value, bool]:
 def _masks(
     flow: _Flow, weights: Mapping[ir.Value, Weight], softmax: Mapping[ir.Value, bool]
 ) -> tuple[set[ir.Value], set[ir.Value]]:
-    """Constants that tell a softmax "not this one", and every tensor that such a constant was written into or added to.
+    """Find constants that mask entries of a softmax, and all tensors that these are written into or added to.
 
-    Their magnitude is no number that has to be kept, so the range of those tensors says nothing.  But a row of which
-    nothing may be seen, such as padding makes, is then no longer the mean of all: before the loop, where time matters
-    little, only a constant that leaves something to see in every row is such a mask.
+    Their magnitude need not be preserved, so the range of those tensors says nothing.  But the softmax of a row that is
+    masked completely, as by padding, is then no longer uniform: before the loop, where time matters little, only a
+    constant that leaves something unmasked in every row counts as such a mask.
     """
     negative = {v: w for v, w in weights.items() if w.low < -LIMIT and w.high <= LIMIT and softmax.get(v, False)}
     masks = {v for v, w in negative.items() if flow.role == "step" or w.open}
@@ -299,7 +299,7 @@ def _masks(
 
 
 def _weights(flow: _Flow, weights: Mapping[ir.Value, Weight], masks: set[ir.Value]) -> None:
-    """What reads a weight that float16 can't hold."""
+    """Keep float32 what reads a weight that float16 can't represent."""
     for value, weight in weights.items():
         if weight.magnitude > LARGEST:
             reason = f"weight up to {weight.magnitude:.3g}, above {LARGEST:.0f}"
@@ -307,13 +307,13 @@ def _weights(flow: _Flow, weights: Mapping[ir.Value, Weight], masks: set[ir.Valu
             reason = f"float16 changes the weight by {weight.rounding:.0%}, {weight.lost:.0%} of it becomes 0"
         fits = value in masks or (weight.magnitude <= LARGEST and weight.rounding <= ROUNDING)
         if not fits and flow.keep((node for node in value.consumers() if value in flow.reads[node]), reason):
-            flow.tell(value, reason)
+            flow.report(value, reason)
 
 
 def _ranges(flow: _Flow, ranges: Mapping[str, float], masked: set[ir.Value]) -> None:
-    """What makes or reads a tensor that comes near the largest half.
+    """Keep float32 what makes or reads a tensor that comes near the largest half.
 
-    A norm that reads one makes a tensor that is cold again, so the products behind it are half.
+    The output of a norm that reads one is small again, so the products behind it are half.
     """
 
     def hot(value: ir.Value) -> bool:
@@ -331,7 +331,7 @@ def _ranges(flow: _Flow, ranges: Mapping[str, float], masked: set[ir.Value]) -> 
     for value in (*flow.inputs, *made):
         around = {*value.consumers(), value.producer()} - structural
         if hot(value) and any(node in flow.single for node in around):
-            flow.tell(value, f"range {_range(flow, ranges, value):.3g} near {LARGEST:.0f}")
+            flow.report(value, f"range {_range(flow, ranges, value):.3g} near {LARGEST:.0f}")
 
 
 def _range(flow: _Flow, ranges: Mapping[str, float], value: ir.Value) -> float:
@@ -342,7 +342,7 @@ def _range(flow: _Flow, ranges: Mapping[str, float], value: ir.Value) -> float:
 
 
 def _gains(flow: _Flow, hot: Callable[[ir.Value], bool]) -> dict[ir.Value, float]:
-    """For tensors that only get into a saturating function, by how much they are multiplied on their way there.
+    """Return, for tensors that only get into a saturating function, by how much they are multiplied on the way.
 
     Where that is enough, infinity gives the same as any large number: so it is with the cube in GELU's tanh form.
     """
@@ -366,10 +366,10 @@ def _gains(flow: _Flow, hot: Callable[[ir.Value], bool]) -> dict[ir.Value, float
 
 
 def _copies(flow: _Flow) -> None:
-    """Copies take the type that needs the fewest casts, and half where that decides nothing.
+    """Give copies the type that needs the fewest casts, and half where that makes no difference.
 
-    Float32 are those between float32 and float32, those that join float32 tensors into one, and those out of a weight
-    that is stored in float32 anyway.
+    Float32 copies are those between float32 and float32, those that join float32 tensors into one, and those out of a
+    weight that is stored in float32 anyway.
     """
     stored = {v for node in flow.single for v in flow.reads[node] if is_weight(v)}
     copies = [node for node in flow.nodes if node.op_type in COPIES and flow.makes[node]]

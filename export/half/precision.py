@@ -1,4 +1,4 @@
-"""A float32 graph to one of mixed precision: half where half is enough, float32 where it isn't, no type left to chance.
+"""A float32 graph to one of mixed precision: half where half is enough, float32 where it isn't, every type explicit.
 
 The types are in the graph, so every compiler does the same with it (TensorRT 11 has no flag for half precision any
 more), and what was achieved is counted in the file that was written, not assumed from what was asked for.
@@ -22,8 +22,8 @@ from mmgen.export.half.islands import LARGEST, LIMIT, MASKED, Choice, Weight, ch
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.schema import HalfShare, Island, Role
 
-CHUNK = 1 << 22  # values looked at together
-MUST_BE_HALF: tuple[Role, ...] = ("step", "decode")  # at least some weights; of the others, inspect tells the share
+CHUNK = 1 << 22  # values examined together
+MUST_BE_HALF: tuple[Role, ...] = ("step", "decode")  # at least some weights; of the others, inspect shows the share
 
 _T = TypeVar("_T")
 
@@ -65,9 +65,9 @@ def to_half(
         ranges: max |value| of every float32 tensor, from ``measure_ranges`` on ``source``.
         role: what the graph is for; it decides what must stay float32 whatever the ranges.
         islands: False makes activations half even where their range doesn't fit, which gives infinities.
-        given: inputs that a request gives and no layer has seen.
-        narrow_inputs: those that become half if all that read them want that; whoever makes them then rounds as this
-            graph would.
+        given: inputs that a request gives and no layer has processed.
+        narrow_inputs: those that become half if all their readers take half; the graph that makes them then rounds as
+            this graph would.
         narrow_outputs: those that become half.
         progress: called with the share of the work that is done, 0 to 1.
 
@@ -114,7 +114,7 @@ def half_share(path: Path) -> HalfShare:
 
 
 def _examine(model: ir.Model, role: Role, report: Callable[[float], None]) -> dict[ir.Value, Weight]:
-    """What float16 would do to every float32 initialiser."""
+    """Examine what float16 would do to every float32 initialiser."""
     singles = [value for value in model.graph.initializers.values() if is_single(value)]
     examined = {}
     for done, value in enumerate(singles):
@@ -130,7 +130,7 @@ def _examine(model: ir.Model, role: Role, report: Callable[[float], None]) -> di
 
 
 def weigh(numbers: np.ndarray) -> Weight:
-    """What float16 does to float32 numbers of any shape; ``low`` is NaN if one of them is."""
+    """Measure what float16 does to float32 numbers of any shape; ``low`` is NaN if one of them is."""
     flat = numbers.reshape(-1)
     low, high, magnitude, error, power, nonzero, lost = np.inf, -np.inf, 0.0, 0.0, 0.0, 0, 0
     for start in range(0, flat.size, CHUNK):
@@ -148,12 +148,12 @@ def weigh(numbers: np.ndarray) -> Weight:
 
 
 def _open(numbers: np.ndarray) -> bool:
-    """Whether every row of a mask, if it has rows, leaves something to see."""
+    """Return whether a mask leaves something unmasked, in every row if it has rows."""
     return numbers.ndim > 0 and numbers.shape[-1] > 1 and bool((numbers > -LIMIT).any(-1).all())
 
 
 def _read(tensor: ir.TensorProtocol, use: Callable[[np.ndarray], _T]) -> _T:
-    """What ``use`` makes of a weight's values, which are in memory no longer than that."""
+    """Apply ``use`` to a weight's values, which are in memory no longer than that."""
     result = use(tensor.numpy())
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
@@ -190,12 +190,12 @@ def _retype(model: ir.Model, choice: Choice, narrow: Container[str]) -> None:
                 graph.insert_before(node, cast)
                 others[value] = cast.outputs[0]
             node.replace_input_with(i, others[value])
-    _settle_outputs(graph, others, narrow)
-    _settle_weights(graph, others)
+    _retype_outputs(graph, others, narrow)
+    _replace_weights(graph, others)
 
 
 def _retype_attributes(node: ir.Node) -> None:
-    """Where a type is an attribute; the slots said that the output follows."""
+    """Change the types that are attributes, where the slots said that the output changes."""
     if "to" in node.attributes and node.outputs[0].dtype == _HALF:
         node.attributes["to"] = ir.AttrInt64("to", _HALF)
     elif node.op_type in ("EyeLike", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"):
@@ -207,7 +207,7 @@ def _retype_attributes(node: ir.Node) -> None:
 
 
 def _cast(value: ir.Value) -> ir.Node:
-    """A Cast to the other of the two types; from integers straight to it, not through the first."""
+    """Make a Cast to the other of the two types; from integers straight to it, not through the first."""
     assert value.dtype is not None
     dtype = _OTHER[value.dtype]
     origin, producer = value, value.producer()
@@ -222,7 +222,7 @@ def _cast(value: ir.Value) -> ir.Node:
 
 
 def _stored(graph: ir.Graph, value: ir.Value, *, mask: bool) -> ir.Value:
-    """A weight in float16, converted when it is written."""
+    """Add a weight in float16, converted when it is written."""
     tensor = value.const_value
     assert tensor is not None and value.shape is not None
 
@@ -243,8 +243,8 @@ def _half(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16)
 
 
-def _settle_outputs(graph: ir.Graph, others: dict[ir.Value, ir.Value], narrow: Container[str]) -> None:
-    """Outputs of the graph stay float32, or become half, under their names."""
+def _retype_outputs(graph: ir.Graph, others: dict[ir.Value, ir.Value], narrow: Container[str]) -> None:
+    """Keep outputs of the graph float32, or make them half, under their names."""
     for i, value in enumerate(graph.outputs):
         if value.dtype not in _OTHER or value.dtype == (_HALF if value.name in narrow else _FLOAT):
             continue
@@ -257,7 +257,7 @@ def _settle_outputs(graph: ir.Graph, others: dict[ir.Value, ir.Value], narrow: C
 
 
 def _narrow_inputs(graph: ir.Graph, narrow: Container[str]) -> frozenset[str]:
-    """Make inputs half that are read as half only, and drop the casts behind them."""
+    """Make half the inputs that are read as half only, and drop the casts behind them."""
     narrowed = set()
     for value in graph.inputs:
         readers = value.consumers()
@@ -271,7 +271,7 @@ def _narrow_inputs(graph: ir.Graph, narrow: Container[str]) -> frozenset[str]:
     return frozenset(narrowed)
 
 
-def _settle_weights(graph: ir.Graph, others: dict[ir.Value, ir.Value]) -> None:
+def _replace_weights(graph: ir.Graph, others: dict[ir.Value, ir.Value]) -> None:
     """Drop weights that nothing reads any more, and give their names to what is read instead."""
     for value in list(graph.initializers.values()):
         if value.uses() or value.is_graph_output():
@@ -285,7 +285,7 @@ def _settle_weights(graph: ir.Graph, others: dict[ir.Value, ir.Value]) -> None:
 
 
 def _check(path: Path, role: Role, share: HalfShare) -> None:
-    """A written graph must be valid, must mix no types and must have half weights if it has weights at all."""
+    """Check that a written graph is valid, mixes no types, and has half weights if it has weights at all."""
     model = load(path)
     if mixed := mixed_types(model):
         node, what = mixed[0]

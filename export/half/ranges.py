@@ -1,4 +1,4 @@
-"""How large the tensors of a graph get, measured by running it."""
+"""The largest magnitudes of a graph's tensors, measured by running it."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,14 @@ SUFFIXES = ("@max", "@sum")  # of the names of the added outputs
 
 
 def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Largest magnitude of every float32 tensor of a graph, weights excepted.
+    """Measure the largest magnitude of every float32 tensor of a graph, weights excepted.
 
     The graph runs in ONNX Runtime with a maximum and a sum added behind each tensor, and with no optimisation, so
-    that every tensor exists.  Its weights are read where they are.
+    that every tensor exists.  Its weights are read in place.
 
     Args:
         path: an ONNX file.
-        feeds: inputs by name, one mapping for each run; typical of use, since nothing else is seen.  Others are let be.
+        feeds: inputs by name, one mapping for each run; typical of use.  Names that aren't inputs are ignored.
 
     Returns:
         max |value| over all runs, by tensor name; infinity for a tensor that was not finite.
@@ -60,7 +60,7 @@ def measure_ranges(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> dic
 
 
 def _instrument(model: ir.Model) -> list[ir.Value]:
-    """Add two scalars behind every float32 tensor as outputs of the graph; returns the tensors, in order."""
+    """Add two scalars behind every float32 tensor as outputs of the graph; return the tensors, in order."""
     graph = model.graph
     inputs = [value for value in graph.inputs if is_single(value)]
     values = inputs + [value for node in graph for value in node.outputs if value.name and is_single(value)]
@@ -79,7 +79,7 @@ def _instrument(model: ir.Model) -> list[ir.Value]:
 
 
 def _check_finite(path: Path, model: ir.Model, largest: Mapping[str, float]) -> None:
-    """Outputs must be numbers; infinities inside are what masks are made of, and a limit of infinity is an input."""
+    """Check that outputs are finite; inside, masks may be infinite, and an input limit may be infinity."""
     outputs = [largest[name] for v in model.graph.outputs if (name := v.name or "") in largest]
     nan = any(map(math.isnan, outputs))
     if not nan and all(map(math.isfinite, outputs)):

@@ -1,1 +1,1 @@
-"""Work that is the same in every step, moved to before the loop.  Imports ``base`` and ``tracing``."""
+"""Work that is the same in every step, moved out of the loop.  Imports ``base`` and ``tracing``."""

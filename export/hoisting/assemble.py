@@ -1,48 +1,48 @@
-"""Nodes of a traced step graph in a graph of their own, where the first axis has other rows."""
+"""Nodes of a traced step graph in a graph of their own, where the first axis means something else."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
 
-from mmgen.export.hoisting.branch_axes import Depends, Rows, behind
+from mmgen.export.hoisting.branch_axes import BranchAxes, Depends, behind
 
-Space = Depends  # what the rows of a tensor are: a request's (R, ...), the table's (N, ...), or every pair (N R, ...)
+Space = Depends  # what a first axis counts: the branch batch (R, ...), evaluations (N, ...) or every pair (N R, ...)
 CONDITION: Space = frozenset({"condition"})
 TIMESTEP: Space = frozenset({"timestep"})
 JOINT: Space = CONDITION | TIMESTEP
-_FIRST = {CONDITION: "R", TIMESTEP: "N", JOINT: "N*R"}  # how the first axis is called
+_FIRST = {CONDITION: "R", TIMESTEP: "N", JOINT: "N*R"}  # names of the first axis
 
 
 class Assembly:
     """A graph that grows; its nodes come in the order in which they were added."""
 
-    def __init__(self, graph: ir.Graph, rows: Rows) -> None:
+    def __init__(self, graph: ir.Graph, branched: BranchAxes) -> None:
         self.graph = graph
-        self._rows = rows
+        self._branched = branched
         self._taken = {v.name for v in (*graph.inputs, *graph.initializers.values())}
         self._taken |= {v.name for node in graph for v in node.outputs} | {node.name for node in graph}
         self._copies: dict[tuple[ir.Value, Space | None], ir.Value] = {}  # None: constants, the same in all spaces
-        self._sources: dict[Space, ir.Value] = {}  # a tensor that has the rows of a space
-        self._counts: dict[Space, ir.Value] = {}  # int64 (1,): how many there are
+        self._sources: dict[Space, ir.Value] = {}  # a tensor whose first axis has a space's length
+        self._counts: dict[Space, ir.Value] = {}  # int64 (1,): that length
         self._numbers: dict[tuple[int, ...], ir.Value] = {}
 
     def source(self, space: Space, value: ir.Value) -> None:
-        """A tensor that tells how many rows a space has."""
+        """Record a tensor whose first axis has the length of a space."""
         self._sources.setdefault(space, value)
 
     def define(self, original: ir.Value, space: Space, value: ir.Value) -> None:
-        """What stands for a tensor of the step graph."""
+        """Record what stands for a tensor of the step graph in a space."""
         self._copies[original, space] = value
 
     def input(self, name: str, dtype: ir.DataType | None, shape: Sequence[int | str]) -> ir.Value:
-        """A new input."""
+        """Add an input."""
         value = ir.Value(name=self._name(name), shape=ir.Shape(shape), type=_type(dtype))
         self.graph.inputs.append(value)
         return value
 
     def output(self, name: str, value: ir.Value, shape: Sequence[int | str]) -> None:
-        """A new output."""
+        """Add an output."""
         made = self.add("Identity", [value], shape, value.dtype, name=name)
         self.graph.outputs.append(made)
 
@@ -55,7 +55,7 @@ class Assembly:
         attributes: dict[str, Any] | None = None,
         name: str | None = None,
     ) -> ir.Value:
-        """A new node with one output."""
+        """Add a node with one output."""
         node = ir.node(kind, inputs, attributes or {}, name=self._name(f"hoisted_{kind}"))
         (made,) = node.outputs
         made.name, made.shape = self._name(name or f"hoisted_{kind.lower()}"), ir.Shape(shape)
@@ -64,7 +64,7 @@ class Assembly:
         return made
 
     def numbers(self, *numbers: int) -> ir.Value:
-        """An int64 constant."""
+        """Return an int64 constant."""
         if numbers not in self._numbers:
             name = self._name("hoisted_" + "_".join(map(str, numbers)).replace("-", "m"))
             tensor = ir.tensor(list(numbers), ir.DataType.INT64, name=name)
@@ -76,7 +76,7 @@ class Assembly:
         return self._numbers[numbers]
 
     def count(self, space: Space) -> ir.Value:
-        """How many rows there are, int64 (1,)."""
+        """Return the length of a space's first axis, int64 (1,)."""
         if space not in self._counts:
             int64 = ir.DataType.INT64
             if space == JOINT:
@@ -87,19 +87,19 @@ class Assembly:
         return self._counts[space]
 
     def concat(self, parts: Sequence[ir.Value], axis: int, shape: Sequence[int | str]) -> ir.Value:
-        """Tensors of one type as one."""
+        """Concatenate tensors of one type."""
         return parts[0] if len(parts) == 1 else self.add("Concat", parts, shape, parts[0].dtype, {"axis": axis})
 
     def sizes(self, *parts: ir.Value | int) -> ir.Value:
-        """A shape of counts and numbers."""
+        """Build a shape of computed lengths and numbers."""
         return self.concat([self.numbers(p) if isinstance(p, int) else p for p in parts], 0, [len(parts)])
 
     def reshape(self, value: ir.Value, rest: Sequence[int], first: int | str) -> ir.Value:
-        """Other axes behind the first."""
+        """Reshape the axes behind the first."""
         return self.add("Reshape", [value, self.numbers(-1, *rest)], [first, *rest], value.dtype)
 
     def split(self, pack: ir.Value, sizes: Sequence[int], first: int | str) -> list[ir.Value]:
-        """The tensors (first, size) that a tensor (first, sum of sizes) is made of."""
+        """Split a tensor (first, sum of sizes) into tensors (first, size)."""
         if len(sizes) == 1:
             return [pack]
         name = self._name("hoisted_Split")
@@ -110,7 +110,7 @@ class Assembly:
         return list(node.outputs)
 
     def move(self, node: ir.Node, space: Space) -> None:
-        """A copy of a node of the step graph; what it reads was moved before."""
+        """Copy a node of the step graph into a space; what it reads has been copied before."""
         moved = ir.Node(
             node.domain,
             node.op_type,
@@ -121,19 +121,19 @@ class Assembly:
             metadata_props=dict(node.metadata_props),
         )
         for original, made in zip(node.outputs, moved.outputs, strict=True):
-            constant = original in self._rows.constant
+            constant = original in self._branched.constant
             made.name, made.type = self._name(original.name or "hoisted"), original.type
             made.shape = original.shape if constant else ir.Shape([_FIRST[space], *(behind(original) or ())])
             self._copies[original, None if constant else space] = made
         self.graph.append(moved)
 
     def get(self, value: ir.Value, space: Space) -> ir.Value:
-        """What stands for a tensor of the step graph, in the rows of a space."""
-        if value in self._rows.constant:
+        """Return what stands for a tensor of the step graph in a space, adding it where needed."""
+        if value in self._branched.constant:
             return self._constant(value)
         if (value, space) in self._copies:
             return self._copies[value, space]
-        depends = self._rows.depends[value]
+        depends = self._branched.depends[value]
         if not depends:
             producer = value.producer()
             assert producer is not None  # an Expand, or what was made of one
@@ -146,7 +146,7 @@ class Assembly:
         if (value, None) not in self._copies:
             producer = value.producer()
             if producer is not None:
-                self.move(producer, CONDITION)  # constants have no rows
+                self.move(producer, CONDITION)  # constants are the same in every space
                 return self._copies[value, None]
             copy = ir.Value(
                 name=self._name(value.name or "weight"),
@@ -159,23 +159,23 @@ class Assembly:
         return self._copies[value, None]
 
     def _inputs(self, node: ir.Node, space: Space) -> list[ir.Value | None]:
-        """A node's inputs; a shape that counts rows is written anew."""
+        """Return a node's inputs, with a new shape where one depends on the length of the first axis."""
         shape = {"Expand": 1, "Reshape": 1, "ConstantOfShape": 0}.get(node.op_type)
         rest = behind(node.outputs[0]) or ()
         inputs: list[ir.Value | None] = []
         for i, value in enumerate(node.inputs):
-            if value is None or i != shape or value in self._rows.constant:
+            if value is None or i != shape or value in self._branched.constant:
                 inputs.append(None if value is None else self.get(value, space))
             elif node.op_type == "Reshape":
                 inputs.append(self.numbers(-1, *rest))
-            elif node.inputs[0] in self._rows.depends:  # its rows are there; a 1 leaves them alone
+            elif node.inputs[0] in self._branched.depends:  # it has the first axis already; a 1 leaves it as it is
                 inputs.append(self.numbers(1, *rest))
             else:
                 inputs.append(self.sizes(self.count(space), *rest))
         return inputs
 
     def _spread(self, value: ir.Value, depends: Depends) -> ir.Value:
-        """(N, ...) or (R, ...) to (N R, ...)."""
+        """Expand (N, ...) or (R, ...) to (N R, ...)."""
         rest = behind(value) or ()
         axis, pair = (1, ("N", 1)) if depends == TIMESTEP else (0, (1, "R"))
         value = self.add("Unsqueeze", [value, self.numbers(axis)], [*pair, *rest], value.dtype)

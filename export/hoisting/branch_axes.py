@@ -1,8 +1,9 @@
-"""Which tensors of a step graph don't depend on the latents, and keep the rows of a request apart.
+"""Which tensors of a step graph don't depend on the latents, and keep the entries of the branch batch apart.
 
-A step sees every sample once per guidance branch: R = G B rows, the first axis of what it computes.  An operator keeps
-rows apart if row i of its output follows from row i of its inputs; only through such operators may work be moved to
-where there are other rows, or more of them.  What isn't known to keep them apart is taken not to.
+A step evaluates every sample once per guidance branch: the branch batch, R = G B entries along the first axis of what
+it computes.  An operator keeps them apart if entry i of its output follows from entry i of its inputs; only through
+such operators may work be moved to where the first axis has another meaning or length.  An operator that isn't known
+to keep entries apart is assumed to mix them.
 """
 
 import math
@@ -18,7 +19,7 @@ from mmgen.runtime.storage import tensors as names
 Origin = Literal["condition", "timestep"]
 Depends = frozenset[Origin]
 
-ROWS = frozenset({"B*G", "G*B"})  # the axis as the tracer calls it
+BRANCH_BATCH = ("B*G", "G*B")  # names that the tracer gives the axis
 
 # fmt: off
 ELEMENTWISE = frozenset({
@@ -31,7 +32,7 @@ REDUCTIONS = frozenset({
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
     "ReduceSum", "ReduceSumSquare",
 })
-PER_SAMPLE = frozenset({  # the standard defines them for each item of the first axis
+PER_SAMPLE = frozenset({  # defined by the standard for each entry of the first axis
     "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool",
     "GroupNormalization", "InstanceNormalization", "MaxPool", "SpaceToDepth",
 })
@@ -39,20 +40,20 @@ PER_SAMPLE = frozenset({  # the standard defines them for each item of the first
 
 
 @dataclass(frozen=True)
-class Rows:
+class BranchAxes:
     """What is known of the tensors of a step graph."""
 
-    depends: Mapping[ir.Value, Depends]  # of each tensor (R, ...) that keeps rows apart; empty: constants, expanded
-    roots: Mapping[ir.Value, str]  # tensors (R, ...) that are an input of the graph in rows, with its name
+    depends: Mapping[ir.Value, Depends]  # by tensor (R, ...) whose entries stay apart; empty: an expanded constant
+    roots: Mapping[ir.Value, str]  # tensors (R, ...) that are an input of the graph, reshaped; with its name
     constant: frozenset[ir.Value]  # computed from constants alone
 
     def invariant(self, value: ir.Value) -> bool:
-        """Whether a tensor can be computed before the loop, and isn't a constant."""
+        """Return whether a tensor can be computed before the loop, and isn't a constant."""
         return bool(self.depends.get(value))
 
 
-def find_rows(graph: ir.Graph, conditioning: Collection[str]) -> Rows:
-    """Follow the timestep and the conditioning through a step graph, as far as rows stay apart.
+def find_branch_axes(graph: ir.Graph, conditioning: Collection[str]) -> BranchAxes:
+    """Follow the timestep and the conditioning through a step graph, as far as entries of the branch batch stay apart.
 
     Args:
         graph: of ``graphs.StepGraph``, traced, with shapes.
@@ -78,11 +79,11 @@ def find_rows(graph: ir.Graph, conditioning: Collection[str]) -> Rows:
         elif _keeps_apart(node, depends.keys(), constant, sizes):
             sources = frozenset[Origin]().union(*(depends[v] for v in inputs if v in depends))
             depends.update(dict.fromkeys(node.outputs, sources))
-    return Rows(depends, roots, frozenset(constant))
+    return BranchAxes(depends, roots, frozenset(constant))
 
 
 def behind(value: ir.Value) -> tuple[int, ...] | None:
-    """The sizes of a tensor's axes behind the first, or None unless all are known."""
+    """Return the sizes of a tensor's axes behind the first; None unless all are known."""
     if value.shape is None or not len(value.shape):
         return None
     sizes = tuple(d for d in value.shape[1:] if isinstance(d, int))
@@ -90,12 +91,12 @@ def behind(value: ir.Value) -> tuple[int, ...] | None:
 
 
 def rank(value: ir.Value) -> int:
-    """Number of axes; -1: unknown."""
+    """Return the number of axes; -1 if it is unknown."""
     return -1 if value.shape is None else len(value.shape)
 
 
 def numbers(value: ir.Value | None) -> list[int] | None:
-    """A constant's whole numbers; None: it isn't a constant."""
+    """Return a constant's whole numbers; None if it isn't a constant."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else [int(n) for n in tensor.numpy().reshape(-1)]
 
@@ -104,18 +105,18 @@ def _whole(value: ir.Value) -> bool:
     return value.dtype is not None and value.dtype.is_integer()
 
 
-def _in_rows(value: ir.Value) -> bool:
-    """Whether the shape says that the first axis has R items, and nothing of the others is open."""
+def _is_branch_batch(value: ir.Value) -> bool:
+    """Return whether the shape says that the first axis is the branch batch, and the sizes of the others are known."""
     if behind(value) is None or value.shape is None:
         return False
     first = value.shape[0]
-    return isinstance(first, ir.SymbolicDim) and str(first.value).replace(" ", "") in ROWS
+    return isinstance(first, ir.SymbolicDim) and str(first.value).replace(" ", "") in BRANCH_BATCH
 
 
 def _root(node: ir.Node, conditioning: Collection[str]) -> str | None:
-    """The name of the graph's input that a node puts in rows."""
+    """Return the name of the graph's input that a node expands or reshapes to the branch batch."""
     source, made = node.inputs[0] if node.inputs else None, node.outputs[0]
-    if source is None or not source.is_graph_input() or not _in_rows(made):
+    if source is None or not source.is_graph_input() or not _is_branch_batch(made):
         return None
     if node.op_type == "Expand" and source.name == names.TIMESTEP and rank(made) == 1:
         return source.name
@@ -127,94 +128,94 @@ def _root(node: ir.Node, conditioning: Collection[str]) -> str | None:
 
 
 def _expands(node: ir.Node, constant: Collection[ir.Value], sizes: Collection[ir.Value]) -> bool:
-    """Whether a node repeats constants for every row."""
+    """Return whether a node repeats a constant along the branch batch."""
     made = node.outputs[0]
     match node.op_type, list(node.inputs):
         case "Expand", [source, shape] if source is not None:
             repeats = rank(source) < rank(made) or (source.shape is not None and source.shape[0] == 1)
-            return source in constant and shape in sizes and repeats and _in_rows(made)
+            return source in constant and shape in sizes and repeats and _is_branch_batch(made)
         case "ConstantOfShape", [shape]:
-            return shape in sizes and _in_rows(made)
+            return shape in sizes and _is_branch_batch(made)
     return False
 
 
 def _keeps_apart(
-    node: ir.Node, rows: Collection[ir.Value], constant: Collection[ir.Value], sizes: Collection[ir.Value]
+    node: ir.Node, branched: Collection[ir.Value], constant: Collection[ir.Value], sizes: Collection[ir.Value]
 ) -> bool:
     inputs = values(node)
-    moving = [v for v in inputs if v in rows]
-    known = all(v in rows or v in constant for v in inputs) or node.op_type in ("Reshape", "Expand")
+    moving = [v for v in inputs if v in branched]
+    known = all(v in branched or v in constant for v in inputs) or node.op_type in ("Reshape", "Expand")
     if not moving or not known or node.domain not in ("", "ai.onnx") or any(behind(v) is None for v in node.outputs):
         return False
-    return _rule(node, moving, lambda v: v in rows, lambda v: v in sizes)
+    return _rule(node, moving, lambda v: v in branched, lambda v: v in sizes)
 
 
 def _rule(
     node: ir.Node,
     moving: list[ir.Value],
-    is_row: Callable[[ir.Value | None], bool],
+    is_branched: Callable[[ir.Value | None], bool],
     is_size: Callable[[ir.Value | None], bool],
 ) -> bool:
-    """Whether an operator keeps rows apart, by what the standard says of it.
+    """Return whether an operator keeps entries of the branch batch apart, by its definition in the standard.
 
     Args:
         node: its inputs are tensors (R, ...) or constants; the shape of a Reshape or an Expand may be something else.
         moving: the inputs (R, ...).
-        is_row: whether a tensor is (R, ...).
+        is_branched: whether a tensor is (R, ...).
         is_size: whether integers follow from G and B.
     """
     data, made = node.inputs[0], node.outputs[0]
     rest = {rank(v) for v in moving}
     same_rank = rest == {rank(made)} and rank(made) > 0
-    first_moves = data is not None and is_row(data)
+    first_moves = data is not None and is_branched(data)
     alone = first_moves and len(moving) == 1
     axis = node.attributes.get_int("axis", -1)
     match node.op_type:
         case op if op in ELEMENTWISE:
-            others = [v for v in values(node) if not is_row(v)]
-            return same_rank and all(_fits_every_row(v, rank(made)) for v in others)
+            others = [v for v in values(node) if not is_branched(v)]
+            return same_rank and all(_fits_every_entry(v, rank(made)) for v in others)
         case op if op in REDUCTIONS:
             known = numbers(node.inputs[1]) if len(node.inputs) > 1 else list(node.attributes.get_ints("axes", ()))
-            return alone and bool(known) and _behind_rows(known, data)
+            return alone and bool(known) and _behind_first(known, data)
         case op if op in PER_SAMPLE:
             return alone and rank(made) >= 3
         case "Softmax" | "LogSoftmax" | "LayerNormalization":
-            return alone and _behind_rows([axis], data)
+            return alone and _behind_first([axis], data)
         case "ArgMax" | "ArgMin":
-            return alone and _behind_rows([node.attributes.get_int("axis", 0)], data)
+            return alone and _behind_first([node.attributes.get_int("axis", 0)], data)
         case "MatMul":
-            return _product(node, made, is_row)
+            return _product(node, made, is_branched)
         case "Gemm":
             added = node.inputs[2] if len(node.inputs) > 2 else None
-            fits = added is None or is_row(added) or _fits_every_row(added, 2)
-            return first_moves and not is_row(node.inputs[1]) and not node.attributes.get_int("transA", 0) and fits
+            fits = added is None or is_branched(added) or _fits_every_entry(added, 2)
+            return first_moves and not is_branched(node.inputs[1]) and not node.attributes.get_int("transA", 0) and fits
         case "Transpose":
             order = node.attributes.get_ints("perm", ())
             return len(order) > 0 and order[0] == 0
         case "Reshape":
-            return alone and _reshapes_rows(node, is_size)
+            return alone and _reshapes_apart(node, is_size)
         case "Expand":
             shape = numbers(node.inputs[1])
             if shape is None:
-                return alone and same_rank and is_size(node.inputs[1]) and _in_rows(made)
+                return alone and same_rank and is_size(node.inputs[1]) and _is_branch_batch(made)
             return alone and same_rank and (len(shape) < rank(made) or shape[0] == 1)
         case "Flatten":
             return node.attributes.get_int("axis", 1) == 1
         case "Concat":
-            return all(is_row(v) for v in values(node)) and _behind_rows([axis], data)
+            return all(is_branched(v) for v in values(node)) and _behind_first([axis], data)
         case "Split":
-            return alone and _behind_rows([node.attributes.get_int("axis", 0)], data)
+            return alone and _behind_first([node.attributes.get_int("axis", 0)], data)
         case "Gather":
             along = node.attributes.get_int("axis", 0)
-            return alone and _behind_rows([along], data) if first_moves else along == 0 and len(moving) == 1
+            return alone and _behind_first([along], data) if first_moves else along == 0 and len(moving) == 1
         case "Slice":
-            return alone and len(node.inputs) > 3 and _behind_rows(numbers(node.inputs[3]), data)
+            return alone and len(node.inputs) > 3 and _behind_first(numbers(node.inputs[3]), data)
         case "Squeeze":
-            return alone and len(node.inputs) > 1 and _behind_rows(numbers(node.inputs[1]), data)
+            return alone and len(node.inputs) > 1 and _behind_first(numbers(node.inputs[1]), data)
         case "Unsqueeze":
-            return alone and _behind_rows(numbers(node.inputs[1]), made)
+            return alone and _behind_first(numbers(node.inputs[1]), made)
         case "CumSum":
-            return alone and _behind_rows(numbers(node.inputs[1]), data)
+            return alone and _behind_first(numbers(node.inputs[1]), data)
         case "Pad":
             pads = numbers(node.inputs[1])
             everywhere = len(node.inputs) < 4 or node.inputs[3] is None  # pads for every axis
@@ -225,34 +226,34 @@ def _rule(
     return False
 
 
-def _product(node: ir.Node, made: ir.Value, is_row: Callable[[ir.Value | None], bool]) -> bool:
-    """MatMul: the rows must be rows of matrices, or of stacks of them, and no summed axis."""
+def _product(node: ir.Node, made: ir.Value, is_branched: Callable[[ir.Value | None], bool]) -> bool:
+    """Return whether a MatMul keeps entries apart: the branch batch must be rows of matrices or a stack, not summed."""
     left, right = node.inputs
     assert left is not None and right is not None
-    if not is_row(right):
-        return rank(left) == rank(made) >= 2 and (rank(right) <= 2 or _fits_every_row(right, rank(made)))
+    if not is_branched(right):
+        return rank(left) == rank(made) >= 2 and (rank(right) <= 2 or _fits_every_entry(right, rank(made)))
     if rank(right) != rank(made) or rank(right) < 3:
         return False
-    return rank(left) == rank(made) if is_row(left) else _fits_every_row(left, rank(made))
+    return rank(left) == rank(made) if is_branched(left) else _fits_every_entry(left, rank(made))
 
 
-def _reshapes_rows(node: ir.Node, is_size: Callable[[ir.Value | None], bool]) -> bool:
+def _reshapes_apart(node: ir.Node, is_size: Callable[[ir.Value | None], bool]) -> bool:
     data, shape, made = node.inputs[0], node.inputs[1], node.outputs[0]
     assert data is not None and shape is not None
     before, after = behind(data), behind(made)
     if before is None or after is None or math.prod(before) != math.prod(after):
         return False
     target = numbers(shape)
-    return _in_rows(made) and is_size(shape) if target is None else target[0] in (-1, 0)
+    return _is_branch_batch(made) and is_size(shape) if target is None else target[0] in (-1, 0)
 
 
-def _fits_every_row(value: ir.Value, ranks: int) -> bool:
-    """Whether broadcasting gives every row the same of a constant."""
+def _fits_every_entry(value: ir.Value, ranks: int) -> bool:
+    """Return whether broadcasting gives every entry the same part of a constant."""
     return 0 <= rank(value) < ranks or (rank(value) == ranks and value.shape is not None and value.shape[0] == 1)
 
 
-def _behind_rows(axes: Sequence[int] | None, value: ir.Value | None) -> bool:
-    """Whether axes are known and none of them is the first."""
+def _behind_first(axes: Sequence[int] | None, value: ir.Value | None) -> bool:
+    """Return whether axes are known and none of them is the first."""
     if axes is None or value is None or value.shape is None:
         return False
     return all((axis if axis >= 0 else axis + len(value.shape)) > 0 for axis in axes)

@@ -11,8 +11,8 @@ import networkx as nx
 import onnx_ir as ir
 
 from mmgen.export.base.operators import values
-from mmgen.export.hoisting.branch_axes import Rows
-from mmgen.export.tracing.counts import elements, operations, row_bytes
+from mmgen.export.hoisting.branch_axes import BranchAxes
+from mmgen.export.tracing.counts import elements, entry_bytes, operations
 
 BALANCE = 50  # operations in the time of a byte: 2 on small CPUs, 50 on a Jetson Orin, 300 on a large GPU, in half
 NODE = 1024  # bytes in the time that an operator takes to start
@@ -22,20 +22,20 @@ VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})  #
 _HOISTED, _STEP = "hoisted", "step"  # the ends of the network
 
 
-def choose(graph: ir.Graph, rows: Rows, usual: int) -> frozenset[ir.Node]:
-    """The nodes to take out of the step; with a node, all that it is computed from.
+def choose(graph: ir.Graph, branched: BranchAxes, usual: int) -> frozenset[ir.Node]:
+    """Choose the nodes to take out of the step; with a node goes all that it is computed from.
 
     Args:
         graph: of the step.
-        rows: what is known of its tensors.
+        branched: what is known of its tensors.
         usual: R that the choice is made for.
     """
     network = nx.DiGraph()
-    movable = [node for node in graph if any(map(rows.invariant, node.outputs))]
+    movable = [node for node in graph if any(map(branched.invariant, node.outputs))]
     among = set(movable)
     for node in movable:
-        root = any(v in rows.roots for v in node.outputs)
-        network.add_edge(_HOISTED, node, capacity=math.inf if root else _work(node, rows, usual))
+        root = any(v in branched.roots for v in node.outputs)
+        network.add_edge(_HOISTED, node, capacity=math.inf if root else _work(node, branched, usual))
         for value in values(node):
             if value.producer() in among:
                 network.add_edge(node, value.producer())  # hoisted only with what it needs; without capacity: never cut
@@ -44,7 +44,7 @@ def choose(graph: ir.Graph, rows: Rows, usual: int) -> frozenset[ir.Node]:
             if value in network:
                 network.add_edge(value, node)  # a weight leaves the step with the last node that reads it
         for value in node.outputs:
-            network.add_edge(node, value, capacity=_crossing(value, rows, usual))
+            network.add_edge(node, value, capacity=_crossing(value, branched, usual))
             for reader in value.consumers():
                 network.add_edge(value, reader if reader in among else _STEP)
     for value in [v for v in network if isinstance(v, ir.Value) and v.is_initializer()]:
@@ -56,19 +56,19 @@ def choose(graph: ir.Graph, rows: Rows, usual: int) -> frozenset[ir.Node]:
     return frozenset(node for node in movable if node in hoisted)
 
 
-def _work(node: ir.Node, rows: Rows, usual: int) -> int:
-    """What a node costs in a step, in bytes, its weights not counted."""
+def _work(node: ir.Node, branched: BranchAxes, usual: int) -> int:
+    """Estimate what a node costs in a step, in bytes, its weights not counted."""
     moved = 0
     if node.op_type not in VIEWS:
-        moved = sum(row_bytes(v) for v in (*values(node), *node.outputs) if v in rows.depends)
+        moved = sum(entry_bytes(v) for v in (*values(node), *node.outputs) if v in branched.depends)
     return NODE + usual * (moved + (operations([node]) + elements(node.outputs[0])) // BALANCE)
 
 
-def _crossing(value: ir.Value, rows: Rows, usual: int) -> int:
-    """What it costs a step to get a tensor from outside, in bytes: it is read, and taken out of its pack.
+def _crossing(value: ir.Value, branched: BranchAxes, usual: int) -> int:
+    """Estimate what reading a tensor from outside costs a step, in bytes, with taking it out of its pack.
 
-    A tensor of the timestep alone is the same in all rows.
+    A tensor that depends on the timestep alone is the same for the whole branch batch.
     """
-    if value in rows.roots:
-        return usual * row_bytes(value)
-    return PIECE + 2 * row_bytes(value) * (usual if "condition" in rows.depends[value] else 1)
+    if value in branched.roots:
+        return usual * entry_bytes(value)
+    return PIECE + 2 * entry_bytes(value) * (usual if "condition" in branched.depends[value] else 1)

@@ -12,7 +12,7 @@ from mmgen.export.base.operators import BOUNDED, LOOKUPS, is_layer, values
 
 
 def unprocessed(graph: ir.Graph, inputs: Container[str]) -> set[ir.Value]:
-    """Numbers that some of a graph's inputs get to without passing a layer; these inputs too."""
+    """Find the tensors computed from some of a graph's inputs without a layer, and these inputs."""
     found = {value for value in graph.inputs if value.name in inputs}
     for node in graph:
         if not is_layer(node) and node.op_type not in BOUNDED and any(v in found for v in _numbers(node)):
@@ -21,7 +21,7 @@ def unprocessed(graph: ir.Graph, inputs: Container[str]) -> set[ir.Value]:
 
 
 def _numbers(node: ir.Node) -> list[ir.Value]:
-    """The inputs of a node whose numbers get into its outputs, not just their places or sizes."""
+    """Return the inputs of a node whose values get into its outputs, and not just their positions or sizes."""
     if node.op_type in ("Shape", "Size"):
         return []
     if node.op_type in LOOKUPS:

@@ -32,7 +32,7 @@ class TextDiTConfig:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention over (B, N, D) with keys and values (B, M, D).
+    """Compute multi-head attention over (B, N, D) with keys and values (B, M, D).
 
     Written out: for this few tokens it trains faster on a CPU than the fused kernel, whose backward pass is slow there.
     """
@@ -42,7 +42,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
-    """Sinusoids (B, width) of timesteps (B,), wavelengths 2 pi to 20000 pi (Vaswani et al. 2017, section 3.5)."""
+    """Return sinusoids (B, width) of timesteps (B,), wavelengths 2 pi to 20000 pi (Vaswani et al. 2017, sec. 3.5)."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(10_000) / half))
     angle = timestep.float()[:, None] * frequency
@@ -50,7 +50,7 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
 
 
 def unpatched(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Tokens (B, rows columns, C p p) of a grid (rows, columns) to (B, C, rows p, columns p)."""
+    """Turn tokens (B, rows columns, C p p) of a grid (rows, columns) into (B, C, rows p, columns p)."""
     x = x.unflatten(1, grid).unflatten(3, (-1, patch, patch))  # (B, rows, columns, C, p, p)
     return x.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 

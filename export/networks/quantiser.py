@@ -8,7 +8,7 @@ FEW = 16  # entries in a block, below which to search in two stages isn't worth 
 
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index int64 (B, h, w) of the entry of a codebook (K, D) nearest to each of (B, D, h, w), in float32.
+    """Find the index int64 (B, h, w) of the entry of a codebook (K, D) nearest to each of (B, D, h, w), in float32.
 
     As |z - e|^2 = |z|^2 - 2 z.e + |e|^2 and |z|^2 is the same for every entry, |e|^2 - 2 z.e is enough.  The first
     index wins a tie.
@@ -19,10 +19,10 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def first_smallest(x: Tensor) -> Tensor:
-    """Index int64 (...) of the smallest of (..., K), the first of equal ones, as ``x.argmin(-1)``.
+    """Find the index int64 (...) of the smallest of (..., K), the first of equal ones, as ``x.argmin(-1)``.
 
-    Runtimes find a minimum several times as fast as its place.  So the minima of about sqrt(K) blocks are found first,
-    then the place of the smallest among them, and its place in its block.
+    Runtimes find a minimum several times as fast as its position.  So the minima of about sqrt(K) blocks are found
+    first, then the position of the smallest among them, and its position in its block.
     """
     total = x.shape[-1]
     size = next(n for n in range(math.isqrt(total), 0, -1) if total % n == 0)
@@ -56,7 +56,7 @@ class Quantiser(nn.Module):
 
 
 class CodesEncoder(nn.Module):
-    """What ``encoder`` takes, to the codes int64 (B, h, w) nearest to what it makes of it (B, D, h, w)."""
+    """The input of ``encoder`` to the codes int64 (B, h, w) nearest to its output (B, D, h, w)."""
 
     codebook: Tensor  # (K, D)
 
@@ -70,7 +70,7 @@ class CodesEncoder(nn.Module):
 
 
 class CodesDecoder(nn.Module):
-    """Codes int64 (B, h, w) to what ``decoder`` makes of their entries (B, D, h, w)."""
+    """Codes int64 (B, h, w) to the output of ``decoder`` for their entries (B, D, h, w)."""
 
     codebook: Tensor  # (K, D)
 

@@ -1,6 +1,6 @@
 """The text-conditional transformer over codes: masked-token diffusion with the blocks of ``dit``.
 
-As MaskGIT (Chang et al. 2022), without a timestep: how much is masked, the network sees.  The text modulates every
+As MaskGIT (Chang et al. 2022), without a timestep: the network sees how much is masked.  The text modulates every
 block (adaLN) and is attended to.
 """
 
@@ -24,16 +24,16 @@ class TokenDiT(nn.Module):
         self.config = config
         codes, height, width = config.latent_shape
         self.grid = (height // config.patch, width // config.patch)
-        places = config.patch**2  # codes in a patch
+        positions = config.patch**2  # codes in a patch
         self.text = TextEncoder(config)
         self.embedding = nn.Embedding(codes + 1, CODE_WIDTH)
-        self.patch_in = nn.Linear(CODE_WIDTH * places, config.width)
+        self.patch_in = nn.Linear(CODE_WIDTH * positions, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], config.width))
         self.pooled = nn.Linear(config.text_width, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.modulation = nn.Linear(config.width, 2 * config.width)
-        self.patch_out = nn.Linear(config.width, codes * places)
+        self.patch_out = nn.Linear(config.width, codes * positions)
         for layer in (self.modulation, self.patch_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -1,7 +1,7 @@
 """The VQ-VAE of mmgen checkpoints: pictures to a grid of codes and back.
 
 A VQ-VAE (van den Oord et al. 2017) with a codebook learned by moving averages
-(their appendix A.1) and revival of codes that nobody uses.  Pixels are folded
+(their appendix A.1) and revival of unused codes.  Pixels are folded
 2x2 into channels at both ends, so that no convolution runs at full resolution:
 on a small device that is where the time of a decoder goes.
 """
@@ -95,17 +95,17 @@ class VQVAE(nn.Module):
         self.register_buffer("code_sum", self.codebook.clone(), persistent=False)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Latents (B, D, H/4, W/4) before quantisation."""
+        """Encode pictures as latents (B, D, H/4, W/4), before quantisation."""
         return self.encoder(pictures)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        """Index (B, H/4, W/4) of the nearest codebook entry, first index on ties."""
+        """Find the index (B, H/4, W/4) of the nearest codebook entry, the first one on ties."""
         return nearest_codes(latents, self.codebook)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Latents (B, D, H/4, W/4) of codes (B, H/4, W/4)."""
+        """Look up the latents (B, D, H/4, W/4) of codes (B, H/4, W/4)."""
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of quantised latents; not clamped."""
+        """Decode quantised latents to pictures (B, 3, H, W), not clamped."""
         return self.decoder(latents)

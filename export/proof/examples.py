@@ -1,4 +1,4 @@
-"""Requests for the receipts: the model's own examples, or made-up ones at the scale that the model was trained on."""
+"""Requests to validate with: the model's own examples, or made-up ones at the scale that the model was trained on."""
 
 import re
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from mmgen.export.base.model import Model
 from mmgen.runtime.storage.schema import Condition
 
 EXTREME = 4.0  # how many times as far from the mean as an example an unusual request is
-PLAUSIBLE = 10.0  # deviations from the mean within which zero may be asked for
+PLAUSIBLE = 10.0  # deviations from the mean within which zero is a plausible value
 SMALLEST = 1e-12
-# Names of statistics in a module that normalises: what is at the middle, what is its spread, and how to read them.
+# Names of statistics in a module that normalises: the middle and the spread.
 _PAIRS = (("mean", "std"), ("mu", "sigma"), ("loc", "scale"), ("mean", "var"), ("min", "max"), ("offset", "scale"))
 
 Scale = tuple[NDArray[np.float32], NDArray[np.float32]]  # mean and deviation, of the shape of a condition
 
 
 def examples(model: Model, count: int, *, negative: bool = False) -> dict[str, Any]:
-    """Values of each condition for ``count`` samples, as ``generate`` takes them; ``negative``: each the one after."""
+    """Return each condition's values for ``count`` samples, as ``generate`` takes them; ``negative``: the next ones."""
     rng = np.random.default_rng(int(negative))
     values: dict[str, Any] = {}
     for condition in model.conditions:
@@ -34,13 +34,13 @@ def examples(model: Model, count: int, *, negative: bool = False) -> dict[str, A
 
 
 def made_up(model: Model) -> tuple[str, ...]:
-    """Names of the array conditions of which the model gives no example."""
+    """Return the names of the array conditions of which the model gives no example."""
     given = {name for request in model.examples for name in request}
     return tuple(c.name for c in model.conditions if c.kind == "array" and c.name not in given)
 
 
 def unusual(model: Model, inputs: dict[str, NDArray[Any]]) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Conditions (R, ...) whose arrays of fractions are all zero, and such that are far from the mean.
+    """Yield conditions (R, ...) whose arrays of fractions are all zero, and such that are far from the mean.
 
     A zero that the model's own statistics rule out, as no robot is at 0 where it was always at 1000, is the mean.
     """
@@ -58,7 +58,7 @@ def unusual(model: Model, inputs: dict[str, NDArray[Any]]) -> Iterator[tuple[str
 
 
 def scale_of(model: Model, condition: Condition) -> Scale | None:
-    """Mean and deviation of an array that the statistics in a model's own modules give away; None: there are none.
+    """Find the mean and deviation of an array in the statistics of a model's own modules; None if there are none.
 
     A pair of tensors counts whose names differ in ``mean`` and ``std`` or the like, and whose shape is the condition's,
     or that of its last axes.  Those with the condition's name in theirs come first.

@@ -1,4 +1,4 @@
-"""The first tensor of a graph that is too far from the truth: of which module and line it is."""
+"""The first tensor of a graph that is too far from the reference, with its module and line."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -20,11 +20,11 @@ Answer = Callable[[Mapping[str, Any]], Arrays]
 def first_wrong(
     made: Mapping[str, ir.Node], got: Answer, wanted: Answer, given: Iterable[Mapping[str, Any]], limit: float
 ) -> str:
-    """Operator, tensor, module and line where two ways to compute a graph part; "" if they don't.
+    """Find the operator, tensor, module and line where two computations of a graph diverge; "" if they don't.
 
     Args:
         made: nodes by the tensor that they make, in the graph's order.
-        got: from a call's inputs to these tensors, as they are.
+        got: from a call's inputs to these tensors, as computed.
         wanted: the same, as they should be; it may leave some out.
         given: inputs of calls.
         limit: largest relative RMS.
@@ -41,7 +41,7 @@ def first_wrong(
 
 
 def torch_values(program: ExportedProgram, inputs: Iterable[str], wanted: Collection[str]) -> Answer:
-    """A function from inputs by name to the float32 tensors of these names that a traced program makes on its way."""
+    """Return a function from inputs by name to the float32 tensors of these names inside a traced program."""
     module, order = program.module(check_guards=False), tuple(inputs)
 
     def answer(given: Mapping[str, Any]) -> Arrays:

@@ -1,7 +1,7 @@
-"""What the graphs of a hoisted step hand on to each other in the golden run, and what it should be.
+"""What the graphs of a hoisted step pass to each other in the golden run, and what it should be.
 
-The truth is the step graph as it was traced, asked for the very tensors that were moved, one row of the table at a
-time.  So the comparison shows that nothing got lost on the way, and that many rows at once give what single ones do.
+The reference is the step graph as it was traced, with the moved tensors as outputs, one evaluation at a time.  So the
+comparison shows that hoisting lost nothing, and that all evaluations at once give the same as single ones.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from mmgen.runtime.storage.schema import Role
 
 
 def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> TorchRun:
-    """The golden run as the hoisted graphs meet it.
+    """Return the golden run as the hoisted graphs see it.
 
     Args:
         run: of the graphs as they were traced.
         traced: ``step.onnx`` as it was traced.
         folder: the graphs that ``hoist`` wrote, in float32.
-        packs: what they hand on.
+        packs: what they pass to each other.
     """
     samples, feeds = dict(run.samples), dict(run.feeds)
-    rows = max(sample.row for sample in samples["step"]) + 1
-    loop, further = feeds["step"][:rows], [sample for sample in samples["step"] if sample.conditions is not None]
+    evaluations = max(sample.row for sample in samples["step"]) + 1
+    loop, further = feeds["step"][:evaluations], [sample for sample in samples["step"] if sample.conditions is not None]
     graphs = _Graphs(folder, [feed[names.TIMESTEP] for feed in loop if names.TIMESTEP in feed], packs, _size(loop[0]))
     usual = graphs.hand(run.conditions)
     handed = [(usual, _truth(traced, packs, loop))]
@@ -44,7 +44,7 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
         ]
         feeds["condition"] = [made.conditions for made, _ in handed]
     if graphs.timestep is not None:
-        truth, i = handed[0][1], rows // 2
+        truth, i = handed[0][1], evaluations // 2
         inputs = usual.timestep_inputs
         alone = inputs | {names.TIMESTEP: inputs[names.TIMESTEP][i : i + 1]}
         samples["timestep"] = [
@@ -70,7 +70,7 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
 
 @dataclass(frozen=True)
 class _Handed:
-    """What the graphs before the loop make of conditions."""
+    """The outputs of the graphs before the loop for some conditions."""
 
     conditions: Arrays  # (R, ...)
     made: Arrays  # (R, ...) outputs of the condition graph
@@ -79,7 +79,7 @@ class _Handed:
 
 
 class _Graphs:
-    """The hoisted graphs, the timesteps (1,) of each row of the golden run, and its G and B."""
+    """The hoisted graphs, the timesteps (1,) of each evaluation of the golden run, and its G and B."""
 
     def __init__(
         self, folder: Path, timesteps: Sequence[np.ndarray], packs: Sequence[Pack], size: tuple[int, int]
@@ -88,10 +88,10 @@ class _Graphs:
         self.condition = answers("condition", paths["condition"]) if paths["condition"].exists() else None
         self.timestep = answers("timestep", paths["timestep"]) if paths["timestep"].exists() else None
         self._paths, self._timesteps, self._size = paths, timesteps, size
-        self._shared = {pack.name for pack in packs if pack.space == TIMESTEP}  # by all rows of a request
+        self._shared = {pack.name for pack in packs if pack.space == TIMESTEP}  # by the whole branch batch
 
     def hand(self, conditions: Arrays) -> _Handed:
-        """Run what comes before the loop."""
+        """Run the graphs before the loop."""
         made = self.condition(conditions) if self.condition is not None else {}
         if self.timestep is None:
             return _Handed(conditions, made, {}, {})
@@ -100,13 +100,13 @@ class _Graphs:
         return _Handed(conditions, made, inputs, self.timestep(inputs))
 
     def step_inputs(self, handed: _Handed, given: Arrays, row: int) -> Arrays:
-        """What the step is given in a row, in place of what the step as it was traced was given."""
+        """Return the step's inputs in a row of the table, from those of the step as it was traced."""
         guides, batch = _size(given)
         of_row = {name: array[row] for name, array in handed.timed.items() if name not in self._shared}
-        in_rows = handed.conditions | handed.made | of_row
+        branched = handed.conditions | handed.made | of_row
         grouped = {
             name: array.reshape(*self._size, *array.shape[1:])[-guides:, :batch]
-            for name, array in in_rows.items()
+            for name, array in branched.items()
             if name not in given
         }
         shared = {name: handed.timed[name][row : row + 1] for name in self._shared}
@@ -114,26 +114,26 @@ class _Graphs:
 
 
 def _size(given: Arrays) -> tuple[int, int]:
-    """G and B of a step's inputs."""
+    """Return G and B of a step's inputs."""
     batch = len(given[names.TOKENS]) if names.TOKENS in given else given[names.STATE].shape[1]
     return len(given[names.GUIDANCE]), batch
 
 
 def _truth(traced: Path, packs: Sequence[Pack], feeds: Sequence[Arrays]) -> Arrays:
-    """Every pack, from the tensors of the step graph in each row of the golden run."""
+    """Compute every pack from the tensors of the traced step graph in each evaluation of the golden run."""
     answer = answers("step", traced, list(dict.fromkeys(piece.name or "" for pack in packs for piece in pack.pieces)))
-    rows = [answer(feed) for feed in feeds]
+    evaluated = [answer(feed) for feed in feeds]
     found = {}
     for pack in packs:
         if pack.space == CONDITION:
-            found[pack.name] = _packed(pack, rows[0])
+            found[pack.name] = _packed(pack, evaluated[0])
         else:
-            found[pack.name] = np.stack([_packed(pack, row) for row in rows])
+            found[pack.name] = np.stack([_packed(pack, tensors) for tensors in evaluated])
     return found
 
 
 def _packed(pack: Pack, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One row of the table."""
+    """Pack the tensors of one evaluation."""
     pieces = [tensors[piece.name or ""] for piece in pack.pieces]
     if not pack.alone:
         flat = [piece.reshape(len(piece), -1) for piece in pieces]
@@ -143,5 +143,5 @@ def _packed(pack: Pack, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _taken(path: Path, feed: Arrays) -> Arrays:
-    """What a graph takes of more."""
+    """Select the inputs that a graph takes."""
     return {value.name or "": feed[value.name or ""] for value in ir.load(path).graph.inputs}

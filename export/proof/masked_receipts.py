@@ -1,4 +1,4 @@
-"""Receipts of a masked step alone: its logits against torch's, and what it draws from them against the definition.
+"""Receipts (validation records) of a masked step: its logits against torch's, its draws against the definition.
 
 Drawn codes themselves say little of an error.  Where many codes are about as likely, rounding moves the limits
 between them, and a good graph draws others than torch; where one code is certain, a bad graph draws the same.
@@ -19,27 +19,27 @@ from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Receipt
 from mmgen.runtime.verify import relative_rms, share
 
-LOGITS = "logits"  # among the outputs of a step's sample: guided, (B, places, codes)
+LOGITS = "logits"  # among the outputs of a step's sample: guided, (B, positions, codes)
 REACH = 16.0  # codes that are exp(-16) times as likely as the likeliest are never drawn, and may be anything
 
 
 def logits_of(path: Path) -> str:
-    """The tensor of a step graph that holds its guided logits: what its last TopK, the sampler's, takes."""
+    """Name the tensor of a step graph that holds its guided logits: what its last TopK, the sampler's, takes."""
     sorts = [node for node in load(path).graph if node.op_type == "TopK"]
     return sorts[-1].inputs[0].name or ""  # type: ignore[union-attr]  # TopK has an input
 
 
 def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sample) -> list[Receipt]:
-    """Level 1 or 2 of a step.
+    """Compare a step with its reference, at level 1 or 2.
 
-    The logits are compared where something is drawn, among the codes that may be drawn there, less their mean: a
-    constant changes no probability.
+    The logits are compared where a code is drawn, among the codes that may be drawn there, less their mean: a constant
+    changes no probability.
     """
     truth, logits = sample.outputs[LOGITS], got[LOGITS]  # (B, N, codes)
     tokens = sample.inputs[names.TOKENS].reshape(truth.shape[:2])
     choice, order = (sample.inputs[name].reshape(tokens.shape) for name in (names.CHOICE, names.ORDER))
-    anew = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
-    error = relative_rms(*_centred(logits[anew], truth[anew]))
+    drawn = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
+    error = relative_rms(*_centred(logits[drawn], truth[drawn]))
 
     row = _row(sample.inputs)
     codes, score, stays = draw(process, row, 0, tokens, logits, choice, order)
@@ -58,7 +58,7 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
 
 
 def undecided(process: Masked, sample: Sample) -> np.ndarray:
-    """Places (B, *L) of which half precision may decide otherwise than torch whether the row settles them."""
+    """Find positions (B, *L) where half precision may unmask otherwise than torch."""
     logits = sample.outputs[LOGITS]
     tokens, choice, order = (
         sample.inputs[name].reshape(logits.shape[:2]) for name in (names.TOKENS, names.CHOICE, names.ORDER)
@@ -68,17 +68,17 @@ def undecided(process: Masked, sample: Sample) -> np.ndarray:
 
 
 def _row(inputs: Arrays) -> MaskedTable:
-    """A table of the row whose numbers a step is given."""
+    """Build a table of the one row whose numbers a step is given."""
     numbers = {name: inputs[name] for name in ROWS}
     numbers[names.CONFIDENCE] = numbers[names.CONFIDENCE][None]
-    return MaskedTable(**numbers, masked_before=np.ones(1), timestep=np.zeros(1))  # of which a draw knows nothing
+    return MaskedTable(**numbers, masked_before=np.ones(1), timestep=np.zeros(1))  # which a draw doesn't use
 
 
 def tied(score: np.ndarray, stays: np.ndarray, near: float) -> np.ndarray:
-    """Places (B, N) of which rounding decides whether they are settled: those at the limit, if others are as near.
+    """Find positions (B, N) where rounding decides whether they are unmasked: near the limit, if others are as near.
 
-    Where all is hidden and nothing is given, a model that knows relative positions alone has the same logits in all
-    places, but for rounding.
+    Where all is masked and nothing is given, a model that knows relative positions alone has the same logits at all
+    positions, but for rounding.
 
     Args:
         score, stays: as ``draw`` returns them.
@@ -86,15 +86,15 @@ def tied(score: np.ndarray, stays: np.ndarray, near: float) -> np.ndarray:
     """
     ranked = np.sort(score, -1)
     at = stays[:, None].astype(np.int64)
-    low = np.take_along_axis(ranked, np.maximum(at - 1, 0), -1)  # the best that stays hidden
-    high = np.take_along_axis(ranked, np.minimum(at, score.shape[-1] - 1), -1)  # the worst that is settled
+    low = np.take_along_axis(ranked, np.maximum(at - 1, 0), -1)  # the best that stays masked
+    high = np.take_along_axis(ranked, np.minimum(at, score.shape[-1] - 1), -1)  # the worst that is unmasked
     reach = near * np.maximum(1, np.abs(low))
     found: np.ndarray = (high - low <= reach) & (score >= low - reach) & (score <= high + reach)
     return found
 
 
 def _centred(got: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both (M, codes), less their means over the codes within reach; 0 elsewhere."""
+    """Subtract from both (M, codes) their means over the codes within reach; 0 elsewhere."""
     near = truth > truth.max(-1, keepdims=True) - REACH
     count = near.sum(-1, keepdims=True)
     both = (np.where(near, logits, 0).astype(np.float64) for logits in (got, truth))

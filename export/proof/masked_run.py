@@ -1,4 +1,4 @@
-"""What torch makes of a small request for tokens, as ``torch_run`` does it for latents."""
+"""The golden run of a masked-token model in torch, as ``torch_run`` does it for latents."""
 
 import dataclasses
 import math
@@ -43,13 +43,13 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     """
     assert isinstance(model.process, Masked)
     request = golden_request(model, sources, bundle)
-    asked, conditioning, samples, feeds = request.asked, request.conditioning, request.samples, request.feeds
-    defaults, steps, places = model.defaults, request.steps, math.prod(model.latent_shape)
-    rows = table(defaults.solver, model.process, places, steps, options=defaults.solver_options)
+    branches, conditioning, samples, feeds = request.branches, request.conditioning, request.samples, request.feeds
+    defaults, steps, positions = model.defaults, request.steps, math.prod(model.latent_shape)
+    rows = table(defaults.solver, model.process, positions, steps, options=defaults.solver_options)
 
     shape = (B, *model.latent_shape)
-    feeds["step"], trajectory = _loop(sources["step"], model.process, rows, asked, conditioning, shape, SEED)
-    other = _loop(sources["step"], model.process, rows, asked, conditioning, shape, OTHER_SEED)[1][-1]
+    feeds["step"], trajectory = _loop(sources["step"], model.process, rows, branches, conditioning, shape, SEED)
+    other = _loop(sources["step"], model.process, rows, branches, conditioning, shape, OTHER_SEED)[1][-1]
     samples["step"] = [_with_logits(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
     add_unusual(model, sources, request, samples, feeds, _with_logits)
     samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
@@ -63,21 +63,21 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, None, trajectory, other,
         media, negative=request.negative, undecided=np.stack([undecided(model.process, sample) for sample in drawn]),
     )  # fmt: skip
-    return TorchRun(golden, asked.inputs, samples, feeds)
+    return TorchRun(golden, branches.inputs, samples, feeds)
 
 
 def _loop(
     step: Source,
     process: Masked,
     rows: MaskedTable,
-    asked: Branches,
+    branches: Branches,
     conditioning: Arrays,
     shape: tuple[int, ...],
     seed: int,
 ) -> tuple[list[Arrays], NDArray[np.int64]]:
-    """Inputs of every row, and the tokens (N, B, *L) after it."""
+    """Run the loop; return the inputs of every evaluation, and the tokens (N, B, *L) after it."""
     tokens: NDArray[Any] = of_tokens(process, shape).state
-    grouped = {n: array.reshape(len(asked.weights), B, *array.shape[1:]) for n, array in conditioning.items()}
+    grouped = {n: array.reshape(len(branches.weights), B, *array.shape[1:]) for n, array in conditioning.items()}
     feeds: list[Arrays] = []
     made: list[NDArray[Any]] = []
     for row, drawn in uniforms(seed, shape, len(rows)).items():
@@ -86,7 +86,7 @@ def _loop(
                 names.TOKENS: tokens,
                 **{name: getattr(rows, name)[row].reshape(size) for name, size in ROWS.items()},
                 **({names.TIMESTEP: rows.timestep[row : row + 1]} if names.TIMESTEP in step.inputs else {}),
-                names.GUIDANCE: asked.weights,
+                names.GUIDANCE: branches.weights,
                 names.CHOICE: np.ascontiguousarray(drawn[:, 0]),
                 names.ORDER: np.ascontiguousarray(drawn[:, 1]),
                 **grouped,
@@ -98,7 +98,7 @@ def _loop(
 
 
 def _with_logits(step: Source, inputs: Arrays, place: str, row: int) -> Sample:
-    """A call of the step, and the logits that it draws from."""
+    """Call the step, and add the logits that it draws from to its outputs."""
     assert isinstance(step.module, MaskedStepGraph)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in step.inputs}
     more = [tensor for name, tensor in tensors.items() if name not in FIXED]
@@ -109,7 +109,7 @@ def _with_logits(step: Source, inputs: Arrays, place: str, row: int) -> Sample:
 
 
 def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
-    """First, middle and last row, one branch alone in each; and a single sample in a single branch."""
+    """Choose the first, middle and last evaluation, one branch each; and one sample in one branch."""
     branches = len(feeds[0][names.GUIDANCE])
     chosen = []
     for turn, i in enumerate(sorted({0, len(feeds) // 2, len(feeds) - 1})):

@@ -1,4 +1,4 @@
-"""What a model is made of, by its process: its graphs, and its golden run in torch."""
+"""A model's graphs and its golden run in torch, by its process."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from mmgen.runtime.storage.schema import Bundle, Role
 
 
 def sources(model: Model) -> dict[Role, Source]:
-    """Every graph of a model, in the order a request meets them."""
+    """Build every graph of a model, in the order in which a request runs them."""
     return masked_graph.sources(model) if isinstance(model.process, Masked) else graphs.sources(model)
 
 

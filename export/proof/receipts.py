@@ -1,4 +1,4 @@
-"""Receipts 1 and 2: every graph alone, float32 ONNX against torch and half against float32."""
+"""Receipts (validation records) 1 and 2: each graph alone, float32 ONNX against torch and half against float32."""
 
 import dataclasses
 import math
@@ -33,10 +33,10 @@ Policy = Literal["fp32", "fp16"]
 def against_torch(
     role: Role, path: Path, samples: list[Sample], process: Process
 ) -> tuple[tuple[Receipt, ...], list[Sample]]:
-    """Level 1.
+    """Compare a float32 graph with torch: level 1.
 
     Returns:
-        The receipts; the same calls with the graph's answers in place of torch's.
+        The receipts; the same calls with the graph's outputs in place of torch's.
 
     Raises:
         MmgenError: a comparison fails.
@@ -46,10 +46,10 @@ def against_torch(
 
 
 def of_trace(source: Source, path: Path, program: ExportedProgram, samples: list[Sample], process: Process) -> None:
-    """Level 1 of a graph as it was traced, while torch's operators are known.
+    """Compare a graph as it was traced with torch (level 1), while torch's operators are known.
 
     Raises:
-        MmgenError: a comparison fails; it names the first tensor that torch makes otherwise, with its module and line.
+        MmgenError: a comparison fails; it names the first tensor that differs from torch's, with its module and line.
     """
     try:
         against_torch(source.role, path, samples, process)
@@ -70,12 +70,12 @@ def of_trace(source: Source, path: Path, program: ExportedProgram, samples: list
 def against_float(
     role: Role, source: Path, path: Path, samples: list[Sample], process: Process, ranges: Mapping[str, float]
 ) -> tuple[Receipt, ...]:
-    """Level 2: rounded as on a GPU, and as ONNX Runtime plays the file itself, whichever is worse.
+    """Compare a half graph with float32 (level 2): rounded as on a GPU and as ONNX Runtime runs it, the worse.
 
     Args:
         source: the float32 graph.
         path: the same in half precision.
-        samples: calls with the float32 graph's answers.
+        samples: calls with the float32 graph's outputs.
         ranges: largest magnitude of each tensor in float32, in the graph's order.
 
     Raises:
@@ -98,7 +98,7 @@ def against_float(
 
 
 def _first_wrong(role: Role, source: Path, path: Path, samples: list[Sample]) -> str:
-    """Where a half graph leaves the float32 one."""
+    """Find where a half graph diverges from the float32 one."""
     there = {value.name for node in load(source).graph for value in node.outputs if is_single(value)}
     made = {v.name or "": node for node in load(path).graph for v in node.outputs if v.name in there}
     if not made:
@@ -142,7 +142,7 @@ def _compare(
 
 
 def _noisy_term(inputs: Arrays) -> np.ndarray:
-    """The first term of x0 = p x + q out.
+    """Return the first term of x0 = p x + q out.
 
     Where noise dominates, x0 is a small difference of two large terms, and no nearer to the truth than they are.
     """
@@ -159,7 +159,7 @@ def _rms(
     name: str,
     term: np.ndarray | None = None,
 ) -> Receipt:
-    """The error as a share of the truth, or of a term of it that is larger."""
+    """Measure the error as a share of the truth, or of a term of it that is larger."""
     measured, size = relative_rms(got, truth), np.linalg.norm(truth)
     if term is not None and np.linalg.norm(term) > size > 0:
         measured *= float(size / np.linalg.norm(term))
@@ -167,7 +167,7 @@ def _rms(
 
 
 def _worst(receipts: list[Receipt]) -> list[Receipt]:
-    """Of each figure the worst: one that failed before one that passed, NaN before any number."""
+    """Select the worst of each figure: a failure before a pass, NaN before any number."""
 
     def quality(receipt: Receipt) -> tuple[bool, float]:
         value = receipt.measured if receipt.at_least else -receipt.measured
@@ -177,7 +177,7 @@ def _worst(receipts: list[Receipt]) -> list[Receipt]:
 
 
 def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
-    """The same calls, answered by a graph; with its logits, which are no output of it, where the calls have them."""
+    """Run a graph on the same calls; where these have logits, which are no output of it, with its logits."""
     if LOGITS not in samples[0].outputs:
         answer = answers(role, path)
         return [dataclasses.replace(sample, outputs=answer(sample.inputs)) for sample in samples]
@@ -191,6 +191,6 @@ def _answer(role: Role, path: Path, samples: list[Sample]) -> list[Sample]:
 
 
 def _overflow(path: Path, ranges: Mapping[str, float]) -> str | None:
-    """The first tensor of a half graph, in its order, that is half and was larger in float32 than half can be."""
+    """Find the first tensor of a half graph, in its order, whose float32 range half precision can't hold."""
     half = {value.name for node in load(path).graph for value in node.outputs if value.dtype == ir.DataType.FLOAT16}
     return next((name for name, largest in ranges.items() if name in half and largest > LARGEST), None)

@@ -1,7 +1,7 @@
-"""What torch makes of a small request: the truth that every graph, loop and backend is compared with.
+"""The golden run, a small request in torch: the reference that every graph, loop and backend is compared with.
 
-The loop here is the definition in ``runtime/table.py``, one row after the other; it shares the runtime's solvers,
-noise and encoding of requests, and none of its loop.
+The loop here is the definition in ``runtime/solvers/table.py``, one evaluation after the other; it shares the runtime's
+solvers, noise and encoding of requests, and none of its loop.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from mmgen.export.base.model import Model
 from mmgen.export.graphs.latent import Source
 from mmgen.export.proof.examples import examples, unusual
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.request.branches import Branches, branches
+from mmgen.runtime.request.branches import Branches
+from mmgen.runtime.request.branches import branches as encode_branches
 from mmgen.runtime.request.conditions import open_inputs
 from mmgen.runtime.request.noise import noise as seeded_noise
 from mmgen.runtime.solvers.registry import table as solver_table
@@ -44,29 +45,29 @@ class Sample:
     outputs: Arrays
     place: str = ""  # where in the trajectory
     row: int = 0  # of the solver's table
-    conditions: Arrays | None = None  # (R, ...) that the request had, where they are not those of the golden one
+    conditions: Arrays | None = None  # (R, ...) of the request, where they are not those of the golden one
 
 
 @dataclass(frozen=True)
 class TorchRun:
-    """The golden run, and of each graph what it was given on the way."""
+    """The golden run, and the inputs of each graph in it."""
 
     golden: Golden
     conditions: Arrays  # (R, ...) encoded
-    samples: dict[Role, list[Sample]]  # with what torch answered: for the comparison of single graphs
+    samples: dict[Role, list[Sample]]  # with torch's outputs: for the comparison of single graphs
     feeds: dict[Role, list[Arrays]]  # all inputs of the run: for the ranges of its tensors
 
 
 @dataclass(frozen=True)
 class GoldenRequest:
-    """What is asked of a model of any process, and what its condition graph made of it."""
+    """The golden request to a model of any process, encoded, with the outputs of its condition graph."""
 
     conditions: dict[str, Any]  # as ``generate`` takes them
-    negative: dict[str, Any]  # likewise: what is guided away from, where no condition has a null
+    negative: dict[str, Any]  # likewise: the negative conditions, where none has a null
     guidance: float
     steps: int
-    asked: Branches
-    conditioning: Arrays  # (R, ...) what the step is given
+    branches: Branches
+    conditioning: Arrays  # (R, ...) as the step takes it
     samples: dict[Role, list[Sample]]  # of the condition graph, where there is one; the loop adds the others
     feeds: dict[Role, list[Arrays]]
 
@@ -80,14 +81,14 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
     conditions, defaults = examples(model, B), model.defaults
     guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
     negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
-    asked = branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
+    encoded = encode_branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
     steps = min(defaults.steps, STEPS)
     if "condition" not in sources:
-        return GoldenRequest(conditions, negative, guidance, steps, asked, asked.inputs, {}, {})
-    sample = call(sources["condition"], asked.inputs)
+        return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, {}, {})
+    sample = call(sources["condition"], encoded.inputs)
     samples: dict[Role, list[Sample]] = {"condition": [sample]}
     return GoldenRequest(
-        conditions, negative, guidance, steps, asked, sample.outputs, samples, {"condition": [asked.inputs]}
+        conditions, negative, guidance, steps, encoded, sample.outputs, samples, {"condition": [encoded.inputs]}
     )
 
 
@@ -99,14 +100,14 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     """
     assert not isinstance(model.process, Masked)
     request = golden_request(model, sources, bundle)
-    asked, conditioning, samples, feeds = request.asked, request.conditioning, request.samples, request.feeds
+    branches, conditioning, samples, feeds = request.branches, request.conditioning, request.samples, request.feeds
     defaults, steps = model.defaults, request.steps
     table = solver_table(defaults.solver, model.process, steps, sigmas=defaults.sigmas, options=defaults.solver_options)
 
     noise = seeded_noise(SEED, B, model.latent_shape)
-    feeds["step"], trajectory = _loop(sources["step"], table, asked, conditioning, noise, SEED)
+    feeds["step"], trajectory = _loop(sources["step"], table, branches, conditioning, noise, SEED)
     other_noise = seeded_noise(OTHER_SEED, B, model.latent_shape)
-    other = _loop(sources["step"], table, asked, conditioning, other_noise, OTHER_SEED)[1][-1]
+    other = _loop(sources["step"], table, branches, conditioning, other_noise, OTHER_SEED)[1][-1]
     samples["step"] = [call(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
     add_unusual(model, sources, request, samples, feeds, call)
 
@@ -120,7 +121,7 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
         request.conditions, defaults.solver, steps, request.guidance, defaults.sigmas, SEED, noise, trajectory, other,
         media, samples["decode"][0].outputs.get(names.CODES), request.negative,
     )  # fmt: skip
-    return TorchRun(golden, asked.inputs, samples, feeds)
+    return TorchRun(golden, branches.inputs, samples, feeds)
 
 
 def add_unusual(
@@ -131,14 +132,14 @@ def add_unusual(
     feeds: dict[Role, list[Arrays]],
     step: Callable[[Source, Arrays, str, int], Sample],
 ) -> None:
-    """Add unusual conditions to what the condition and the step graphs are given; not those that torch can't do.
+    """Add unusual conditions to the inputs of the condition and step graphs, without those that torch can't compute.
 
     Args:
         step: calls the step graph.
     """
     row = len(feeds["step"]) // 2
     usual = feeds["step"][row]
-    for place, conditions in unusual(model, request.asked.inputs):
+    for place, conditions in unusual(model, request.branches.inputs):
         made = call(sources["condition"], conditions, place) if "condition" in sources else None
         conditioning = conditions if made is None else made.outputs
         grouped = {n: x.reshape(usual[n].shape) for n, x in conditioning.items() if n in usual}
@@ -153,13 +154,13 @@ def add_unusual(
 
 
 def _loop(
-    step: Source, table: Table, asked: Branches, conditioning: Arrays, noise: NDArray[np.float32], seed: int
+    step: Source, table: Table, branches: Branches, conditioning: Arrays, noise: NDArray[np.float32], seed: int
 ) -> tuple[list[Arrays], NDArray[np.float32]]:
-    """Inputs of every row, and the latents (N, B, *L) after it."""
+    """Run the loop; return the inputs of every evaluation, and the latents (N, B, *L) after it."""
     batch, *shape = noise.shape
     state = np.zeros((K, *noise.shape), np.float32)
     state[0] = table.initial_scale * noise
-    grouped = {n: array.reshape(len(asked.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
+    grouped = {n: array.reshape(len(branches.weights), batch, *array.shape[1:]) for n, array in conditioning.items()}
     feeds: list[Arrays] = []
     latents: list[NDArray[np.float32]] = []
     nothing_kept = {names.KNOWN: np.zeros((2, *noise.shape), np.float32), names.KEEP: np.zeros_like(noise)}
@@ -173,7 +174,7 @@ def _loop(
                 names.X0_LIMIT: table.x0_limit[i : i + 1],
                 names.INPUT_SCALE: table.input_scale[i : i + 1],
                 names.TIMESTEP: table.timestep[i : i + 1],
-                names.GUIDANCE: asked.weights,
+                names.GUIDANCE: branches.weights,
                 **({names.RESCALE: np.zeros(1, np.float32)} if names.RESCALE in step.inputs else {}),
                 names.NOISE: drawn,
                 **nothing_kept,
@@ -185,18 +186,18 @@ def _loop(
         latents.append(state[0])
         if not np.isfinite(state[0]).all():
             raise MmgenError(
-                f"torch's own latents are not finite after row {i + 1} of {len(table)}",
+                f"torch's own latents are not finite after evaluation {i + 1} of {len(table)}",
                 remedy="check the model's process and its default solver",
             )
     return feeds, np.stack(latents)
 
 
 def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
-    """First, middle and last row, changed so that an error of the denoiser shows as it is.
+    """Choose the first, middle and last evaluation, changed so that an error of the denoiser shows as it is.
 
     Guidance would amplify it, so each takes one branch alone; the update would shrink it, so the last slot, which few
-    solvers use, gets the model's output.  One more is a single sample in a single branch, of which every other value
-    is kept.
+    solvers use, gets the model's output.  One more is a single sample in a single branch, with every other value known
+    and kept.
     """
     branches = len(feeds[0][names.GUIDANCE])
     chosen = []
@@ -226,7 +227,7 @@ def _step_inputs(feeds: list[Arrays]) -> list[tuple[Arrays, str, int]]:
 
 
 def call(source: Source, inputs: Arrays, place: str = "", row: int = 0) -> Sample:
-    """A graph's module on these inputs."""
+    """Run a graph's module on these inputs."""
     with torch.no_grad():
         made = source.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in source.inputs))
     outputs = (made,) if isinstance(made, torch.Tensor) else made

@@ -1,4 +1,4 @@
-"""Where models come from: one function from what the user typed to a checked ``Model``."""
+"""Sources of models: one function from what the user typed to a checked ``Model``."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import nn
 from mmgen.export.base import embedded
 from mmgen.export.base.model import Model
 from mmgen.export.sources import amused_folder, checkpoint, diffusers_folder, user_code, vq_diffusion_folder
-from mmgen.export.sources.weights import check_finite, check_there, read_json, tensors_sha256
+from mmgen.export.sources.weights import check_finite, check_loaded, read_json, tensors_sha256
 from mmgen.runtime.base.errors import MmgenError
 
 ACCEPTED = (
@@ -20,19 +20,19 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gg
 
 
 def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
-    """The model a source names, in evaluation mode, its weights checked.
+    """Load the model that a source names, in evaluation mode, and check its weights.
 
     Args:
         source: None for the embedded default; a folder; ``module:function``.  A folder wins over a module.
         variant: of a diffusers folder's weights, such as ``fp16``; None: those that are no variant, or the only one.
 
     Raises:
-        MmgenError: nothing there, nothing known there, a damaged or unsupported model, weights without values, or NaN
-            or infinity in them.
+        MmgenError: no such source, a source of no known kind, a damaged or unsupported model, weights without values,
+            or NaN or infinity in them.
     """
     model = _load(source, variant)
     for role, module in _modules(model).items():
-        check_there(module, f"{role} of {model.name}")
+        check_loaded(module, f"{role} of {model.name}")
     for role, module in _modules(model).items():
         module.eval().requires_grad_(False)
         check_finite(module, f"{role} of {model.name}")

@@ -1,8 +1,8 @@
 """A folder written by diffusers' ``AmusedPipeline.save_pretrained`` as an ``export.Model``.
 
-aMUSEd (Patil et al. 2024): a transformer over the codes of a VQModel, asked by a CLIP text encoder.  What
-pipeline_amused.py does around its modules is written down here once: which hidden states it takes, the sizes and the
-aesthetic score that every request has, codes straight to pictures in [0, 1].
+aMUSEd (Patil et al. 2024): a transformer over the codes of a VQModel, conditioned by a CLIP text encoder.
+What pipeline_amused.py does around its modules is written down here once: which hidden states it takes, the sizes and
+the aesthetic score that every request has, codes straight to pictures in [0, 1].
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ SCHEDULES = ("cosine", "linear")
 class TokenDenoiser(nn.Module):
     """(tokens int64 (R, h, w), text (R, T, D), text_embeds (R, E)) to logits (R, codes, h, w).
 
-    Every row is told the size of the picture, that nothing was cropped and how beautiful it should be.
+    Every entry is conditioned on the size of the picture, no cropping, and an aesthetic score.
     """
 
     micro_conditions: Tensor  # (1, 5)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 
 def load(folder: Path, variant: str | None = None) -> Model:
-    """The model of an aMUSEd folder.
+    """Load the model of an aMUSEd folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``, ``scheduler``.
@@ -107,7 +107,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
     Raises:
         MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
-            are missing, damaged or not all there.
+            are missing, damaged or incomplete.
     """
     diffusers, transformers = import_library("diffusers"), import_library("transformers")
     index = read_json(folder / "model_index.json")
@@ -131,14 +131,14 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
     codebook = vqvae.quantize.embedding.weight
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    places = uvit["sample_size"]
-    size = places * scale
+    side = uvit["sample_size"]  # positions along an axis
+    size = side * scale
     name, source = name_and_source(folder)
     micro = torch.tensor([[size, size, *CROP, AESTHETIC_SCORE]], dtype=torch.float32)
     return Model(
         name=name,
         process=Masked(codes=codes, mask_id=mask_id, schedule=scheduler["masking_schedule"]),
-        latent_shape=(places, places),
+        latent_shape=(side, side),
         denoiser=TokenDenoiser(parts.transformer, micro),
         conditions=(Condition("prompt", "text", null="", length=parts.length, pad_id=tokenizer.pad_token_id),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),

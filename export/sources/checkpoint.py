@@ -1,12 +1,12 @@
 """mmgen's own checkpoint: a folder of ``config.json``, ``weights.safetensors`` and ``tokenizer.json``.
 
 A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and
-the reader stand here together; nothing else knows the format.
+the reader are both here; nothing else knows the format.
 
 Weights are stored as float32 or float16; or, with ``storage`` int8, as float16 except the denoiser's matrices, which
 are stored as ``int8`` describes.  Whatever they are stored as, they are float32 when they are read.
 
-A checkpoint may use the autoencoder and the tokenizer of another one, a folder beside its own, which ``shared`` names;
+A checkpoint may use the autoencoder and the tokenizer of another one, a folder next to its own, which ``shared`` names;
 its own weights are then the denoiser's alone.
 """
 
@@ -56,7 +56,7 @@ class Checkpoint:
     pad_id: int = 0  # the token that fills a prompt up to ``denoiser.text_length``
     examples: tuple[str, ...] = ()  # prompts typical of use
     storage: Storage = "float16"  # what weights are stored as
-    shared: str = ""  # a checkpoint beside this one whose autoencoder and tokenizer are this one's too
+    shared: str = ""  # a checkpoint next to this one, whose autoencoder and tokenizer this one uses
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 by name; written by ``save``
     format: Literal["mmgen-checkpoint/1"] = FORMAT
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
 
 def read(folder: Path) -> tuple[Checkpoint, VQVAE, TextDiT | TokenDiT]:
-    """What a checkpoint folder holds, in float32.
+    """Read a checkpoint folder, in float32.
 
     Raises:
         MmgenError: a missing or damaged file, a wrong hash, an unknown format or field, weights that don't fit the
@@ -112,7 +112,7 @@ def read(folder: Path) -> tuple[Checkpoint, VQVAE, TextDiT | TokenDiT]:
 
 
 def load(folder: Path) -> Model:
-    """The model of a checkpoint folder.
+    """Load the model of a checkpoint folder.
 
     Raises:
         MmgenError: as ``read``.
@@ -159,7 +159,7 @@ def load(folder: Path) -> Model:
 
 
 def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | TokenDiT, tokenizer: bytes) -> None:
-    """Write a checkpoint folder, whole or not at all, replacing one that is there.
+    """Write a checkpoint folder atomically, replacing one that is there.
 
     Args:
         folder: where to; its parent must exist.
@@ -203,21 +203,21 @@ def _stored(name: str, weight: Tensor, storage: Storage) -> dict[str, Tensor]:
 
 
 def _home(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Where the autoencoder and the tokenizer are: the folder itself or, shared, one beside it."""
+    """Return the folder of the autoencoder and the tokenizer: the checkpoint's own or, shared, one next to it."""
     shared = checkpoint.shared
     if shared and (Path(shared).name != shared or shared == ".."):
-        raise MmgenError(f"{folder / CONFIG}: shared", got=repr(shared), wanted="the name of a folder beside this one")
+        raise MmgenError(f"{folder / CONFIG}: shared", got=repr(shared), wanted="the name of a folder next to this one")
     return folder.resolve().parent / shared if shared else folder
 
 
 def _files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
-    """All files but the configuration, by their names in ``Checkpoint.files``."""
+    """Return all files but the configuration, by their names in ``Checkpoint.files``."""
     home, prefix = _home(checkpoint, folder), f"{checkpoint.shared}/" if checkpoint.shared else ""
     return {WEIGHTS: folder / WEIGHTS, prefix + WEIGHTS: home / WEIGHTS, prefix + TOKENIZER: home / TOKENIZER}
 
 
 def _autoencoder(path: Path) -> dict[str, Tensor]:
-    """The autoencoder's tensors of a file, as they are stored."""
+    """Load the autoencoder's tensors from a file, as they are stored."""
     return {n: tensor for n, tensor in load_safetensors(path).items() if n.startswith(f"{AUTOENCODER}.")}
 
 

@@ -84,7 +84,7 @@ class Encoder(nn.Module):
 
 
 def load(folder: Path, variant: str | None = None) -> Model:
-    """The model of a diffusers folder.
+    """Load the model of a diffusers folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vae`` and ``scheduler``.
@@ -92,7 +92,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
     Raises:
         MmgenError: not a DiTPipeline, a component or a setting of it that isn't supported, parts that don't fit
-            together, weights that are missing, damaged or not all there.
+            together, weights that are missing, damaged or incomplete.
     """
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "DiTPipeline":
@@ -116,7 +116,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
             got=dit["in_channels"],
             wanted=f"the {channels} latent channels of the vae",
         )
-    _say_what_differs(dit, vae, folder)
+    _warn_of_differences(dit, vae, folder)
     weights = weights_of(folder, dict.fromkeys(("transformer", "vae"), DIFFUSERS), variant)
     transformer = from_pretrained(transformer_class, weights["transformer"], **AS_FLOAT)
     autoencoder = from_pretrained(autoencoder_class, weights["vae"], **AS_FLOAT)
@@ -148,7 +148,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
 
 def _scheduler(index: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The scheduler's configuration, of the class that the pipeline makes of it: the one that the index names."""
+    """Read the scheduler's configuration, for the class that the index names, as the pipeline does."""
     match index.get("scheduler"):
         case ["diffusers", str(name)]:
             return read_json(folder / "scheduler" / "scheduler_config.json") | {"_class_name": name}
@@ -157,7 +157,7 @@ def _scheduler(index: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise MmgenError(f"{folder}/model_index.json: scheduler", got=entry, wanted=wanted)
 
 
-def _say_what_differs(dit: dict[str, Any], vae: dict[str, Any], folder: Path) -> None:
+def _warn_of_differences(dit: dict[str, Any], vae: dict[str, Any], folder: Path) -> None:
     """Warn of settings that a reader of the files would expect to matter."""
     for field in UNAPPLIED:
         if vae.get(field):

@@ -1,4 +1,4 @@
-"""The parts of a diffusers folder, read with errors that say what is wrong: class names, configurations, weights."""
+"""The parts of a diffusers folder, read and checked: class names, configurations, weights."""
 
 import importlib
 import inspect
@@ -16,11 +16,11 @@ from mmgen.runtime.base.distribution import extra
 from mmgen.runtime.base.errors import MmgenError
 
 DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-AS_FLOAT = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # what diffusers' loaders are told
+AS_FLOAT = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # options of diffusers' loaders
 
 
 def import_library(name: str) -> ModuleType:
-    """A package of the extra ``export``.
+    """Import a package of the extra ``export``.
 
     Raises:
         MmgenError: it isn't installed.
@@ -34,7 +34,7 @@ def import_library(name: str) -> ModuleType:
 def class_name(
     index: dict[str, Any], part: str, supported: tuple[str, ...], folder: Path, library: str = "diffusers"
 ) -> str:
-    """What ``model_index.json`` says a part is, one of those that are supported."""
+    """Return the class that ``model_index.json`` gives a part, one of those that are supported."""
     entry = index.get(part)
     if not isinstance(entry, list) or len(entry) != 2 or entry[0] != library or entry[1] not in supported:
         raise MmgenError(
@@ -47,9 +47,9 @@ def class_name(
 
 
 def config_of(folder: Path, kind: Any, file: str = "config.json") -> dict[str, Any]:
-    """A configuration with the class's own defaults where it is silent.
+    """Read a configuration, with the class's own defaults where it is silent.
 
-    Old folders carry settings of a larger class; one that is set to nothing is ignored, any other is an error.
+    Old folders carry settings of a larger class; one that is unset is ignored, any other is an error.
     """
     record = read_json(folder / file)
     known = {n: p.default for n, p in inspect.signature(kind.__init__).parameters.items() if n != "self"}
@@ -60,13 +60,13 @@ def config_of(folder: Path, kind: Any, file: str = "config.json") -> dict[str, A
 
 
 def want(config: dict[str, Any], field: str, ok: bool, wanted: str, folder: Path) -> None:
-    """Raise unless a field of a configuration is ``ok``."""
+    """Raise MmgenError unless a field of a configuration is ``ok``."""
     if not ok:
         raise MmgenError(f"{folder}/config.json: {field}", got=repr(config[field]), wanted=wanted)
 
 
 def from_pretrained(kind: Any, weights: Weights, **options: Any) -> Any:
-    """A module of diffusers or transformers with all of its weights; they know their own older names of them."""
+    """Load a module of diffusers or transformers with all of its weights; they translate their own older names."""
     library = kind.__module__.partition(".")[0]
     with laid_out(weights) as folder:
         try:
@@ -91,7 +91,7 @@ def from_pretrained(kind: Any, weights: Weights, **options: Any) -> Any:
 
 
 def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
-    """Raise unless a VQModel's or AutoencoderKL's configuration is one of pictures that is supported."""
+    """Raise MmgenError unless a VQModel's or AutoencoderKL's configuration is one of pictures that is supported."""
     channels, scale = config["block_out_channels"], config["scaling_factor"]
     ok = isinstance(channels, (list, tuple)) and len(channels) > 0 and all(type(n) is int and n > 0 for n in channels)
     want(config, "block_out_channels", ok, "a list of positive numbers", folder)
@@ -108,7 +108,7 @@ def check_autoencoder(config: dict[str, Any], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TokenParts:
-    """What a pipeline over codes with a CLIP text encoder is made of, in float32."""
+    """The parts of a pipeline over codes with a CLIP text encoder, in float32."""
 
     transformer: Any
     vqvae: Any
@@ -118,15 +118,15 @@ class TokenParts:
 
 
 def token_parts(folder: Path, weights: Mapping[str, Weights], **kinds: Any) -> TokenParts:
-    """Load the parts of a folder.
+    """Load the parts of a pipeline over codes.
 
     Args:
-        folder: the whole one.
+        folder: of the pipeline.
         weights: of each part.
         kinds: the classes of ``transformer``, ``vqvae`` and ``text_encoder``.
 
     Raises:
-        MmgenError: weights that are not all there, or a tokenizer that can't be read or that pads on the left.
+        MmgenError: weights that are incomplete, or a tokenizer that can't be read or that pads on the left.
     """
     transformer = from_pretrained(kinds["transformer"], weights["transformer"], **AS_FLOAT)
     vqvae = from_pretrained(kinds["vqvae"], weights["vqvae"], **AS_FLOAT)
@@ -138,7 +138,7 @@ def token_parts(folder: Path, weights: Mapping[str, Weights], **kinds: Any) -> T
 
 
 def _clip_tokenizer(transformers: Any, folder: Path) -> Any:
-    """The tokenizer that a pipeline with a CLIP text encoder saves."""
+    """Load the tokenizer that a pipeline with a CLIP text encoder saves."""
     try:
         tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers has no error of its own for it
@@ -150,7 +150,7 @@ def _clip_tokenizer(transformers: Any, folder: Path) -> Any:
 
 
 def name_and_source(folder: Path) -> tuple[str, str]:
-    """What the model of a folder is called, and where it is from; Hugging Face's cache calls it by its revision."""
+    """Return the name of a folder's model and its origin; Hugging Face's cache names folders by revision."""
     path = folder.resolve()
     repository = path.parent.parent.name
     if path.parent.name == "snapshots" and repository.startswith("models--"):

@@ -42,7 +42,7 @@ _DIFFUSION_OPTIONS = ("predict_x0", "euler_at_final", "final_sigmas_type", "lamb
 
 
 def from_scheduler_config(config: Mapping[str, Any], *, tokens: int | None = None) -> tuple[Process, Defaults]:
-    """The process a diffusers model was trained with, and how it is sampled by default.
+    """Return the process that a diffusers model was trained with, and its default sampling.
 
     Args:
         config: the parsed ``scheduler_config.json``; keys that its class doesn't know are ignored, as diffusers does.
@@ -79,7 +79,7 @@ def from_scheduler_config(config: Mapping[str, Any], *, tokens: int | None = Non
 
 
 def _values(config: Values, name: str) -> dict[str, Any]:
-    """Every key of a scheduler class: what the file says, else the default; each checked on its own."""
+    """Return every key of a scheduler class with the file's value, else the default, each checked on its own."""
     defaults = DEFAULTS[name]
     unset = config.get("_use_default_values", ())  # keys that the writer of the file hadn't set either
     values = {key: config[key] if key in config and key not in unset else default for key, default in defaults.items()}
@@ -95,7 +95,7 @@ def _values(config: Values, name: str) -> dict[str, Any]:
 
 
 def _check_together(values: Values) -> None:
-    """Raises MmgenError for values that are understood alone, but not beside each other."""
+    """Raise MmgenError for values that are understood alone, but not together."""
     respaced, along_flow = _sigmas(values) != "schedule", values.get("use_flow_sigmas", False)
     if values.get("timestep_type") == "continuous" and values["prediction_type"] == "v_prediction":
         raise _refused("timestep_type", values, '"discrete"', "there is no way around it yet")
@@ -165,7 +165,7 @@ def _trained_betas(values: Values) -> tuple[float, ...] | None:
 
 
 def _flow(values: Values, name: str, tokens: int | None) -> Flow:
-    """The schedules of three classes differ; those of DPM-Solver++ and UniPC tell the denoiser whole timesteps."""
+    """Build a flow; the schedules of three classes differ, and DPM-Solver++ and UniPC take whole timesteps."""
     inverted = values.get("invert_sigmas", False)  # time and velocity run from noise to data
     terminal = values.get("shift_terminal") or None
     if terminal is not None and type(terminal) is not float:

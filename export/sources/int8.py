@@ -18,12 +18,12 @@ LEAST = 4096  # numbers of a matrix; a smaller one stays as it is
 
 
 def is_stored(weight: Tensor) -> bool:
-    """Whether a weight is worth it: a matrix, and not a small one."""
+    """Return whether a weight is stored as int8: a matrix, and not a small one."""
     return weight.ndim >= 2 and weight.numel() >= LEAST
 
 
 def store(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """The two tensors of a finite float32 matrix."""
+    """Convert a finite float32 matrix to the two tensors that are stored."""
     rows = weight.flatten(1)  # (N, D)
     scale = rows.abs().amax(1) / LEVELS
     levels = rows / torch.where(scale > 0, scale, 1.0)[:, None]  # a row of zeros has scale 0
@@ -31,7 +31,7 @@ def store(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def restore(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Tensors of a file with those float32 that are int8; the others are left alone.
+    """Convert the int8 tensors of a file to float32; the others are left unchanged.
 
     Raises:
         MmgenError: the scale of one is missing or not float32 (N,).

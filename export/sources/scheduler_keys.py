@@ -190,5 +190,5 @@ _ONE_CLASS: Mapping[str, Mapping[str, Choices]] = {
 
 
 def choices(name: str, key: str) -> Choices | None:
-    """What a key of a class may be and what to do about other values; None: anything of its type."""
+    """Return what a key of a class may be and what to do about other values; None: anything of its type."""
     return _ONE_CLASS.get(name, {}).get(key) or _ANY_CLASS.get(key)

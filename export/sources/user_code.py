@@ -1,4 +1,4 @@
-"""Anybody's own code as a source: ``package.module:function`` or ``path/to/file.py:function``."""
+"""A user's own code as a source: ``package.module:function`` or ``path/to/file.py:function``."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,7 @@ from mmgen.runtime.base.errors import MmgenError
 
 
 def split(source: str) -> tuple[str, str] | None:
-    """Module and function of a source of this form; None for any other."""
+    """Split a source of this form into module and function; None for any other."""
     module, colon, function = source.rpartition(":")
     return (module, function) if colon and module and function.isidentifier() else None
 

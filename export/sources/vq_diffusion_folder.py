@@ -1,10 +1,10 @@
 """A folder written by diffusers' ``VQDiffusionPipeline.save_pretrained`` as an ``export.Model``.
 
-VQ-Diffusion (Gu et al. 2022): a transformer over the codes of a VQModel that is told the time, asked by a CLIP text
-encoder.  What pipeline_vq_diffusion.py does around its modules is written down here once: normalised hidden states, a
-learned embedding in place of no prompt, guidance over log p.  ``masked.vq_diffusion`` says what its scheduler becomes.
-Its ``truncation_rate`` is an option of a call that draws from the most likely codes by their summed probability; here
-``top_k`` draws from a number of them.
+VQ-Diffusion (Gu et al. 2022): a transformer over the codes of a VQModel, conditioned on the timestep and on the output
+of a CLIP text encoder.  What pipeline_vq_diffusion.py does around its modules is written down here once: normalised
+hidden states, a learned embedding in place of no prompt, guidance over log p.  ``masked.vq_diffusion`` says what its
+scheduler becomes.  Its ``truncation_rate`` is an option of a call that draws from the most likely codes by
+their summed probability; here ``top_k`` draws from a number of them.
 """
 
 from pathlib import Path
@@ -49,9 +49,9 @@ WEIGHTS = {"transformer": DIFFUSERS, "vqvae": DIFFUSERS, "text_encoder": TRANSFO
 
 
 class TimedNorm(nn.Module):
-    """Features (R, N, D) and timestep int64 (R,) to features (R, N, D), normalised, scaled and shifted by the time.
+    """Features (R, N, D) and timestep int64 (R,) to features (R, N, D), normalised, scaled and shifted by timestep.
 
-    There are few timesteps, so what a layer makes of each is a table.
+    There are few timesteps, so each layer's scales and shifts are a table.
     """
 
     table: Tensor  # (T, 2 D)
@@ -103,12 +103,12 @@ class Text(nn.Module):
         prompt = prompt[:, :-1]
         hidden = self.encoder(prompt).last_hidden_state
         hidden = hidden / hidden.square().sum(-1, keepdim=True).sqrt()
-        asked = (prompt != self.empty).float().sum(1) > 0  # (R,)
-        return (torch.where(asked[:, None, None], hidden, self.null),)
+        given = (prompt != self.empty).float().sum(1) > 0  # (R,)
+        return (torch.where(given[:, None, None], hidden, self.null),)
 
 
 def load(folder: Path, variant: str | None = None) -> Model:
-    """The model of a VQ-Diffusion folder.
+    """Load the model of a VQ-Diffusion folder.
 
     Args:
         folder: holds ``model_index.json``, ``transformer``, ``vqvae``, ``text_encoder``, ``tokenizer``, ``scheduler``
@@ -117,7 +117,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
     Raises:
         MmgenError: a component or a setting of it that isn't supported, parts that don't fit together, weights that
-            are missing, damaged or not all there.
+            are missing, damaged or incomplete.
     """
     diffusers, transformers = import_library("diffusers"), import_library("transformers")
     index = read_json(folder / "model_index.json")
@@ -141,8 +141,8 @@ def load(folder: Path, variant: str | None = None) -> Model:
     empty = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids[0]
     null = _null(weights.get(NULL), encoder, empty)
 
-    codes, places = vae["num_vq_embeddings"], config["sample_size"]
-    size = places * 2 ** (len(vae["block_out_channels"]) - 1)
+    codes, side = vae["num_vq_embeddings"], config["sample_size"]
+    size = side * 2 ** (len(vae["block_out_channels"]) - 1)
     channels = vae["vq_embed_dim"] or vae["latent_channels"]
     codebook = vqvae.quantize.embedding.weight
     name, source = name_and_source(folder)
@@ -154,7 +154,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
             train_timesteps=scheduler["num_train_timesteps"],
             hidden=(scheduler["gamma_cum_start"], scheduler["gamma_cum_end"]),
         ),
-        latent_shape=(places, places),
+        latent_shape=(side, side),
         denoiser=TokenDenoiser(parts.transformer),
         conditions=(Condition("prompt", "text", null="", length=length + 1, pad_id=tokenizer.pad_token_id),),
         media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
@@ -171,7 +171,7 @@ def load(folder: Path, variant: str | None = None) -> Model:
 
 
 def _null(weights: Weights | None, encoder: Any, empty: Tensor) -> Tensor:
-    """What stands for no prompt (T, D): what was learned, or where nothing was, what the text "" becomes."""
+    """Return the tensor (T, D) for no prompt: the learned one or, without one, the hidden states of the text ""."""
     if weights is None:
         with torch.no_grad():
             hidden: Tensor = encoder(empty[None]).last_hidden_state[0]
@@ -188,11 +188,11 @@ def _null(weights: Weights | None, encoder: Any, empty: Tensor) -> Tensor:
 
 
 def _check_fit(folder: Path, config: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    codes, times, part = vae["num_vq_embeddings"], scheduler["num_train_timesteps"], folder / "transformer"
+    codes, timesteps, part = vae["num_vq_embeddings"], scheduler["num_train_timesteps"], folder / "transformer"
     wanted = f"{codes + 1}, the entries of the vqvae's codebook and the mask"
     want(config, "num_vector_embeds", config["num_vector_embeds"] == codes + 1, wanted, part)
-    fits = isinstance(config["num_embeds_ada_norm"], int) and config["num_embeds_ada_norm"] >= times > 1
-    want(config, "num_embeds_ada_norm", fits, f"at least {times}, the scheduler's timesteps", part)
+    fits = isinstance(config["num_embeds_ada_norm"], int) and config["num_embeds_ada_norm"] >= timesteps > 1
+    want(config, "num_embeds_ada_norm", fits, f"at least {timesteps}, the scheduler's timesteps", part)
     norms = ("ada_norm", "layer_norm")  # the second, together with num_embeds_ada_norm, is how older folders say it
     want(config, "norm_type", config["norm_type"] in norms, "'ada_norm'", part)
     want(config, "cross_attention_dim", config["cross_attention_dim"] is not None, "the text_encoder's width", part)

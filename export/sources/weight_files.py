@@ -1,9 +1,9 @@
 """Which files hold a model's weights, by the names that diffusers and transformers give them.
 
 Weights in one file are called NAME.safetensors, or NAME.bin where they are pickled.  In several, NAME.safetensors has
-an index beside it, NAME.safetensors.index.json, which says which file holds which tensor.  A variant, half precision or
-weights without an average, has its own name in each: NAME.VARIANT.safetensors, NAME.safetensors.index.VARIANT.json and,
-as diffusers once wrote it, NAME.safetensors.VARIANT.index.json.
+an index next to it, NAME.safetensors.index.json, which says which file holds which tensor.  A variant, half precision
+or weights without an average, has its own name in each: NAME.VARIANT.safetensors, NAME.safetensors.index.VARIANT.json
+and, as diffusers once wrote it, NAME.safetensors.VARIANT.index.json.
 """
 
 import json
@@ -45,7 +45,7 @@ TRANSFORMERS = Names("model.safetensors", "pytorch_model.bin", index_first=False
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of a model's weights in a folder, each of them there."""
+    """The files of a model's weights in a folder, all of which exist."""
 
     folder: Path
     name: str  # what the library calls them in one file, without a variant
@@ -55,13 +55,13 @@ class Weights:
 
 
 def weights_of(folder: Path, parts: Mapping[str, Names], variant: str | None = None) -> dict[str, Weights]:
-    """The weights of each part of a diffusers folder.
+    """Find the weights of each part of a diffusers folder.
 
     Safetensors come before pickles, and weights that are no variant before any, as in diffusers.  A part that has one
     variant and nothing else is read from that, with a warning.
 
     Args:
-        folder: the whole one.
+        folder: of the pipeline.
         parts: the names of their files, by subfolder.
         variant: to be taken where a part has it, as with diffusers' option of the same name.
 
@@ -110,7 +110,7 @@ def _find(folder: Path, names: Names, wanted: str | None) -> Weights:
 
 
 def _choices(folder: Path, names: Names) -> dict[str | None, tuple[str, Path]]:
-    """Of each variant, None for weights that are none, the file to begin with, and its name without the variant."""
+    """Return, by variant (None for none), the name without the variant and the file to begin with."""
     choices: dict[str | None, tuple[str, Path]] = {}
     files = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
     for name in (names.safetensors, names.pickle):
@@ -126,7 +126,7 @@ def _choices(folder: Path, names: Names) -> dict[str | None, tuple[str, Path]]:
 
 
 def _read(folder: Path, name: str, file: Path, variant: str | None) -> Weights:
-    """The weights that begin with a file, which may be an index, every file of them checked."""
+    """Check the weights that begin with a file, which may be an index, and return all of their files."""
     if file.suffix != ".json":
         _check(file)
         weights = Weights(folder, name, variant, (file,))
@@ -145,7 +145,7 @@ def _read(folder: Path, name: str, file: Path, variant: str | None) -> Weights:
 
 
 def _index(file: Path) -> dict[str, str]:
-    """The file's name for each tensor."""
+    """Read an index: the file's name for each tensor."""
     shards = read_json(file).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise MmgenError(f"{file}: weight_map", got=f"{shards!r:.60}", wanted="a file for each tensor", remedy=AGAIN)
@@ -167,7 +167,7 @@ def _check(file: Path) -> None:
 
 
 def _tensors(file: Path) -> set[str]:
-    """Names of the tensors in a file."""
+    """List the names of the tensors in a file."""
     if file.suffix == ".safetensors":
         with safe_open(file, framework="pt") as opened:
             return set(opened.keys())
@@ -179,7 +179,7 @@ def _tensors(file: Path) -> set[str]:
 
 @contextmanager
 def laid_out(weights: Weights) -> Iterator[Path]:
-    """A folder, for as long as it is needed, where a library finds these files and its config.json, and no others."""
+    """Yield a temporary folder where a library finds these files and their config.json, and no others."""
     with tempfile.TemporaryDirectory(prefix="mmgen-weights-", dir=temporary_place()) as made:
         folder = Path(made)
         _link(weights.folder / "config.json", folder / "config.json")

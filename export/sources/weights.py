@@ -1,4 +1,4 @@
-"""Configuration and weight files: read with care, and never a pickle."""
+"""Configuration and weight files, read with checks, and never as a pickle."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from mmgen.runtime.storage.hashes import sha256
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -41,7 +41,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, by name, in the types they are stored in."""
+    """Load all tensors of a file, by name, in the types they are stored in."""
     check_safetensors(path)
     with as_text(path) as readable, safe_open(readable, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -71,7 +71,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
-def check_there(module: nn.Module, what: str) -> None:
+def check_loaded(module: nn.Module, what: str) -> None:
     """Raise MmgenError if a parameter or buffer has no values: on the meta device, or of a lazy module not yet run."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     missing = [(name, tensor) for name, tensor in tensors if tensor.is_meta or is_lazy(tensor)]
@@ -103,12 +103,12 @@ def check_finite(module: nn.Module, what: str) -> None:
 
 
 def files_sha256(files: Iterable[Path]) -> str:
-    """SHA-256 over the SHA-256 of each file, in the order of their paths."""
+    """Hash the SHA-256 of each file, in the order of their paths."""
     return hashlib.sha256("".join(sha256(path) for path in sorted(files)).encode()).hexdigest()
 
 
 def tensors_sha256(modules: Iterable[nn.Module]) -> str:
-    """SHA-256 over names, types, shapes and bytes of all tensors of modules."""
+    """Hash names, types, shapes and bytes of all tensors of modules with SHA-256."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):

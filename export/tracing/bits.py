@@ -1,4 +1,4 @@
-"""Bitwise operators between whole numbers and constants as arithmetic, which TensorRT has; it has none of them.
+"""Bitwise operators between whole numbers and constants as arithmetic, since TensorRT has no bitwise operators.
 
 Quantisers without a codebook (lookup-free, binary) take the bits of a code that way.  Negative numbers come out right
 too: ONNX's Mod of whole numbers rounds down.
@@ -13,7 +13,7 @@ OPERATORS = frozenset({"BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor"})
 
 
 def replace_bitwise(graph: ir.Graph) -> None:
-    """Replace those operators in a graph whose second operand is constant; the others stay."""
+    """Replace the bitwise operators in a graph that have a constant operand; the others stay."""
     for node in list(graph):
         if node.op_type not in OPERATORS or node.outputs[0].dtype not in (ir.DataType.INT64, ir.DataType.INT32):
             continue
@@ -27,7 +27,7 @@ def replace_bitwise(graph: ir.Graph) -> None:
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value | None, np.ndarray | None]:
-    """What varies, and the constant beside it."""
+    """Return the operand that varies, and the other, which is constant."""
     first, *rest = node.inputs
     if not rest:
         return first, None
@@ -73,7 +73,7 @@ def _arithmetic(node: ir.Node, x: ir.Value, mask: np.ndarray | None) -> list[ir.
 
 
 def _bits(mask: np.ndarray) -> Iterator[tuple[np.ndarray | int, np.ndarray]]:
-    """Powers of two, and what each adds to the result where it is set; at once where every number has one bit."""
+    """Yield powers of two, and what each adds to the result where it is set; at once where every number has one bit."""
     if (mask > 0).all() and not (mask & (mask - 1)).any():
         yield mask, mask
         return

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def capture(source: Source) -> ExportedProgram:
-    """Trace a module.
+    """Trace a module to a program of torch's operators.
 
     Axes of one name have one size, in all inputs; it may be 1 or more.
 
@@ -60,7 +60,7 @@ def _fixed(source: Source, lines: Sequence[str]) -> MmgenError:
 
 
 def untraceable(source: Source, error: Exception, program: ExportedProgram | None = None) -> MmgenError:
-    """The error for a module that torch can't trace, or an operator that it can't translate."""
+    """Build the error for a module that torch can't trace, or an operator that it can't translate."""
     cause: BaseException = error
     line = origins.of_error(error)
     while cause.__cause__ is not None:
@@ -76,7 +76,7 @@ def untraceable(source: Source, error: Exception, program: ExportedProgram | Non
 
 
 def _line_of_node(error: BaseException, program: ExportedProgram) -> str:
-    """The line of the node that the ONNX exporter couldn't translate, which its error names."""
+    """Return the line of the node that the ONNX exporter couldn't translate, which its error names."""
     traces = {node.name: node.meta.get("stack_trace") or "" for node in program.graph.nodes}
     current: BaseException | None = error
     while current is not None:
@@ -88,14 +88,14 @@ def _line_of_node(error: BaseException, program: ExportedProgram) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return an exception's message in one line."""
     lines = [line.strip() for line in _UNPRINTABLE.sub("", str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def _one_size(module: nn.Module, axes: Sequence[Sequence[str]]) -> Iterator[None]:
-    """Tell torch that axes of one name have one size; to it each axis of each input is another.
+    """Tell torch that axes of one name have one size; it takes each axis of each input for a different one.
 
     A ``Dim`` of that name would say so too, and refuse a module that chooses its way by the size of a batch.
     """
@@ -116,7 +116,7 @@ def _one_size(module: nn.Module, axes: Sequence[Sequence[str]]) -> Iterator[None
 
 @contextlib.contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """``nn.TransformerEncoderLayer`` in evaluation mode calls one fused operator that ONNX doesn't have."""
+    """Disable the fused operator of ``nn.TransformerEncoderLayer`` in evaluation mode, which ONNX doesn't have."""
     enabled: Any = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

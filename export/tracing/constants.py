@@ -1,8 +1,8 @@
 """Buffers and parameters that a forward reads as Python values while it is traced.
 
 ``if self.ready:`` or ``int(self.padding)`` has one answer for a trained module, but torch traces with tensors that
-have no values.  So the module runs once as it is, which says what it reads and whether an input has a part in it; the
-traced run gets those answers where none has.
+have no values.  So the module runs once as it is, which shows what it reads and whether that depends on an input; the
+traced run gets those answers where it doesn't.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ NUMBERED: _Functions = FACTORIES | {
     Tensor.__getitem__, Tensor.__setitem__, Tensor.expand, Tensor.narrow, Tensor.new_full, Tensor.new_ones,
     Tensor.new_zeros, Tensor.repeat, Tensor.reshape, Tensor.roll, Tensor.split, Tensor.unflatten, Tensor.view,
     nn.functional.interpolate, nn.functional.pad, torch.narrow, torch.reshape, torch.roll, torch.split,
-}  # fmt: skip  # what takes sizes and places as numbers, and as tensors of one number too; all but the first, a tensor
+}  # fmt: skip  # what takes sizes and positions as numbers, or as tensors of one number; all arguments but the first
 
 Site = tuple[str, int]  # file, line
-Answers = Mapping[Site, list[Any]]  # in the order of the calls there; ``_VARIES`` where an input has a part in it
+Answers = Mapping[Site, list[Any]]  # in the order of the calls there; ``_VARIES`` where it depends on an input
 
 
 class _Varies:
@@ -46,7 +46,7 @@ _VARIES = _Varies()
 
 @contextlib.contextmanager
 def constants_known(module: nn.Module, inputs: tuple[Tensor, ...]) -> Iterator[None]:
-    """Have what a module reads of its own tensors answered, as long as the block lasts."""
+    """Answer what a module reads of its own tensors with their values, as long as the block lasts."""
     reads: defaultdict[Site, list[Any]] = defaultdict(list)
     varying = _Varying(inputs)
     with torch.no_grad(), _Recording(reads, varying), varying:
@@ -113,13 +113,13 @@ class _Answering(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if answer is None else answer
 
     def _answer(self, otherwise: Any) -> Any:
-        """The next answer where a function is called now; something else where it depends on the inputs."""
+        """Return the next answer where a function is called now; ``otherwise`` where it depends on the inputs."""
         answer = next(self._reads.get(_site(), iter(())), _VARIES)
         return otherwise if answer is _VARIES else answer
 
 
 def _site() -> Site:
-    """Where a function is called: the innermost line outside torch."""
+    """Find where a function is called: the innermost line outside torch."""
     frame = sys._getframe(2)
     innermost = frame
     while frame.f_back is not None and not origins.is_users(frame.f_code.co_filename):
@@ -129,7 +129,7 @@ def _site() -> Site:
 
 
 def _numbers(*trees: object) -> list[Tensor]:
-    """Tensors of one whole number among arguments, in order."""
+    """List the tensors of one whole number among arguments, in order."""
     found: list[Tensor] = []
 
     def take(number: Tensor) -> Tensor:
@@ -141,12 +141,12 @@ def _numbers(*trees: object) -> list[Tensor]:
 
 
 def _operands(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Arguments that are tensors for their own sake, and the others."""
+    """Split arguments into those that are used as tensors, and the others."""
     return ((), args) if func in FACTORIES else (args[:1], args[1:])
 
 
 def _replaced(tree: Any, replace: Callable[[Tensor], Any]) -> Any:
-    """Arguments with something else in place of each tensor of one whole number; slices are looked into too."""
+    """Replace each tensor of one whole number in arguments, also inside slices."""
     match tree:
         case Tensor() if tree.ndim == 0 and not tree.is_floating_point() and tree.dtype != torch.bool:
             return replace(tree)

@@ -10,12 +10,12 @@ from mmgen.export.base.operators import CONVOLUTIONS, PRODUCTS
 
 
 def operations(nodes: Iterable[ir.Node]) -> int:
-    """Floating-point operations of products and convolutions, for one row; a multiplication and an addition are two."""
+    """Count operations of products and convolutions, for one entry; a multiplication and an addition are two."""
     return sum(_operations(node) for node in nodes)
 
 
 def operations_by_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
-    """The same by the named axes of what a node makes, such as "B G", or "" where it has none."""
+    """Count the same by the named axes of what a node makes, such as "B G", or "" where it has none."""
     found: dict[str, int] = {}
     for node in nodes:
         if count := _operations(node):
@@ -25,7 +25,7 @@ def operations_by_axes(nodes: Iterable[ir.Node]) -> dict[str, int]:
 
 
 def weight_bytes(graph: ir.Graph) -> int:
-    """Bytes of weights that a run reads; of a table that is looked up, one row of what is taken from it."""
+    """Count the bytes of weights that a run reads; of a table that is looked up, only the entries taken from it."""
     return sum(_read_bytes(weight) for weight in graph.initializers.values() if weight.uses())
 
 
@@ -33,7 +33,7 @@ def _read_bytes(weight: ir.Value) -> int:
     size = 0 if weight.const_value is None else weight.const_value.nbytes
     uses = weight.uses()
     if all(node.op_type == "Gather" and slot == 0 for node, slot in uses):
-        return min(size, int(sum(row_bytes(node.outputs[0]) for node, _ in uses)))
+        return min(size, int(sum(entry_bytes(node.outputs[0]) for node, _ in uses)))
     return size
 
 
@@ -55,8 +55,8 @@ def _operations(node: ir.Node) -> int:
     return 0
 
 
-def row_bytes(value: ir.Value) -> int:
-    """Bytes of one row of a tensor (R, ...)."""
+def entry_bytes(value: ir.Value) -> int:
+    """Count the bytes of one entry of a tensor's first axis: (R, ...)."""
     return elements(value) * (value.dtype.itemsize if value.dtype is not None else 4)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Submodules in TorchScript, which torch.export can't look into, played by the Python that they were written in."""
+"""Submodules in TorchScript, which torch.export can't look into, run as the Python that they were written in."""
 
 import contextlib
 import types
@@ -38,7 +38,7 @@ class _Unscripted(nn.Module):
 
 @contextlib.contextmanager
 def unscripted(module: nn.Module) -> Iterator[None]:
-    """Have submodules whose class is a ``ScriptModule`` run as Python, as long as the block lasts.
+    """Run submodules whose class is a ``ScriptModule`` as Python, as long as the block lasts.
 
     Raises:
         MmgenError: there is TorchScript whose Python isn't known, of ``torch.jit.script`` or ``torch.jit.load``.

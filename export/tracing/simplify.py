@@ -1,4 +1,4 @@
-"""A traced graph with less in it: constants are folded and what changes nothing is gone.
+"""Simplification of a traced graph: constants are folded, and operators without effect are removed.
 
 The passes are onnxscript's.  Its own choice of them takes a number near 0 or 1 for 0 or 1, and so drops an epsilon that
 guards a division; here a number is what it is.
@@ -43,7 +43,7 @@ def simplify(model: ir.Model) -> None:
 
 
 def _make_single(model: ir.Model) -> None:
-    """Make float64 numbers float32, here where comparisons with torch follow: TensorRT would do it by itself."""
+    """Make float64 numbers float32 here, where comparisons with torch follow; TensorRT would do it by itself."""
     single, double = ir.DataType.FLOAT, ir.DataType.DOUBLE
     for value in model.graph.initializers.values():
         if value.const_value is not None and value.dtype == double:
@@ -61,7 +61,7 @@ def _make_single(model: ir.Model) -> None:
 
 
 def _pays(node: ir.Node) -> bool | None:
-    """Whether to fold what has large constants: weights made of weights, such as those that are normalised.
+    """Decide whether to fold what has large constants: weights made of weights, such as those that are normalised.
 
     Not if it makes them larger, or if others than such nodes read them, which would store them twice.  None: as small
     ones are folded.
@@ -86,7 +86,7 @@ def _made_of_constants(value: ir.Value) -> bool:
 
 
 def _choose(model: ir.Model) -> None:
-    """Replace choices that are the same everywhere by what is chosen."""
+    """Replace a Where whose condition is constant everywhere by the chosen operand."""
     for node in list(model.graph):
         condition = node.inputs[0].const_value if node.op_type == "Where" and node.inputs[0] is not None else None
         if condition is None:
@@ -100,7 +100,7 @@ def _choose(model: ir.Model) -> None:
 
 
 def _rules() -> list[pattern.RewriteRule]:
-    """What onnxscript applies by default, in its order, but for the numbers.
+    """List the rules that onnxscript applies by default, in its order, except for the numbers.
 
     Left out is the rule that makes a Split of two Slices: it compares every Slice with every other.
     """
@@ -146,7 +146,7 @@ def _rules() -> list[pattern.RewriteRule]:
 
 
 def _without_effect() -> list[pattern.RewriteRule]:
-    """Sums with 0 and products with 1, exactly."""
+    """Build rules that remove sums with 0 and products with 1, exactly."""
     zero, one = (pattern.Constant(number, rel_tol=0, abs_tol=0) for number in (0, 1))
 
     def same(op: Any, x: Any, **_: Any) -> Any:

@@ -33,7 +33,7 @@ def trace(source: Source, path: Path) -> ExportedProgram:
     Axes that ``source`` names keep their names and may be 1 or more; all others are as in the examples.
 
     Returns:
-        The program of torch's operators that was translated; what it makes has the same names in both.
+        The program of torch's operators that was translated; its tensors have the same names in both.
 
     Raises:
         MmgenError: torch can't trace the module, wrote another opset, or fixed an axis that must vary.
@@ -68,7 +68,7 @@ def trace(source: Source, path: Path) -> ExportedProgram:
 
 
 def describe(path: Path, folder: Path) -> Graph:
-    """The manifest's record of an ONNX file below a bundle's folder: hashes, inputs, outputs and work of the file."""
+    """Build the manifest's record of an ONNX file in a bundle's folder: hashes, inputs, outputs and work."""
     graph = ir.load(path).graph
     data = path.with_name(f"{path.name}.data")
     return Graph(
@@ -85,7 +85,7 @@ def describe(path: Path, folder: Path) -> Graph:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what torch's exporter prints, logs and warns of away from the user."""
+    """Keep what torch's exporter prints, logs and warns of away from the user."""
     disabled = logging.root.manager.disable
     nowhere = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _name(graph: ir.Graph, source: Source) -> None:
-    """Call inputs and outputs what the source calls them, and nothing else."""
+    """Give inputs and outputs the names in the source, and nothing else those names."""
     ends = [*zip(graph.inputs, source.inputs, strict=True), *zip(graph.outputs, source.outputs, strict=True)]
     values = {v.name: v for v in (*graph.initializers.values(), *(out for node in graph for out in node.outputs))}
     for value, name in ends:
@@ -108,7 +108,7 @@ def _name(graph: ir.Graph, source: Source) -> None:
 
 
 def _tidy(model: ir.Model, source: Source) -> None:
-    """Name the graph; keep of the metadata what says which submodule a node is in, and give it to every node."""
+    """Name the graph; of the metadata keep which submodule a node is in, and give it to every node."""
     model.graph.name = source.role
     model.producer_version = torch.__version__
     model.metadata_props.clear()

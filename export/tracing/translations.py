@@ -12,12 +12,12 @@ import torch
 from onnxscript import opset18
 
 op: Any = opset18  # its annotations leave out the plain numbers that it takes
-MASKED = -3e4  # added to the scores that attention must not see; finite in half precision, and exp of it is 0
+MASKED = -3e4  # added to the scores of masked keys; finite in half precision, and exp of it is 0
 ELLIPSIS = "..."
 
 
 def table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Translations by torch operator, as ``torch.onnx.export`` takes them."""
+    """Return translations by torch operator, as ``torch.onnx.export`` takes them."""
     aten = torch.ops.aten
     return {
         aten.scaled_dot_product_attention.default: attention,
@@ -44,10 +44,10 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """``aten::scaled_dot_product_attention`` in ONNX: softmax(q k^T scale + mask) v, operands (..., H, N, D).
+    """Translate ``aten::scaled_dot_product_attention``: softmax(q k^T scale + mask) v, operands (..., H, N, D).
 
     torch's own translation transposes the key with nine nodes of shape arithmetic and masks with a number that half
-    precision doesn't have.  A row that sees nothing is zero, as in torch.
+    precision doesn't have.  A query whose keys are all masked gives zero, as in torch.
     """
     rank, (queries, width), keys = len(query.shape), query.shape[-2:], key.shape[-2]
     if enable_gqa and (groups := query.shape[-3] // key.shape[-3]) > 1:  # each key head serves ``groups`` query heads
@@ -73,7 +73,7 @@ def attention(
 
 
 def gelu(x: Any, approximate: str = "none") -> Any:
-    """``aten::gelu`` in ONNX: x/2 (1 + erf(x / sqrt 2)), or x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    """Translate ``aten::gelu``: x/2 (1 + erf(x / sqrt 2)), or x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
     Torch's own translation halves the other factor, and ONNX Runtime doesn't know that as a GELU, of which it makes one
     operator.
@@ -93,7 +93,7 @@ def _repeat_heads(x: Any, groups: int) -> Any:  # (R, H, N, D) -> (R, H groups, 
 
 
 def squeeze(x: Any, dim: int | Sequence[int] | None = None) -> Any:
-    """``aten::squeeze``: axes that aren't of size 1 stay, and so does one whose size is open, which is the batch.
+    """Translate ``aten::squeeze``: axes not of size 1 stay, as does one of unknown size, which is the batch.
 
     ONNX's Squeeze fails on the former; without axes it would drop a batch of 1.
     """
@@ -104,7 +104,7 @@ def squeeze(x: Any, dim: int | Sequence[int] | None = None) -> Any:
 
 
 def einsum(equation: str, tensors: Sequence[Any], path: Sequence[int] | None = None) -> Any:
-    """``aten::einsum`` with every axis named, two factors at a time: TensorRT knows neither ellipses nor three factors.
+    """Translate ``aten::einsum`` with every axis named and two factors at a time, as TensorRT needs.
 
     ``path``, the order that torch would multiply in, is not followed.
     """
@@ -119,7 +119,7 @@ def einsum(equation: str, tensors: Sequence[Any], path: Sequence[int] | None = N
 
 
 def _named(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The terms of an equation and its output, in small letters and without ellipses."""
+    """Return the terms of an equation and its output, in small letters and without ellipses."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     used = sorted({*left} - {*",."})
@@ -143,7 +143,7 @@ def _parts(term: str) -> list[str]:
 
 
 def _sizes(terms: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
-    """The size of each axis, 1 only where it is 1 everywhere."""
+    """Return the size of each axis, 1 only where it is 1 everywhere."""
     sizes: dict[str, Any] = {}
     for term, x in zip(terms, tensors, strict=True):
         for letter, size in zip(term, x.shape, strict=True):
@@ -152,16 +152,17 @@ def _sizes(terms: Sequence[str], tensors: Sequence[Any]) -> dict[str, Any]:
 
 
 def _without_ones(x: Any, term: str, sizes: dict[str, Any]) -> tuple[Any, str]:
-    """A factor without the axes along which it is repeated."""
+    """Squeeze the axes of a factor along which it is broadcast."""
     axes = [i for i, letter in enumerate(term) if x.shape[i] == 1 and sizes[letter] != 1]
     kept = "".join(letter for i, letter in enumerate(term) if i not in axes)
     return (op.Squeeze(x, op.Constant(value_ints=axes)), kept) if axes else (x, term)
 
 
 def weight_norm(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
-    """``aten::_weight_norm_interface``: g v / |v|, and |v|, over all axes but ``dim`` (Salimans & Kingma 2016, eq. 2).
+    """Translate ``aten::_weight_norm_interface``: g v / |v| and |v|, over all axes but ``dim``.
 
-    The norm over no axes is that of each number; torch's decomposition takes it for that over all.
+    Salimans & Kingma 2016, eq. 2.  The norm over no axes is that of each number; torch's decomposition takes it for
+    that over all.
     """
     axes = [axis for axis in range(len(v.shape)) if axis != dim % len(v.shape)]
     norm = op.ReduceL2(v, op.Constant(value_ints=axes), keepdims=1) if axes else op.Abs(v)
@@ -169,13 +170,13 @@ def weight_norm(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
 
 
 def shift_right(x: Any, bits: Any) -> Any:
-    """``x >> bits`` of whole numbers, also of negative ones, as a division that rounds down."""
+    """Translate ``x >> bits`` of whole numbers, also of negative ones, as a division that rounds down."""
     divisor = _power_of_two(x, bits)
     return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
 
 
 def shift_left(x: Any, bits: Any) -> Any:
-    """``x << bits`` of whole numbers."""
+    """Translate ``x << bits`` of whole numbers."""
     return op.Mul(x, _power_of_two(x, bits))
 
 

@@ -14,7 +14,7 @@ DOUBLED = (1.0, 1.0, 2.0, 2.0)
 
 
 def fold(graph: ir.Graph) -> int:
-    """Replace each such pair in a graph; returns how many there were."""
+    """Replace each such pair in a graph; return how many there were."""
     found = 0
     for resize in [node for node in graph if _doubles(node)]:
         readers = list(resize.outputs[0].consumers())
@@ -25,7 +25,7 @@ def fold(graph: ir.Graph) -> int:
 
 
 def _doubles(node: ir.Node) -> bool:
-    """Whether a node makes four pixels of each, and nothing else."""
+    """Return whether a node repeats each pixel 2 x 2, and does nothing else."""
     if node.op_type != "Resize" or len(node.inputs) < 3 or node.inputs[2] is None:
         return False
     scales, attributes = node.inputs[2].const_value, node.attributes
@@ -39,7 +39,7 @@ def _doubles(node: ir.Node) -> bool:
 
 
 def _convolves(node: ir.Node) -> bool:
-    """Whether a node is a 3 x 3 convolution that keeps the size, with weights that are known."""
+    """Return whether a node is a 3 x 3 convolution that keeps the size, with weights that are known."""
     if node.op_type != "Conv" or (weight := node.inputs[1]) is None or weight.const_value is None:
         return False
     attributes = node.attributes
@@ -79,7 +79,7 @@ def _replace(graph: ir.Graph, resize: ir.Node, conv: ir.Node) -> None:
 
 
 def _summed(kernel: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Weights (O, I, 2, 2) of the output's pixels with rows of parity a and columns of parity b."""
+    """Sum the 3 x 3 weights to (O, I, 2, 2) for the output's pixels with rows of parity a and columns of parity b."""
     rows = np.stack([kernel[:, :, taps].astype(np.float64).sum(2) for taps in TAPS[a]], 2)  # (O, I, 2, 3)
     return np.stack([rows[..., taps].sum(-1) for taps in TAPS[b]], -1).astype(kernel.dtype)
 
@@ -87,7 +87,7 @@ def _summed(kernel: np.ndarray, a: int, b: int) -> np.ndarray:
 def _node(
     like: ir.Node, operator: str, inputs: object, suffix: str, shape: object, attributes: dict[str, object]
 ) -> ir.Node:
-    """A node in place of ``like``, with one output of its type."""
+    """Make a node in place of ``like``, with one output of its type."""
     made = ir.node(operator, inputs, attributes, name=f"{like.name}.{suffix}")  # type: ignore[arg-type]
     made.metadata_props.update(like.metadata_props)
     value = made.outputs[0]

@@ -15,7 +15,7 @@ Shapes = tuple[Shape, Shape, Shape]  # the least, the usual and the largest
 
 
 def profiles(bundle: Bundle, flavour: Flavour, axes: Mapping[str, Axis] | None = None) -> tuple[Profile, ...]:
-    """Optimization profiles, the one to capture first.
+    """Return optimization profiles, the one to capture first.
 
     TensorRT picks its kernels for a profile, so it gets the usual request as static shapes and then the whole range.
     TensorRT for RTX specialises kernels for the shapes that it meets at run time, so one range is all it needs.
@@ -47,7 +47,7 @@ def dynamic_shapes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) ->
 
 
 def shapes(spec: TensorSpec, profile: Profile) -> Shapes:
-    """The least, the usual and the largest shape of an input."""
+    """Return the least, the usual and the largest shape of an input."""
 
     def at(which: str) -> Shape:
         return tuple(getattr(profile[n], which) if isinstance(n, str) else n for n in spec.shape)

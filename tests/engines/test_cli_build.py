@@ -80,7 +80,7 @@ def here(bundle_copy: Path) -> Path:
 
 
 def failed(*arguments: str) -> str:
-    """The line that a failing command says."""
+    """Return the line that a failing command prints."""
     result = mmgen(*arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     return result.stderr.splitlines()[-1]

@@ -37,7 +37,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def headers(folder: Path, build: Build) -> dict[str, dict[str, Any]]:
-    """What was asked of each engine."""
+    """Return what each engine was built for."""
     return {role: unpack((folder / engine.file).read_bytes())[0] for role, engine in build.engines.items()}
 
 

@@ -81,7 +81,7 @@ def test_its_log_and_warnings_are_ours(job: Job, caplog: pytest.LogCaptureFixtur
         ("SIGKILL", "graph step: the compiler was killed (SIGKILL), most likely because memory ran out"),
     ],
 )
-def test_a_death_is_told_with_its_signal_and_last_words(job: Job, name: str, words: str) -> None:
+def test_a_death_is_told_with_its_signal_and_last_output(job: Job, name: str, words: str) -> None:
     body = f"""
 for i in range(9): print('line', i, flush=True)
 logging.getLogger('mmgen.tensorrt').error('tactic 7')
@@ -97,12 +97,12 @@ os.kill(os.getpid(), signal.{name})"""
 
 def test_an_unexpected_error_is_told_with_its_last_line(job: Job) -> None:
     line = failed(job, "raise ZeroDivisionError('by zero')")
-    assert line.startswith("graph step: the compiler ended with status 1; its last words: ")
+    assert line.startswith("graph step: the compiler ended with status 1; its last output: ")
     assert "ZeroDivisionError: by zero" in line
 
 
 def test_a_worker_that_can_not_start_is_told(job: Job) -> None:
-    with pytest.raises(MmgenError, match="the compiler ended with status 3; its last words: no such module"):
+    with pytest.raises(MmgenError, match="the compiler ended with status 3; its last output: no such module"):
         command = [sys.executable, "-c", "import sys, os; os.close(0); print('no such module'); sys.exit(3)"]
         compile_apart(job, lambda fraction: None, expected=0, command=command)
 

@@ -33,7 +33,7 @@ CUDA = Target(Place("tensorrt", "10.3.0", ("sm87",), "linux aarch64", "12.6", "O
 
 @pytest.fixture(scope="module")
 def bundle(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A copy of the test bundle, to be written into."""
+    """Copy the test bundle, to be written into."""
     folder = tmp_path_factory.mktemp("engines") / "b.mmgen"
     shutil.copytree(bundle_folder, folder, ignore=shutil.ignore_patterns("engines"))
     return read_bundle(folder)
@@ -52,7 +52,7 @@ def onnx() -> ModuleType:
 
 
 def job(bundle: Bundle, role: Role, engine: Path, **changes: Any) -> Job:
-    """What ``build`` asks the worker for, for sm86."""
+    """Build what ``build`` asks the worker for, for sm86."""
     graph = bundle.graphs[role]
     made = Job(
         role, "tensorrt-rtx", ("sm86",), str(bundle.path(graph.file).absolute()), graph.inputs, graph.outputs,
@@ -119,7 +119,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A device that counts how often it was closed."""
+    """Make a device that counts how often it was closed."""
     facts = SimpleNamespace(
         name="RTX 3090", compute_capability="sm86", multiprocessors=82, memory_bytes=24 << 30, driver_cuda="12.6",
         closed=0,
@@ -333,7 +333,7 @@ def test_timings_are_kept_in_a_file(tmp_path: Path, before: bytes | None, after:
 
 
 @pytest.mark.parametrize("before", [b"damaged", b"thor+"])
-def test_timings_that_do_not_fit_are_made_anew_with_a_warning(tmp_path: Path, before: bytes) -> None:
+def test_timings_that_do_not_fit_are_replaced_with_a_warning(tmp_path: Path, before: bytes) -> None:
     path, warned = tmp_path / "timings", list[str]()
     path.write_bytes(before)
     config = Config(b"orin")
@@ -490,7 +490,7 @@ def test_tensors_that_differ_from_the_bundle_are_one_line(
 
 
 def odd_graph(onnx: ModuleType, folder: Path, operator: str, inputs: list[str], dtype: str = "FLOAT") -> Job:
-    """A graph of one node on x (B, 4) float32."""
+    """Write a graph of one node on x (B, 4) float32."""
     make, types = onnx.helper, onnx.TensorProto
     graph = make.make_graph(
         [make.make_node(operator, inputs, ["y"], name="odd")],

@@ -27,7 +27,7 @@ from mmgen.runtime.verify import relative_rms
 
 
 def small(denoiser: nn.Module, *conditions: Condition, shape: tuple[int, ...] = (4, 8), **fields: Any) -> Model:
-    """A flow around a denoiser whose latents are its media."""
+    """Build a flow around a denoiser whose latents are its media."""
     model = Model(
         name="small", process=Flow(timestep_scale=1.0), latent_shape=shape, denoiser=denoiser, conditions=conditions,
         media=Media("array", shape, "float32"), defaults=Defaults("flow-euler", 4), decoder=nn.Identity(),
@@ -40,7 +40,7 @@ def array(name: str, *shape: int, dtype: str = "float32") -> Condition:
 
 
 def played(bundle: Bundle, emulated: bool = False, **request: Any) -> np.ndarray:
-    """The latents of a request; ``emulated``: every half value rounded, as on a GPU."""
+    """Return the latents of a request; ``emulated``: every half value rounded, as on a GPU."""
     if not emulated:
         with load(bundle.folder, "ort-cpu", threads=1) as generator:
             return generator.generate(**request).latents

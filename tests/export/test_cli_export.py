@@ -79,7 +79,7 @@ class Engines:
 
 @pytest.fixture
 def at_once(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """Exports are copies of the bundle that is here; the options that they were asked for with."""
+    """Replace exports by copies of the test bundle, and record their options."""
 
     def copy(model: Model, out: Path, **options: object) -> Bundle:
         asked.append(options)
@@ -213,7 +213,7 @@ def fails():
         (["broken.py:not_finite"], "decoder of tiny-text"),
         (["broken.py:wrong_shape"], "denoiser fails on (float32 (1, 4, 6, 6), float32 (1,)"),
         ([TINY, "-o", "nowhere/b.mmgen"], "nowhere is not there; make it"),
-        ([TINY, "-o", "broken.py"], "broken.py is there and is not a bundle"),
+        ([TINY, "-o", "broken.py"], "broken.py exists and is not a bundle"),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
 )

@@ -18,7 +18,7 @@ WHY = "DFT node_rfft (denoiser) and 1 more: TensorRT has no such operator"
 
 @pytest.fixture
 def folder(bundle_copy: Path) -> Path:
-    """A bundle that says so of its step and its decoder; its graphs are ordinary ones."""
+    """Copy a bundle and declare its step and its decoder for CPUs alone; its graphs are ordinary ones."""
     edit(bundle_copy, lambda record: record.update(cpu_only={"step": [WHY], "decode": ["tensor a is float64"]}))
     return bundle_copy
 
@@ -64,7 +64,7 @@ def test_a_tensorrt_backend_refuses_with_the_reasons(
         load(folder, backend, build=build)
 
 
-def test_auto_takes_what_it_was_proven_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_takes_what_it_was_validated_on(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Not OpenVINO, though it comes before: it may have other ideas of such operators."""
     caplog.set_level(logging.INFO, "mmgen")
     with load(folder, build=True) as generator:

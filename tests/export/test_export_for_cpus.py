@@ -1,4 +1,4 @@
-"""Models with operators that TensorRT doesn't have: refused, or exported for CPUs alone and proven there."""
+"""Models with operators that TensorRT doesn't have: refused, or exported for CPUs alone and validated there."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_for_cpus_alone_it_says_why_without_anybodys_files(made: Bundle) -> None
     assert (made.precision.policy == "fp16") == bool(made.precision.half_share)
 
 
-def test_it_runs_where_it_was_proven(made: Bundle) -> None:
+def test_it_runs_where_it_was_validated(made: Bundle) -> None:
     with load(made.folder) as generator:
         assert generator.backend == "ort-cpu"
         assert follows(generator, spectral())

@@ -1,4 +1,4 @@
-"""From a model to a bundle that has been proven, or to nothing at all."""
+"""From a model to a bundle that has been validated, or to nothing at all."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ from mmgen.runtime.storage.schema import Bundle, Condition, Defaults, Media
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The tiny model in half precision."""
+    """Export the tiny model in half precision."""
     return export(tiny_model(), tmp_path_factory.mktemp("exported") / "tiny.mmgen", policy="fp16")
 
 
@@ -202,7 +202,7 @@ def test_a_residual_stream_beyond_half_needs_islands(tmp_path: Path) -> None:
         ({"quantiser": nn.Identity()}, "quantiser: what it returns"),
         ({"encoder": nn.Conv2d(3, 4, 1)}, "encoder: what it returns"),
         ({"conditions": (Condition("label", "text", null=""),)}, "condition 'label': length, wanted"),
-        ({"conditions": (Condition("label", "class", count=3),) * 2}, "condition 'label' is there twice"),
+        ({"conditions": (Condition("label", "class", count=3),) * 2}, "condition 'label' is defined twice"),
         ({"conditions": (Condition("a=b", "class", count=3),)}, "condition 'a=b': name, wanted letters"),
         ({"conditions": (Condition("label", "class", null=0.5, count=3),)}, "condition 'label': null, got 0.5"),
         ({"conditions": (Condition("hint", "array", np.ones(2), shape=(3,)),)}, "'hint': null, got float32 .2,., want"),
@@ -349,10 +349,10 @@ def test_a_bad_place_is_refused_before_the_work(kind: str, tmp_path: Path) -> No
     match kind:
         case "file":
             out.write_text("precious")
-            message = "is there and is not a bundle"
+            message = "exists and is not a bundle"
         case "folder":
             (out / "photos").mkdir(parents=True)
-            message = "is there and is not a bundle"
+            message = "exists and is not a bundle"
         case "no parent":
             out = tmp_path / "b" / "a.mmgen"
             message = "folder .*/b is not there"

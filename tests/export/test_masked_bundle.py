@@ -89,11 +89,11 @@ def test_generated_tokens_are_the_definitions(generator: Generator, model: Model
 
 def test_streaming_shows_fewer_masks_each_time_and_ends_with_the_same(generator: Generator) -> None:
     result = generator.generate(label=1, seed=2)
-    hidden = []
+    masked = []
     for progress in generator.stream(label=1, seed=2):
-        hidden.append(int((progress.latents() == PROCESS.mask_id).sum()))
+        masked.append(int((progress.latents() == PROCESS.mask_id).sum()))
         assert progress.preview().shape == (1, 12, 12, 3)
-    assert hidden == sorted(hidden, reverse=True) and hidden[-1] == 0 and len(set(hidden)) == 6
+    assert masked == sorted(masked, reverse=True) and masked[-1] == 0 and len(set(masked)) == 6
     np.testing.assert_array_equal(progress.latents(), result.latents)
     np.testing.assert_array_equal(progress.result().media, result.media)
 
@@ -197,8 +197,8 @@ def test_rows_go_on_from_tokens_that_are_put_in(generator: Generator) -> None:
         made.append(progress.latents())
         if progress.evaluation == 2:
             progress.resume(other[1])
-    settled = other[1] != PROCESS.mask_id
-    np.testing.assert_array_equal(made[3][settled], other[1][settled])
+    unmasked = other[1] != PROCESS.mask_id
+    np.testing.assert_array_equal(made[3][unmasked], other[1][unmasked])
     assert (made[3] != other[3]).any()  # what was open is filled with the other label
 
     for progress in generator.stream(**request):
@@ -228,7 +228,7 @@ def reads_an_older_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def loses_its_tokens_between_rows(patch: pytest.MonkeyPatch) -> None:
-    """What a row made is right, and isn't what the next one begins from."""
+    """Change tokens between rows: those that a row made are right, but the next one begins from others."""
     read = MaskedPlan.latents
 
     def latents(plan: MaskedPlan, row: int) -> np.ndarray:

@@ -101,7 +101,7 @@ class ActionHead(nn.Module):
 
 
 def action_head(config: HeadConfig = HeadConfig()) -> Model:
-    """The model; the same weights on every call."""
+    """Build the model, with the same weights on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = ActionHead(config).eval()

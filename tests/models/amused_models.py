@@ -75,7 +75,7 @@ def tokenizer(folder: Path, length: int = LENGTH) -> CLIPTokenizer:
 
 
 def amused_pipeline(folder: Path, size: Size = TINY) -> AmusedPipeline:
-    """The same on every call; ``folder`` is for the tokenizer's files."""
+    """Build the pipeline, the same on every call; ``folder`` is for the tokenizer's files."""
     tokens = tokenizer(folder, size.text["max_position_embeddings"])
     special = {name: getattr(tokens, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -32,7 +32,7 @@ TINY_KL: dict[str, Any] = {
 
 
 def dit(layers: int, heads: int, dim: int, channels: int, size: int, patch: int = 2) -> dict[str, Any]:
-    """A published DiT: S/2 is (12, 6, 64), B/4 (12, 12, 64) with patch 4, XL/2 (28, 16, 72)."""
+    """Return a published DiT's configuration: S/2 is (12, 6, 64), B/4 (12, 12, 64) with patch 4, XL/2 (28, 16, 72)."""
     return {
         "num_layers": layers, "num_attention_heads": heads, "attention_head_dim": dim, "in_channels": channels,
         "out_channels": 2 * channels, "sample_size": size, "patch_size": patch,

@@ -14,7 +14,7 @@ Denoiser = Callable[[np.ndarray, float], np.ndarray]  # scaled x (B, *L) and a t
 
 
 def denoiser(generator: Generator, **request: Any) -> Denoiser:
-    """The denoiser with its guidance: a single row of a table that keeps its output and nothing else."""
+    """Return the guided denoiser: one evaluation, with a row of a table that keeps its output and nothing else."""
     transition = no_transition(1)
     transition[0, X, OUT] = 1
 

@@ -42,7 +42,7 @@ class Normalised(nn.Module):
 
 
 def policy(*, null: bool = True, **overrides: Any) -> Model:
-    """The same weights on every call; ``null``: whether it has something that stands for nothing asked."""
+    """Build the policy, with the same weights on every call; ``null``: whether it has a null condition."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         denoiser = Policy().eval()

@@ -94,7 +94,7 @@ class Quantiser(nn.Module):
 
 
 def tiny_model(**overrides: Any) -> Model:
-    """A class- and array-conditioned DiT with a quantiser, a decoder and an encoder for 16 x 16 pictures.
+    """Build a class- and array-conditioned DiT with a quantiser, a decoder and an encoder for 16 x 16 pictures.
 
     The weights are the same on every call.  ``overrides`` replaces fields of the ``Model``.
     """

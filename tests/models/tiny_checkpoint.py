@@ -18,7 +18,7 @@ CODES = 32
 
 
 def tiny_checkpoint() -> tuple[Checkpoint, VQVAE, TextDiT, bytes]:
-    """What ``checkpoint.save`` takes after the folder; the same on every call."""
+    """Build what ``checkpoint.save`` takes after the folder, the same on every call."""
     autoencoder = VQVAEConfig(
         sample_size=16, channels=(8, 16), encoder_blocks=1, decoder_blocks=1, codes=CODES,
         latents_mean=(0.1, -0.1) * 4, latents_std=(0.5, 2.0) * 4,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-ROWS = "B*G"  # as the tracer calls the axis
+BRANCH_BATCH = "B*G"  # as the tracer calls the axis
 
 
 class Graph:
@@ -32,29 +32,29 @@ class Graph:
         }
 
     def time(self) -> ir.Value:
-        """The timestep (R,)."""
+        """Expand the timestep to (R,)."""
         guides = self.op("Shape", [self._inputs["guidance"]], first=1, dtype="INT64")
         batch = self.op("Shape", [self._inputs["noise"]], first=1, dtype="INT64", start=0, end=1)
         self._count = self.op("Mul", [guides, batch], first=1, dtype="INT64")
         return self.op("Expand", [self._inputs["timestep"], self._count])
 
     def sizes(self, *rest: int) -> ir.Value:
-        """The shape (R, ...)."""
+        """Build the shape (R, ...)."""
         return self.op("Concat", [self._count, list(rest)], first=1 + len(rest), dtype="INT64", axis=0)
 
-    def in_rows(self, name: str, *shape: int, dtype: str = "FLOAT") -> ir.Value:
-        """A conditioning tensor (R, ...)."""
+    def conditioning(self, name: str, *shape: int, dtype: str = "FLOAT") -> ir.Value:
+        """Add a conditioning tensor (R, ...)."""
         grouped = self._input(name, ("G", "B", *shape), dtype)
         return self.op("Reshape", [grouped, [-1, *shape]], *shape, dtype=dtype)
 
     def latents(self, *shape: int) -> ir.Value:
-        """What varies (R, ...): the latents of every sample, once for each branch."""
+        """Build what varies (R, ...): the latents of every sample, once for each branch."""
         x = self.op("Gather", [self._inputs["state"], np.array(0)], 4, first="B", axis=0)
         x = self.op("Expand", [x, self.op("Shape", [self.repeated()], first=3, dtype="INT64")], "B", 4, first="G")
         return self.op("Reshape", [x, [-1, *shape]], *shape)
 
     def repeated(self) -> ir.Value:
-        """Zeros (G, B, 4)."""
+        """Build zeros (G, B, 4)."""
         guides = self.op("Shape", [self._inputs["guidance"]], first=1, dtype="INT64")
         latents = self.op("Shape", [self._inputs["noise"]], first=2, dtype="INT64")
         shape = self.op("Concat", [guides, latents], first=3, dtype="INT64", axis=0)
@@ -65,11 +65,11 @@ class Graph:
         kind: str,
         inputs: Sequence[Any],
         *rest: int | str,
-        first: int | str = ROWS,
+        first: int | str = BRANCH_BATCH,
         dtype: str = "FLOAT",
         **attributes: Any,
     ) -> ir.Value:
-        """A node with one output (first, *rest); arrays, numbers and lists of whole numbers become constants."""
+        """Add a node with one output (first, *rest); arrays, numbers and lists of whole numbers become constants."""
         node = ir.node(kind, [v if isinstance(v, ir.Value) else self._constant(v) for v in inputs], attributes)
         (made,) = node.outputs
         self._made += 1
@@ -81,7 +81,7 @@ class Graph:
         self.model.graph.outputs.append(value)
 
     def finish(self, out: ir.Value) -> None:
-        """Make of what a denoiser returns (R, 4) the outputs of a step."""
+        """Turn what a denoiser returns (R, 4) into the outputs of a step."""
         grouped = self.op(
             "Reshape", [out, self.op("Shape", [self.repeated()], first=3, dtype="INT64")], "B", 4, first="G"
         )

@@ -24,7 +24,7 @@ class Context(nn.Module):
 
 
 def tiny_text_model() -> Model:
-    """The same weights on every call."""
+    """Build the model, with the same weights on every call."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with torch.random.fork_rng(devices=[]):

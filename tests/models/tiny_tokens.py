@@ -45,7 +45,7 @@ class LabelEmbedding(nn.Module):
 
 
 def tiny_token_model(**overrides: Any) -> Model:
-    """The same weights on every call.  ``overrides`` replaces fields of the ``Model``."""
+    """Build the model, with the same weights on every call.  ``overrides`` replaces fields of the ``Model``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         codebook = torch.randn(CODES, 8)

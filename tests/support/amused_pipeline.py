@@ -32,7 +32,7 @@ def run_pipeline(
     """Tokens (B, h, w) after every step, and the pictures uint8.
 
     Args:
-        uniforms: of every step (2, B, places): for the choice and for the order.
+        uniforms: of every step (2, B, positions): for the choice and for the order.
     """
     drawn, seen, step = iter(uniforms), [], pipeline.scheduler.step
     with pytest.MonkeyPatch.context() as patched:

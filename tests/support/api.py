@@ -48,7 +48,7 @@ json.dump({
 
 
 def surface(version: str) -> dict[str, frozenset[str]]:
-    """The names of a release, one of ``VERSIONS``.
+    """Read the names of a release, one of ``VERSIONS``.
 
     Returns:
         "" for the module's own names, and for each class its attributes, members of enumerations among them.
@@ -59,12 +59,12 @@ def surface(version: str) -> dict[str, frozenset[str]]:
 
 
 def own_version(version: str) -> str:
-    """What the module of a release says of itself, ``__version__``."""
+    """Read what the module of a release says of itself, ``__version__``."""
     return str(_dump(version)["version"])
 
 
 def members(version: str) -> dict[str, dict[str, int]]:
-    """The numbers of every enumeration's members, such as ``["BuilderFlag"]["TF32"]``."""
+    """Read the numbers of every enumeration's members, such as ``["BuilderFlag"]["TF32"]``."""
     return dict(_dump(version)["members"])
 
 
@@ -84,7 +84,7 @@ def signatures(version: str) -> dict[str, tuple[str, ...]]:
 
 
 def bindings(version: str) -> Path:
-    """The folder to put on ``sys.path`` for a release of ``TENSORRT`` or another package that was fetched with them."""
+    """Return the folder to put on ``sys.path`` for a release of ``TENSORRT`` or another package fetched with them."""
     if BINDINGS not in os.environ:
         pytest.skip(f"no bindings of TensorRT are named in {BINDINGS}, as make test does")
     folder = Path(os.environ[BINDINGS]).resolve() / version

@@ -24,7 +24,7 @@ class Counting(OrtCpu):
         return _Counted(super().runner(bundle, role), role, self)
 
     def since(self) -> dict[str, int]:
-        """Calls of the graphs before the loop since this was last asked."""
+        """Count calls of the graphs before the loop since the last count."""
         found = {role: self.calls[role] for role in ("condition", "timestep") if self.calls[role]}
         self.calls.clear()
         return found

@@ -11,7 +11,7 @@ REPORT = GraphReport(10, 8, 2, 1000, 24, ("next_state",), 1.5, 1 << 20)
 
 
 def worker(body: str) -> list[str]:
-    """The real worker, with another compiler in it: ``body`` is what it does with (job, say)."""
+    """Return the real worker's command, with another compiler in it: ``body`` is what it does with (job, say)."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     script = f"""
 import os, signal, sys, time, logging

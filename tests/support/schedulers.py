@@ -57,7 +57,7 @@ class _Replaced:
 
 
 def in_float64(monkeypatch):
-    """What diffusers' schedulers know as float32 is float64 from here on."""
+    """Make diffusers' schedulers compute in float64 where they say float32."""
     for module in map(module_of, CLASSES):
         monkeypatch.setattr(module, "torch", _Replaced(torch, float32=torch.float64))
         if hasattr(module, "np"):
@@ -75,7 +75,7 @@ def far(a, b):
 
 
 def some(count, **choices):
-    """Combinations of the choices, the same ones each time; every number of steps is among them."""
+    """Choose combinations of the choices, the same ones each time; every number of steps is among them."""
     combinations = [dict(zip(choices, c, strict=True)) for c in itertools.product(*choices.values())]
     chosen = random.Random(count).sample(combinations, min(count, len(combinations)))
     return [{"steps": steps, **c} for steps, c in zip(itertools.cycle(STEPS), chosen, strict=False)]

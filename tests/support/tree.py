@@ -23,5 +23,5 @@ def imports(file: Path) -> set[str]:
 
 
 def top_level(file: Path) -> set[str]:
-    """The same, up to the first dot."""
+    """Return the same, up to the first dot."""
     return {name.partition(".")[0] for name in imports(file)}

@@ -85,7 +85,7 @@ def has_strace() -> bool:
 
 
 def mmgen(*arguments: object) -> list[str]:
-    """The command ``mmgen`` of this environment."""
+    """Return the command ``mmgen`` of this environment."""
     return [sys.executable, "-c", "from mmgen.runtime.cli.main import main; main()", *map(str, arguments)]
 
 

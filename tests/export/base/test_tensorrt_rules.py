@@ -216,7 +216,7 @@ TAKEN: dict[str, str] = {
 
 
 def save(folder: Path, text: str, precision: str = "float") -> Path:
-    """A graph, with random weights where the text has only their shapes: <2x3>, <2x3h> in half precision."""
+    """Write a graph, with random weights where the text has only their shapes: <2x3>, <2x3h> in half precision."""
     half = precision == "float16"
     text = text.replace("'", '"').replace("F[", f"{precision}[").replace("T>", "10>" if half else "1>")
     if half:

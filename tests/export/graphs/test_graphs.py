@@ -88,7 +88,7 @@ def test_every_varying_axis_has_its_name_and_no_other_varies(traced: dict[str, t
 
 
 def test_files_are_opset_18_valid_and_hold_nothing_of_this_machine(traced: dict[str, tuple[Source, Path]]) -> None:
-    assert b"tests/tiny.py:" in traced["step"][1].read_bytes()  # lines of code, for errors, until a graph is complete
+    assert b"tests/models/tiny.py:" in traced["step"][1].read_bytes()  # lines of code, until a graph is complete
     for _, path in traced.values():
         model = onnx.load(path, load_external_data=False)
         assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
@@ -285,7 +285,7 @@ def test_media_that_are_numbers_stay_numbers() -> None:
 
 
 def guided(out: Tensor, guidance: list[float], rescale: float = 0.0, channels: int | None = None) -> Tensor:
-    """Outputs (G, B, *L) of the branches, as a step guides them."""
+    """Guide outputs (G, B, *L) of the branches as a step does."""
     return StepGraph(nn.Identity(), channels).guide(out, torch.tensor(guidance), torch.tensor([rescale]))
 
 

@@ -28,7 +28,7 @@ from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Axis
 
-PLACES = GRID[0] * GRID[1]
+POSITIONS = GRID[0] * GRID[1]
 TIMED = dataclasses.replace(PROCESS, train_timesteps=8)  # for samplers that need it
 Arrays = dict[str, np.ndarray]
 
@@ -53,7 +53,7 @@ def graph(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inputs(
     rows: MaskedTable, row: int, tokens: np.ndarray, uniforms: np.ndarray, context: np.ndarray, grid=GRID
 ) -> Arrays:
-    """Of one row; tokens (B, places), uniforms (2, B, places)."""
+    """Of one row; tokens (B, positions), uniforms (2, B, positions)."""
     weights = np.array([-2, 3], np.float32) if len(context) == 2 else np.ones(1, np.float32)
     choice, order = uniforms.reshape(2, len(tokens), *grid)
     numbers = {name: getattr(rows, name)[row].reshape(shape) for name, shape in ROWS.items()}
@@ -64,7 +64,7 @@ def inputs(
 
 
 def guided(model: Model, context: np.ndarray):
-    """The denoiser in torch behind numpy: tokens (B, places) to logits (B, places, codes)."""
+    """Wrap the denoiser in numpy: tokens (B, positions) to logits (B, positions, codes)."""
 
     @torch.no_grad()
     def denoiser(tokens: np.ndarray) -> np.ndarray:
@@ -81,10 +81,10 @@ def guided(model: Model, context: np.ndarray):
 def test_whole_runs_equal_the_definition_token_for_token(graph, model, sampler, batch, branches):
     rng = np.random.default_rng(0)
     context = rng.normal(size=(branches, batch, 1, 32)).astype(np.float32)
-    rows = table(sampler, TIMED, PLACES, 8)
-    uniforms = rng.random((len(rows), 2, batch, PLACES), np.float32)
+    rows = table(sampler, TIMED, POSITIONS, 8)
+    uniforms = rng.random((len(rows), 2, batch, POSITIONS), np.float32)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    tokens = np.full((batch, PLACES), PROCESS.mask_id)
+    tokens = np.full((batch, POSITIONS), PROCESS.mask_id)
     wanted = run(PROCESS, rows, guided(model, context), tokens, uniforms)
     for row, (want, want_codes) in enumerate(wanted):
         got, codes = session.run(None, inputs(rows, row, tokens, uniforms[row], context))
@@ -103,23 +103,23 @@ def test_only_what_every_device_can_build_is_in_it(graph):
 def test_inputs_and_outputs_have_their_names_types_and_axes(graph):
     described = describe(graph, graph.parent)
     specs = {s.name: (s.dtype, s.shape) for s in (*described.inputs, *described.outputs)}
-    places = ("B", *GRID)
+    positions = ("B", *GRID)
     assert specs == {
-        "tokens": ("int64", places), **{name: ("float32", shape) for name, shape in ROWS.items()},
-        "guidance": ("float32", ("G",)), "choice": ("float32", places), "order": ("float32", places),
-        "context": ("float32", ("G", "B", 1, 32)), "next_tokens": ("int64", places), "codes": ("int64", places),
+        "tokens": ("int64", positions), **{name: ("float32", shape) for name, shape in ROWS.items()},
+        "guidance": ("float32", ("G",)), "choice": ("float32", positions), "order": ("float32", positions),
+        "context": ("float32", ("G", "B", 1, 32)), "next_tokens": ("int64", positions), "codes": ("int64", positions),
     }  # fmt: skip
 
 
 def half_graph(graph: Path, folder: Path):
     rng = np.random.default_rng(3)
-    rows = table("maskgit", PROCESS, PLACES, 4)
+    rows = table("maskgit", PROCESS, POSITIONS, 4)
     context = rng.normal(size=(2, 2, 1, 32)).astype(np.float32)
     feeds = []
     for row in range(4):
-        hidden = rng.random((2, PLACES)) < 1 - row / 4
-        tokens = np.where(hidden, PROCESS.mask_id, rng.integers(0, CODES, (2, PLACES)))
-        feeds.append(inputs(rows, row, tokens, rng.random((2, 2, PLACES), np.float32), context))
+        masked = rng.random((2, POSITIONS)) < 1 - row / 4
+        tokens = np.where(masked, PROCESS.mask_id, rng.integers(0, CODES, (2, POSITIONS)))
+        feeds.append(inputs(rows, row, tokens, rng.random((2, 2, POSITIONS), np.float32), context))
     target = folder / "half.onnx"
     halved = to_half(graph, target, measure_ranges(graph, feeds), role="step")
     return target, halved, feeds
@@ -162,12 +162,12 @@ def test_nvidias_compiler_takes_it(graph, tmp_path, half):
 
 
 def test_more_places_than_tensorrt_sorts_and_fewer_candidates_than_codes(tmp_path):
-    """On 64 x 64 places, as Meissonic's: of each place 64 of 512 codes are sorted."""
+    """On 64 x 64 positions, as Meissonic's: at each 64 of 512 codes are sorted."""
     process = Masked(codes=512, mask_id=520, candidates=64)
     grid = (64, 64)
     torch.manual_seed(0)
     denoiser = TokenDenoiser(grid, process).eval()
-    denoiser.block = Nothing()  # attention over 4096 places is not what this is about
+    denoiser.block = Nothing()  # attention over 4096 positions is not what this is about
     model = tiny_token_model(process=process, latent_shape=grid, denoiser=denoiser)
     path = traced_step(model, tmp_path)
     lint(path)

@@ -59,7 +59,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 def write(
     folder: Path, module: nn.Module, role: Role = "condition", axes: Any = None, **inputs: Tensor
 ) -> tuple[Path, Feeds]:
-    """A module as a float32 graph with one output, and the inputs it was traced with."""
+    """Write a module as a float32 graph with one output; return it and the inputs it was traced with."""
     path = folder / f"{role}.onnx"
     leading = axes or dict.fromkeys(inputs, ("R",))
     trace(Source(role, module.eval(), inputs, leading, ("out",)), path)
@@ -113,7 +113,7 @@ class VQ(nn.Module):
 
 @pytest.fixture(scope="module")
 def dit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Feeds]:
-    """A step of a DiT with three samples and two branches, in the middle of a trajectory."""
+    """Trace a step of a DiT with three samples and two branches, in the middle of a trajectory."""
     generator = torch.Generator().manual_seed(1)
     label = torch.randint(0, 1000, (6,), generator=generator)
     model = tiny_model(denoiser=DiT().eval(), latent_shape=(3, 8, 8))
@@ -455,7 +455,7 @@ class Attention(nn.Module):
 
 class TestMasks:
     @pytest.mark.parametrize("way", ["sdpa", "fill", "add", "-1e9", "-1e4"])
-    def test_hidden_tokens_stay_hidden_and_scores_half(self, tmp_path: Path, way: str) -> None:
+    def test_masked_tokens_stay_masked_and_scores_half(self, tmp_path: Path, way: str) -> None:
         seen = torch.arange(8) < torch.tensor([[5], [8], [1]])
         path, feeds = write(tmp_path, Attention(way), role="step", x=torch.randn(3, 8, 32), seen=seen)
         error, halved = error_of_half(path, feeds, role="step")
@@ -524,7 +524,7 @@ class TestWeights:
             halve(path, feeds, role="step")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["step.onnx", "step.onnx.data"]
 
-    def test_none_of_them_half_before_the_loop_is_told(self, tmp_path: Path) -> None:
+    def test_none_of_them_half_before_the_loop_is_an_error(self, tmp_path: Path) -> None:
         """A policy's only layer on a state in millimetres."""
         path, feeds = write(tmp_path, nn.Sequential(self.layers(1e6)[1]), x=torch.randn(4, 64))
         _, halved = halve(path, feeds)

@@ -23,7 +23,7 @@ from tolerances import LIMITS
 from mmgen.export.base.lint import lint
 from mmgen.export.base.model import Model
 from mmgen.export.exporter import export
-from mmgen.export.hoisting.branch_axes import find_rows
+from mmgen.export.hoisting.branch_axes import find_branch_axes
 from mmgen.export.hoisting.cut import choose
 from mmgen.export.hoisting.hoist import hoist
 from mmgen.export.sources import resolve
@@ -43,7 +43,7 @@ def hoisted(graph: Graph, usual: int = 2) -> set[str]:
     """Names of the tensors that are computed before the loop."""
     found = graph.model.graph
     names = [value.name or "" for value in found.inputs if value.name not in graph.others]
-    nodes = choose(found, find_rows(found, names), usual)
+    nodes = choose(found, find_branch_axes(found, names), usual)
     return {value.name or "" for node in nodes for value in node.outputs}
 
 
@@ -57,7 +57,7 @@ def with_latents(graph: Graph, value: Value, width: int) -> None:
 
 def test_projections_of_a_context_are_hoisted() -> None:
     graph = Graph()
-    context = graph.in_rows("context", 40, 64)
+    context = graph.conditioning("context", 40, 64)
     keys = graph.op("MatMul", [context, weight(64, 64)], 40, 64)
     with_latents(graph, keys, 64)
     assert keys.name in hoisted(graph)
@@ -65,7 +65,7 @@ def test_projections_of_a_context_are_hoisted() -> None:
 
 def test_a_broadcast_stays_where_it_is() -> None:
     graph = Graph()
-    vector = graph.op("Gemm", [graph.in_rows("label", 64), weight(64, 64)], 64)
+    vector = graph.op("Gemm", [graph.conditioning("label", 64), weight(64, 64)], 64)
     row = graph.op("Unsqueeze", [vector, [1]], 1, 64)
     position = graph.op("Expand", [row, [1, 256, 64]], 256, 64)
     with_latents(graph, position, 64)
@@ -74,7 +74,7 @@ def test_a_broadcast_stays_where_it_is() -> None:
 
 def test_what_is_larger_than_what_it_saves_stays() -> None:
     graph = Graph()
-    small = graph.in_rows("label", 1, 8)
+    small = graph.conditioning("label", 1, 8)
     large = graph.op("MatMul", [graph.op("Transpose", [small], 8, 1, perm=[0, 2, 1]), weight(1, 4096)], 8, 4096)
     with_latents(graph, large, 4096)
     assert large.name not in hoisted(graph)
@@ -83,7 +83,7 @@ def test_what_is_larger_than_what_it_saves_stays() -> None:
 def test_rows_decide() -> None:
     """A table of 4096 numbers for every row saves 32 KiB of weights, once: for one row, but not for many."""
     graph = Graph()
-    wide = graph.op("Gemm", [graph.in_rows("label", 8), weight(8, 2048)], 2048)
+    wide = graph.op("Gemm", [graph.conditioning("label", 8), weight(8, 2048)], 2048)
     with_latents(graph, wide, 2048)
     assert wide.name in hoisted(graph, usual=1) and wide.name not in hoisted(graph, usual=16)
 
@@ -91,7 +91,7 @@ def test_rows_decide() -> None:
 def test_a_weight_that_the_step_needs_anyway_saves_nothing() -> None:
     def made(shared: bool) -> bool:
         graph = Graph()
-        wide = graph.op("Gemm", [graph.in_rows("label", 4), weight(4, 2048)], 2048)
+        wide = graph.op("Gemm", [graph.conditioning("label", 4), weight(4, 2048)], 2048)
         matrix = (wide.producer() or ir.node("", [])).inputs[1] if shared else weight(4, 2048)
         x = graph.op("MatMul", [graph.latents(4), matrix], 2048)
         graph.output(graph.op("Mul", [wide, x], 2048))
@@ -100,9 +100,9 @@ def test_a_weight_that_the_step_needs_anyway_saves_nothing() -> None:
     assert made(shared=False) and not made(shared=True)
 
 
-def test_nothing_is_hoisted_that_mixes_rows() -> None:
+def test_nothing_is_hoisted_that_mixes_entries() -> None:
     graph = Graph()
-    label = graph.op("Gemm", [graph.in_rows("label", 64), weight(64, 64)], 64)
+    label = graph.op("Gemm", [graph.conditioning("label", 64), weight(64, 64)], 64)
     mean = graph.op("ReduceMean", [label, [0]], 64, first=1, keepdims=1)
     after = graph.op("Gemm", [mean, weight(64, 64)], 64, first=1)
     with_latents(graph, after, 64)
@@ -114,7 +114,7 @@ def test_nothing_is_hoisted_that_mixes_rows() -> None:
 
 
 def parts(graph: Graph, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """A step graph as it was, and all the graphs it became, to be run."""
+    """Open a step graph as it was, and all the graphs it became."""
     (folder / "traced").mkdir()
     graph.save(folder / "traced")
     whole = onnxruntime.InferenceSession(folder / "traced" / "step.onnx")
@@ -131,7 +131,7 @@ def answer(session: Any, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def play(sessions: Mapping[str, Any], feed: Mapping[str, np.ndarray], times: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """The steps at some timesteps, as the runtime would make them."""
+    """Run the steps at some timesteps, as the runtime would."""
     guides, batch = len(feed["guidance"]), len(feed["noise"])
     rows = {name: a.reshape(-1, *a.shape[2:]) for name, a in feed.items() if a.shape[:2] == (guides, batch)}
     if "condition" in sessions:
@@ -152,8 +152,8 @@ def play(sessions: Mapping[str, Any], feed: Mapping[str, np.ndarray], times: np.
 def test_hoisted_graphs_give_the_same(guides: int, batch: int, tmp_path: Path) -> None:
     """Constants, learned rows, and what depends on timestep, condition and both; of every type and shape."""
     graph = Graph()
-    time, label = graph.time(), graph.in_rows("label", dtype="INT64")
-    context = graph.in_rows("context", 24, 128)
+    time, label = graph.time(), graph.conditioning("label", dtype="INT64")
+    context = graph.conditioning("context", 24, 128)
     waves = graph.op("Sin", [graph.op("Mul", [graph.op("Unsqueeze", [time, [1]], 1), weight(1, 64)], 64)], 64)
     timed = graph.op("Gemm", [waves, weight(64, 64)], 64)
     embedded = graph.op("Gather", [weight(10, 64), label], 64)
@@ -194,7 +194,7 @@ def test_hoisted_graphs_give_the_same(guides: int, batch: int, tmp_path: Path) -
 def test_what_has_no_use_any_more_is_gone(tmp_path: Path) -> None:
     graph = Graph()
     time = graph.op("Unsqueeze", [graph.time(), [1]], 1)
-    keys = graph.op("Gemm", [graph.in_rows("context", 512), weight(512, 4)], 4)
+    keys = graph.op("Gemm", [graph.conditioning("context", 512), weight(512, 4)], 4)
     shift = graph.op("Gemm", [graph.op("Mul", [time, weight(1, 512)], 512), weight(512, 4)], 4)
     graph.finish(graph.op("Add", [graph.op("Add", [graph.latents(4), keys], 4), shift], 4))
     _, sessions = parts(graph, tmp_path)
@@ -206,7 +206,7 @@ def test_what_has_no_use_any_more_is_gone(tmp_path: Path) -> None:
 
 def test_a_name_that_is_taken_is_let_be(tmp_path: Path) -> None:
     graph = Graph()
-    keys = graph.op("Gemm", [graph.in_rows("condition_invariants", 64), weight(64, 64)], 64)
+    keys = graph.op("Gemm", [graph.conditioning("condition_invariants", 64), weight(64, 64)], 64)
     with_latents(graph, keys, 64)
     graph.save(tmp_path)
     hoisted = hoist(tmp_path, tmp_path / "out", 2)
@@ -215,7 +215,7 @@ def test_a_name_that_is_taken_is_let_be(tmp_path: Path) -> None:
 
 def test_where_there_is_nothing_to_gain_nothing_is_written(tmp_path: Path) -> None:
     graph = Graph()
-    graph.finish(graph.op("Mul", [graph.latents(4), graph.in_rows("label", 4)], 4))
+    graph.finish(graph.op("Mul", [graph.latents(4), graph.conditioning("label", 4)], 4))
     graph.save(tmp_path)
     assert hoist(tmp_path, tmp_path / "out", 2) is None
     assert not (tmp_path / "out").exists()
@@ -241,7 +241,7 @@ MODELS: dict[str, tuple[Callable[[Path], Model], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    """A model's bundle, hoisted or not, by the model's name."""
+    """Return a function that exports a model by name, hoisted or not, once."""
     root = tmp_path_factory.mktemp("exported")
 
     @functools.cache
@@ -259,7 +259,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], 
 
 @pytest.fixture(params=MODELS)
 def pair(request: pytest.FixtureRequest, exported: Callable[[str, bool], Path]) -> Iterator[tuple[Any, ...]]:
-    """A model's bundle hoisted and not, opened, with a request."""
+    """Open a model's bundle hoisted and not, with a request."""
     name = request.param
     with load(exported(name, True), "ort-cpu") as one, load(exported(name, False), "ort-cpu") as other:
         yield one, other, MODELS[name][1]
@@ -287,8 +287,8 @@ def test_a_bundle_says_what_was_hoisted(pair: tuple[Generator, Generator, dict[s
     step = {spec.name for spec in one.bundle.graphs["step"].inputs}
     made = {spec.name for role in ("condition", "timestep") for spec in one.bundle.graphs[role].outputs}
     assert set(hoisting.tensors) <= made and step & set(hoisting.tensors)
-    proven = {(receipt.level, receipt.graph) for receipt in one.bundle.receipts}
-    assert {(1, "condition"), (1, "timestep"), (1, "step")} <= proven
+    validated = {(receipt.level, receipt.graph) for receipt in one.bundle.receipts}
+    assert {(1, "condition"), (1, "timestep"), (1, "step")} <= validated
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ Counted = tuple[Generator, Counting, str, tuple[Any, Any]]
 
 
 def both(generator: Generator) -> dict[str, int]:
-    """What a new condition needs to be made."""
+    """Return the calls that a new condition costs."""
     timed_by_condition = len(generator.bundle.graphs["timestep"].inputs) > 1
     return {"condition": 1, "timestep": 1} if timed_by_condition else {"condition": 1}
 

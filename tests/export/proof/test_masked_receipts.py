@@ -23,16 +23,16 @@ from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Receipt
 
-CODES, PLACES = 512, 64
+CODES, POSITIONS = 512, 64
 RANDOM = np.random.default_rng(0)
 
 
 def receipts(truth: np.ndarray, logits: np.ndarray, tokens: np.ndarray | None = None) -> dict[str, Receipt]:
     """Of a step that answers with these logits (1, N, codes), and draws from them what the definition draws."""
     process = Masked(codes=CODES, mask_id=CODES)
-    rows = table("maskgit", process, PLACES, 8)
-    tokens = np.full((1, PLACES), CODES) if tokens is None else tokens
-    choice, order = RANDOM.random((2, 1, PLACES), np.float32)
+    rows = table("maskgit", process, POSITIONS, 8)
+    tokens = np.full((1, POSITIONS), CODES) if tokens is None else tokens
+    choice, order = RANDOM.random((2, 1, POSITIONS), np.float32)
     inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
     inputs |= {names.TOKENS: tokens, names.CHOICE: choice, names.ORDER: order}
     made = step(process, rows, 3, tokens, logits, choice, order)
@@ -42,7 +42,7 @@ def receipts(truth: np.ndarray, logits: np.ndarray, tokens: np.ndarray | None = 
 
 
 def spread_of(deviation: float) -> np.ndarray:
-    return (deviation * RANDOM.standard_normal((1, PLACES, CODES))).astype(np.float32)
+    return (deviation * RANDOM.standard_normal((1, POSITIONS, CODES))).astype(np.float32)
 
 
 @pytest.mark.parametrize("deviation", [0.3, 2.0, 10.0], ids=["flat", "usual", "sharp"])
@@ -55,10 +55,10 @@ def test_rounding_passes_and_a_twentieth_too_much_does_not(deviation: float) -> 
 
 def test_what_changes_no_draw_changes_no_receipt() -> None:
     truth = spread_of(2.0)
-    tokens = np.full((1, PLACES), CODES)
+    tokens = np.full((1, POSITIONS), CODES)
     tokens[:, ::2] = 7
-    changed = truth + np.arange(PLACES, dtype=np.float32)[:, None]  # a constant of each place
-    changed[:, ::2] = 0  # what is settled
+    changed = truth + np.arange(POSITIONS, dtype=np.float32)[:, None]  # a constant of each place
+    changed[:, ::2] = 0  # what is unmasked
     truth[..., :9] = -1e9  # codes that are never drawn
     changed[..., :9] = -np.inf
     made = receipts(truth, changed, tokens)
@@ -81,10 +81,10 @@ def test_a_draw_that_is_not_the_definitions_fails_whatever_the_logits() -> None:
     made = receipts(truth, truth)
     assert all(r.measured == 1 for name, r in made.items() if name != LOGITS)
     process = Masked(codes=CODES, mask_id=CODES)
-    rows = table("maskgit", process, PLACES, 8)
+    rows = table("maskgit", process, POSITIONS, 8)
     inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
-    inputs |= {names.TOKENS: np.full((1, PLACES), CODES)}
-    choice, order = RANDOM.random((2, 1, PLACES), np.float32)
+    inputs |= {names.TOKENS: np.full((1, POSITIONS), CODES)}
+    choice, order = RANDOM.random((2, 1, POSITIONS), np.float32)
     late = step(process, rows, 3, inputs[names.TOKENS], truth, (choice + 0.01) % 1, order)
     got = {names.NEXT_TOKENS: late[0], names.CODES: late[1], LOGITS: truth}
     sample = Sample(inputs | {names.CHOICE: choice, names.ORDER: order}, {LOGITS: truth})
@@ -142,7 +142,7 @@ def test_a_fault_of_the_half_graph_fails(
 
 
 class TestTies:
-    """Places of which rounding decides whether they are settled."""
+    """Positions where rounding decides whether they are unmasked."""
 
     def test_are_those_at_the_limit_if_others_are_as_near(self) -> None:
         score = np.array([[-3.0, -2.0, -2.0 + 1e-6, -2.0, -1.0, -0.5]])
@@ -150,15 +150,15 @@ class TestTies:
         assert not tied(score, np.array([1]), 1e-5).any(), "the lowest is far from the others"
         assert not tied(score, np.array([4]), 1e-5).any()
 
-    def test_may_go_either_way_but_not_more_than_a_row_settles(self) -> None:
-        """Logits that are the same everywhere: which places are settled says nothing, how many does."""
-        same = np.repeat(spread_of(2.0)[:, :1], PLACES, 1)
-        process, tokens = Masked(codes=CODES, mask_id=CODES), np.full((1, PLACES), CODES)
-        rows = table("llada", process, PLACES, 8)
+    def test_may_go_either_way_but_not_more_than_an_evaluation_unmasks(self) -> None:
+        """Logits that are the same everywhere: which positions are unmasked says nothing, how many does."""
+        same = np.repeat(spread_of(2.0)[:, :1], POSITIONS, 1)
+        process, tokens = Masked(codes=CODES, mask_id=CODES), np.full((1, POSITIONS), CODES)
+        rows = table("llada", process, POSITIONS, 8)
         inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
-        inputs |= {names.TOKENS: tokens, names.CHOICE: np.zeros((1, PLACES)), names.ORDER: np.full((1, PLACES), 0.5)}
+        inputs |= {names.TOKENS: tokens, names.CHOICE: np.zeros(tokens.shape), names.ORDER: np.full(tokens.shape, 0.5)}
         after, codes = step(process, rows, 3, tokens, same, inputs[names.CHOICE], inputs[names.ORDER])
-        assert 0 < (after == CODES).sum() < PLACES
+        assert 0 < (after == CODES).sum() < POSITIONS
 
         def passes(made: np.ndarray) -> bool:
             got = {names.NEXT_TOKENS: made, names.CODES: codes, LOGITS: same}
@@ -166,7 +166,7 @@ class TestTies:
 
         others = after[:, ::-1]
         assert passes(after) and passes(others) and (others != after).any()
-        assert not passes(np.where(np.arange(PLACES) < 2, codes, after[:, ::-1])), "more are settled"
+        assert not passes(np.where(np.arange(POSITIONS) < 2, codes, after[:, ::-1])), "more are unmasked"
         assert not passes(np.where(others == CODES, CODES, (codes + 1) % CODES)), "with other codes"
         assert undecided(process, Sample(inputs, {LOGITS: same})).all()
         assert not undecided(process, Sample(inputs, {LOGITS: spread_of(3.0)})).all()

@@ -127,7 +127,7 @@ def test_what_is_shared_must_be_there_and_unchanged(saved: Path) -> None:
 @pytest.mark.parametrize("name", ["..", ".", "../tokens", "/", "a/b", "/etc"])
 def test_only_a_folder_beside_it_can_be_shared_with(saved: Path, name: str) -> None:
     change(saved / "tokens", {"shared": name}, lambda t: None)
-    with pytest.raises(MmgenError, match=r"config\.json: shared, got '.*', wanted the name of a folder beside"):
+    with pytest.raises(MmgenError, match=r"config\.json: shared, got '.*', wanted the name of a folder next to"):
         checkpoint.read(saved / "tokens")
 
 

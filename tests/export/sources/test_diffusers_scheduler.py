@@ -94,7 +94,7 @@ CHOICES = {  # values that a random configuration takes, where it has the key at
 
 
 def random_config(kind, seed):
-    """Some of the class's keys, with any of their values."""
+    """Choose some of the class's keys, with any of their values."""
     rng = random.Random(seed)
     config = {key: rng.choice(values) for key, values in CHOICES[kind].items() if rng.random() < 0.6}
     if config.get("prediction_type", "epsilon") == "epsilon" and kind in (DDIMScheduler, DDPMScheduler):

@@ -29,7 +29,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good diffusers folder; nobody writes to it."""
+    """Write a good diffusers folder, which no test changes."""
     folder = tmp_path_factory.mktemp("sources") / "tiny"
     build(folder, count=16)
     return folder
@@ -37,7 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Copy the folder, to damage it."""
     return Path(shutil.copytree(written, tmp_path / "tiny"))
 
 
@@ -374,7 +374,7 @@ def cut(path: Path) -> None:
 
 
 def lie_about_size(path: Path) -> None:
-    """A header that claims more than the file holds."""
+    """Write a header that claims more than the file holds."""
     path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:])
 
 

@@ -84,17 +84,17 @@ def theirs(pipeline: VQDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> tu
 
     def step(log_p: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, generator: object) -> object:
         choice, order = next(drawn).unbind(1)  # (B, N)
-        hidden = sample == CODES
+        masked = sample == CODES
         if timestep == 0:
-            settled, stays, kept = log_p.exp(), torch.zeros(sample.shape), torch.zeros(())
+            unmasked, stays, kept = log_p.exp(), torch.zeros(sample.shape), torch.zeros(())
         else:
             posterior = scheduler.q_posterior(log_p, sample, timestep).exp()  # (B, codes + 1, N)
-            settled, stays, kept = posterior[:, :-1], posterior[:, -1], scheduler.log_at[timestep].exp()
+            unmasked, stays, kept = posterior[:, :-1], posterior[:, -1], scheduler.log_at[timestep].exp()
         same = torch.nn.functional.one_hot(sample, CODES + 1)[..., :-1].transpose(1, 2)
-        cumulative = (settled - kept * same).clamp_min(0).cumsum(1)  # of a code that is drawn
+        cumulative = (unmasked - kept * same).clamp_min(0).cumsum(1)  # of a code that is drawn
         code = (cumulative <= choice[:, None] * cumulative[:, -1:]).sum(1)
-        anew = torch.where(order < 1 - kept, code, sample)
-        made = torch.where(hidden, torch.where(order < stays, sample, code), anew)
+        regenerated = torch.where(order < 1 - kept, code, sample)
+        made = torch.where(masked, torch.where(order < stays, sample, code), regenerated)
         seen.append(made.reshape(-1, GRID, GRID).numpy().copy())
         return type("Output", (), {"prev_sample": made})
 
@@ -149,8 +149,8 @@ def test_a_bundle_makes_the_pipelines_tokens_and_pictures(model, pipeline, tmp_p
         fewer = generator.generate(prompt=PROMPTS, guidance=WEIGHT, seed=SEED, steps=4)
     agree = [(tokens == want).mean() for tokens, want in zip(rows, wanted, strict=True)]
     assert min(agree) >= 0.99  # 1.0
-    drawn_anew = [(a != b) & (a != CODES) for a, b in pairwise(wanted)]
-    assert np.sum(drawn_anew) > 8 and len(np.unique(wanted[-1])) > 12
+    regenerated = [(a != b) & (a != CODES) for a, b in pairwise(wanted)]
+    assert np.sum(regenerated) > 8 and len(np.unique(wanted[-1])) > 12
     assert np.abs(result.media.astype(int) - wanted_pictures).max() <= 1
     assert wanted_pictures.std() > 5 and (fewer.codes < CODES).all()
 

@@ -36,7 +36,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> DiTPipeline:
 
 @pytest.fixture(scope="module")
 def halved(pipeline: DiTPipeline, tmp_path_factory: pytest.TempPathFactory) -> DiTPipeline:
-    """The same in half precision, as somebody who saves the variant fp16 has it."""
+    """Convert the pipeline to half precision, as for the variant fp16."""
     folder = tmp_path_factory.mktemp("halved") / "tiny"
     pipeline.save_pretrained(folder)
     return DiTPipeline.from_pretrained(folder, torch_dtype=torch.float16)
@@ -56,7 +56,7 @@ def read(folder: Path, variant: str | None = None) -> Weights:
 
 
 def written(pipeline: DiTPipeline) -> Weights:
-    """What ``read`` is to find."""
+    """Return what ``read`` is to find."""
     found = pipeline.transformer.state_dict(prefix="denoiser.transformer.")
     vae = pipeline.vae.state_dict(prefix="decoder.")
     found |= {name: tensor for name, tensor in vae.items() if name.startswith(("decoder.decoder", "decoder.post"))}
@@ -189,7 +189,7 @@ def test_a_variant_that_no_part_has_is_an_error(pipeline: DiTPipeline, folder: P
 
 
 def change(folder: Path, **changes: Any) -> Path:
-    """The transformer's index, with other fields."""
+    """Rewrite the transformer's index with other fields."""
     index = folder / "transformer" / f"{SAFE}.index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | changes))
     return index
@@ -239,7 +239,7 @@ def test_an_index_comes_before_a_whole_file(pipeline: DiTPipeline, halved: DiTPi
 
 
 def cached(folder: Path, cache: Path) -> Path:
-    """A folder as Hugging Face's cache has it: files are links to blobs, and the folder is named by its revision."""
+    """Copy a folder as Hugging Face's cache has it: files are links to blobs, and the folder's name is its revision."""
     snapshot = cache / "models--someone--DiT-S-2" / "snapshots" / "0123456789abcdef"
     for file in [path for path in folder.rglob("*") if path.is_file()]:
         blob = cache / "models--someone--DiT-S-2" / "blobs" / f"{abs(hash(file)):x}"
