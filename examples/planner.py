@@ -62,7 +62,7 @@ def train(steps: int = 2000, batch: int = 256) -> Planner:
 
 
 def model() -> Model:
-    """What mmgen-export calls."""
+    """Describe the model to mmgen-export."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         planner = train()
