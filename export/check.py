@@ -1,14 +1,13 @@
 """Checks that a ``Model`` is what it says, in types, numbers and shapes, before the long work."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmgen.export.base.model import Model
+from mmgen.export.base.model import Model, modules
 from mmgen.export.graphs.latent import example
 from mmgen.export.sources.weights import check_finite
 from mmgen.runtime.base.errors import MmgenError, shown
@@ -47,18 +46,6 @@ def check(model: Model) -> None:
     with torch.no_grad():
         _check_denoiser(model)
         _check_media(model)
-
-
-def modules(model: Model) -> dict[str, nn.Module]:
-    """Return the parts that a model has, by field name."""
-    parts: Mapping[str, nn.Module | None] = {
-        "denoiser": model.denoiser,
-        "decoder": model.decoder,
-        "quantiser": model.quantiser,
-        "encoder": model.encoder,
-        "condition": model.condition,
-    }
-    return {name: module for name, module in parts.items() if module is not None}
 
 
 def weight_bytes(model: Model) -> int:

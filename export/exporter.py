@@ -12,11 +12,11 @@ from pathlib import Path
 from mmgen.export.base.dtypes import load
 from mmgen.export.base.leftovers import nothing_left
 from mmgen.export.base.lint import lint, lint_for_cpu
-from mmgen.export.base.model import Model
+from mmgen.export.base.model import Model, modules
 from mmgen.export.base.naming import named
 from mmgen.export.base.origins import forget
 from mmgen.export.base.place import placed
-from mmgen.export.check import check, modules, weight_bytes
+from mmgen.export.check import check, weight_bytes
 from mmgen.export.half.emulate import EmulatedHalf
 from mmgen.export.half.precision import to_half
 from mmgen.export.half.ranges import measure_ranges

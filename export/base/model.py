@@ -9,7 +9,7 @@ from torch import nn
 from mmgen.runtime.storage.process import Process
 from mmgen.runtime.storage.schema import Condition, Defaults, Media
 
-Request = Mapping[str, str | int | np.ndarray]  # by condition name
+Example = Mapping[str, str | int | np.ndarray]  # values by condition name
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,20 @@ class Model:
     condition: nn.Module | None = None  # (one tensor (R, ...) per condition) -> tuple of conditioning tensors (R, ...)
     conditioning: tuple[str, ...] = ()  # names of what ``condition`` returns
     tokenizer: bytes | None = None  # Hugging Face ``tokenizers`` JSON, where a condition is text
-    examples: tuple[Request, ...] = ()  # typical requests, to validate with; made up where there are none
+    examples: tuple[Example, ...] = ()  # typical requests, to validate with; made up where there are none
     licence: str = "unknown"
     source: str = ""  # where the weights came from
     source_sha256: str = ""  # over the weight files
     versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that made the modules
+
+
+def modules(model: Model) -> dict[str, nn.Module]:
+    """Return the parts that a model has, by field name."""
+    parts: Mapping[str, nn.Module | None] = {
+        "denoiser": model.denoiser,
+        "decoder": model.decoder,
+        "quantiser": model.quantiser,
+        "encoder": model.encoder,
+        "condition": model.condition,
+    }
+    return {name: module for name, module in parts.items() if module is not None}

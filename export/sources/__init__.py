@@ -3,10 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from torch import nn
-
 from mmgen.export.base import embedded
-from mmgen.export.base.model import Model
+from mmgen.export.base.model import Model, modules
 from mmgen.export.sources import amused_folder, checkpoint, diffusers_folder, user_code, vq_diffusion_folder
 from mmgen.export.sources.weights import check_finite, check_loaded, read_json, tensors_sha256
 from mmgen.runtime.base.errors import MmgenError
@@ -31,13 +29,13 @@ def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
             or NaN or infinity in them.
     """
     model = _load(source, variant)
-    for role, module in _modules(model).items():
+    for role, module in modules(model).items():
         check_loaded(module, f"{role} of {model.name}")
-    for role, module in _modules(model).items():
+    for role, module in modules(model).items():
         module.eval().requires_grad_(False)
         check_finite(module, f"{role} of {model.name}")
     if not model.source_sha256:
-        model = dataclasses.replace(model, source_sha256=tensors_sha256(_modules(model).values()))
+        model = dataclasses.replace(model, source_sha256=tensors_sha256(modules(model).values()))
     return model
 
 
@@ -80,14 +78,3 @@ def _load_folder(folder: Path) -> Model:
     if (folder / "bundle.json").is_file():
         raise MmgenError(f"{folder} is a bundle already", remedy=f"mmgen generate {folder}")
     raise MmgenError(f"folder {folder} holds no model that mmgen knows", wanted=ACCEPTED)
-
-
-def _modules(model: Model) -> dict[str, nn.Module]:
-    parts = {
-        "denoiser": model.denoiser,
-        "decoder": model.decoder,
-        "quantiser": model.quantiser,
-        "encoder": model.encoder,
-        "condition": model.condition,
-    }
-    return {role: module for role, module in parts.items() if module is not None}

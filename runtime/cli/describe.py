@@ -43,7 +43,7 @@ def size(bundle: Bundle, graph: Graph) -> int:
 
 
 def summary(bundle: Bundle) -> str:
-    """One line: precision, size, how much was proven, and whether only CPUs run it."""
+    """One line: precision, size, how much was validated, and whether only CPUs run it."""
     mebibytes = sum(size(bundle, graph) for graph in bundle.graphs.values()) / 2**20
     half = bundle.precision.half_share.get("step")
     share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""

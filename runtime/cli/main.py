@@ -96,7 +96,7 @@ main.add_command(bench)
 @click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
               help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
 @click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
-              help="With --image or --latents: what to make anew, the rest is kept; white in a picture, true in a "
+              help="With --image or --latents: what to regenerate, the rest is kept; white in a picture, true in a "
               ".npy file, of the picture's size or the latents'; what is transparent is kept.")  # fmt: skip
 @click.option("--strength", type=float,
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
