@@ -2,7 +2,7 @@
 #
 #   make demo    export the embedded model to half-precision ONNX and compile it to FP16 engines, then generate
 #                pictures where torch is not installed
-#   make test    everything that needs no GPU: ruff, mypy, pytest
+#   make test    everything that needs no GPU: ruff, mypy, pytest; with GRID=1 all combinations of solvers' options too
 #
 # Also: make test-runtime PYTHON=python3.10    the tests that need no torch, in a clean environment
 #       make campaign SECONDS=600 SEED=0         bundles that are wrong somewhere, as strangers may send them
@@ -11,6 +11,7 @@
 
 PYTHON ?= python3.11
 TORCH_PYTHON ?= python3.11# exporting is tested on this one; PYTHON may be any that the runtime supports
+GRID ?=# not empty: combinations of options beyond every pair of them, for those who change solvers
 WHICH ?=# tests that test-runtime leaves out or takes, as options of pytest
 SECONDS ?= 600
 SEED ?= 0
@@ -50,7 +51,7 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	.venv/dev/bin/ruff check .
 	.venv/dev/bin/mypy
 	OMP_NUM_THREADS=1 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(if $(BINDINGS),MMGEN_TEST_BINDINGS=$(dir $(BINDINGS))) \
-	    .venv/dev/bin/pytest -n 2 --dist loadfile
+	    .venv/dev/bin/pytest -n 2 --dist loadfile $(if $(GRID),,-m 'not grid')
 
 # Not editable and without constraints: the wheel, with what pip finds for this Python.
 test-runtime: $(TEST_BUNDLE)/bundle.json

@@ -1,5 +1,6 @@
 """What all tests share: a small bundle, and which files are left out where torch is not installed."""
 
+import fcntl
 import functools
 import gc
 import importlib.util
@@ -7,8 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tree import HELPERS, TESTS, imports, top_level
@@ -45,6 +48,25 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = "from mmgen.export.cli import main; main()"
     subprocess.run([sys.executable, "-c", command, source, "--fp16", "--no-engines", "-o", str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Export a model that a function of the tests makes, once for all processes of a run; the bundle is read only."""
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def exported(make: Callable[[], Any], policy: str = "fp32") -> Path:
+        from mmgen.export.exporter import export
+
+        folder = root / f"{make.__module__}.{make.__name__}.{policy}.mmgen"
+        with (root / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                export(make(), folder, policy=policy)
+        return folder
+
+    return exported
 
 
 @pytest.fixture

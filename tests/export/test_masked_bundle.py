@@ -1,6 +1,7 @@
 """Bundles of a masked process, from export to pictures, as a user meets them."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,8 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("masked") / "tokens.mmgen"
-    export(model, folder, policy="fp32")
-    return folder
+def folder(exported_once: Callable[..., Path]) -> Path:
+    return exported_once(tiny_token_model)
 
 
 @pytest.fixture
@@ -173,10 +172,8 @@ def test_a_deadline_that_is_near_leaves_codes_in_every_place(generator: Generato
 
 
 @pytest.fixture(scope="module")
-def half(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("half") / "half.mmgen"
-    export(model, folder, policy="fp16")
-    return folder
+def half(exported_once: Callable[..., Path]) -> Path:
+    return exported_once(tiny_token_model, "fp16")
 
 
 def test_half_bundles_pass_their_receipts_and_verify_repeats_them(half: Path) -> None:

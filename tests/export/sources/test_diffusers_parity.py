@@ -139,16 +139,15 @@ def test_the_default_solver_makes_what_the_pipeline_makes(cases: Any, name: str,
     compare(case, "fp32", theirs, result)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddim-v-clipped"])
-def test_half_precision_makes_what_the_pipeline_makes(cases: Any, name: str) -> None:
-    case = cases(name, "fp16")
+def test_half_precision_makes_what_the_pipeline_makes(cases: Any) -> None:
+    case = cases("ddim-v-clipped", "fp16")
     first = noise_for(case, len(CLASSES))
     theirs = run_pipeline(case.pipeline, CLASSES, first, 20, 4.0)
     result = case.generator.generate(class_id=CLASSES, noise=first, steps=20, guidance=4.0)
     compare(case, "fp16", theirs, result)
 
 
-@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in MODELS), ("ddim-v-clipped", "fp16")])
+@pytest.mark.parametrize(("name", "precision"), [("dpmpp-karras-kl", "fp32"), ("ddim-v-clipped", "fp16")])
 def test_its_graphs_compile_for_a_gpu(cases: Any, name: str, precision: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     bundle = cases(name, precision).generator.bundle

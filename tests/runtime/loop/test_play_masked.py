@@ -13,7 +13,6 @@ from play import Machine, builds, each_flavour, same
 from standin_device import Status
 from tiny_tokens import tiny_token_model
 
-from mmgen.export.exporter import export
 from mmgen.runtime import Generator, MmgenError, load
 
 pytest_plugins = ["played"]
@@ -21,10 +20,8 @@ ASKED: dict[str, Any] = {"label": [3, 7], "seed": 5, "steps": 3}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("masked") / "tokens.mmgen"
-    export(tiny_token_model(), folder, policy="fp32")
-    return folder
+def folder(exported_once: Callable[..., Path]) -> Path:
+    return exported_once(tiny_token_model)
 
 
 @pytest.fixture(scope="module")

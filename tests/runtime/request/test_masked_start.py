@@ -1,6 +1,6 @@
 """Tokens that start from something: codes of which a share is masked, or of which a mask keeps a part."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from tiny_tokens import CODES, GRID, PROCESS, tiny_token_model
 
-from mmgen.export.exporter import export
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.request.noise import uniform
 from mmgen.runtime.solvers.masked import table
@@ -20,10 +19,8 @@ ASKED: dict[str, Any] = {"label": 3, "seed": 5, "steps": 6}
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
-    folder: Path = tmp_path_factory.mktemp("start") / "tokens.mmgen"
-    export(tiny_token_model(), folder, policy="fp32")
-    with load(folder, "ort-cpu", threads=1) as opened:
+def generator(exported_once: Callable[..., Path]) -> Iterator[Generator]:
+    with load(exported_once(tiny_token_model), "ort-cpu", threads=1) as opened:
         yield opened
 
 
