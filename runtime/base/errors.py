@@ -3,7 +3,7 @@
 import numpy as np
 
 SHOWN = 60  # characters of a value
-PART = 500  # characters of a part of a message; a vendor's words may be pages, and names of files are long
+PART = 400  # characters of a part of a message; a vendor's words may be pages, and names of files are long
 
 
 class MmgenError(Exception):
