@@ -14,7 +14,7 @@ from compare_models import MODELS, Model
 from compare_torch import DitDecoder, EmojiDecoder, action_head, emoji
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("models", "support")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("models", "oracles")]
 
 
 def main(name: str, folder: Path) -> None:

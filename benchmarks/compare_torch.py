@@ -13,7 +13,7 @@ import torch
 from compare_models import Made, Model, Peer, Request, rows
 from torch import Tensor, nn
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("models", "support")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / name) for name in ("models", "oracles")]
 Play = Callable[[Request], Made]
 
 

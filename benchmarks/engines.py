@@ -17,7 +17,7 @@ from typing import Any
 
 from true_sizes import ROOT, bundle, export
 
-sys.path[:0] = [str(ROOT / "tests" / name) for name in ("models", "support")]
+sys.path[:0] = [str(ROOT / "tests" / name) for name in ("models", "oracles")]
 MMGEN = [sys.executable, "-c", "from mmgen.runtime.cli.main import main; main()"]
 
 

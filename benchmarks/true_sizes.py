@@ -24,7 +24,7 @@ import numpy as np
 
 AMUSED, GUIDANCE = "aMUSEd-256", 3.0
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / name) for name in ("models", "support")]
+sys.path[:0] = [str(ROOT / "tests" / name) for name in ("models", "oracles")]
 
 
 def main() -> None:

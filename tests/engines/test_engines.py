@@ -1,25 +1,22 @@
-"""Building engines: what for, in which shapes, out of which networks, and with NVIDIA's own compiler, with no GPU."""
+"""Building engines: in which shapes, out of which networks, and with NVIDIA's own compiler, with no GPU."""
 
 import dataclasses
 import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mmgen.engines import builder, memory, targets
+from mmgen.engines import builder
 from mmgen.engines.builder import build
-from mmgen.engines.compile import Job, save_timing_cache, timing_cache
-from mmgen.engines.phases import Phases
-from mmgen.engines.targets import Target, capabilities, parse, possible
+from mmgen.engines.compile import Job
+from mmgen.engines.targets import Target, capabilities, parse
 from mmgen.engines.worker import COMMAND, compile_apart
-from mmgen.runtime.base.distribution import extra
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds import engine_store
 from mmgen.runtime.builds.engine_build import SIDECAR, GraphReport, Place
@@ -106,247 +103,9 @@ def test_the_shapes_of_an_input_follow_its_axes() -> None:
     assert shapes(spec, profile) == ((1, 1, 5, 32), (2, 1, 5, 32), (2, 8, 5, 32))
 
 
-# Targets
-
-
-@pytest.fixture
-def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise MmgenError("no NVIDIA driver is on this machine", remedy="install one")
-
-    monkeypatch.setattr(targets.cuda, "open_device", refuse)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Make a device that counts how often it was closed."""
-    facts = SimpleNamespace(
-        name="RTX 3090", compute_capability="sm86", multiprocessors=82, memory_bytes=24 << 30, driver_cuda="12.6",
-        closed=0,
-    )  # fmt: skip
-    facts.close = lambda: setattr(facts, "closed", facts.closed + 1)
-    monkeypatch.setattr(targets.cuda, "open_device", lambda: facts)
-    return facts
-
-
-def libraries(monkeypatch: pytest.MonkeyPatch, *installed: str, capabilities: str = "SM75 SM86 SM120") -> None:
-    """Pretend that these flavours are installed, and no others."""
-    names = dict.fromkeys(("NONE", "CURRENT", *capabilities.split()))
-
-    def find(flavour: str) -> SimpleNamespace:
-        if flavour not in installed:
-            raise MmgenError(f"{flavour} is not installed", remedy=f"install {flavour}")
-        return SimpleNamespace(__version__="1.2.3", ComputeCapability=SimpleNamespace(__members__=names))
-
-    monkeypatch.setattr(targets, "find_library", find)
-
-
 def test_several_capabilities_are_one_target(rtx: ModuleType) -> None:
     place = parse(["sm89", "sm86", "sm89"]).place
     assert place == Place("tensorrt-rtx", rtx.__version__, ("sm86", "sm89"))
-
-
-def test_capabilities_are_read_off_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries(monkeypatch, "tensorrt-rtx", capabilities="SM86 SM130")
-    assert parse(["sm130"]).place.compute_capabilities == ("sm130",)
-    with pytest.raises(MmgenError, match=r"^target, got 'sm87', wanted host sm86 sm130; engines for a Jetson"):
-        parse(["sm87"])
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["sm86", "host"], "targets, got sm86 host, wanted host alone, or compute capabilities; build twice"),
-        (["gpu"], "target, got 'gpu', wanted host or compute capabilities such as sm86"),
-        (["host", "8.6"], "target, got '8.6'"),
-    ],
-)
-def test_a_bad_target_is_one_line_whatever_is_installed(
-    monkeypatch: pytest.MonkeyPatch, names: list[str], words: str
-) -> None:
-    libraries(monkeypatch)
-    with pytest.raises(MmgenError, match=words):
-        parse(names)
-
-
-@pytest.mark.parametrize(
-    ("installed", "flavour"),
-    [(("tensorrt", "tensorrt-rtx"), "tensorrt"), (("tensorrt",), "tensorrt"), (("tensorrt-rtx",), "tensorrt-rtx")],
-)
-@pytest.mark.parametrize("names", [[], ["host"]])
-def test_host_is_tensorrt_where_it_is_installed(
-    monkeypatch: pytest.MonkeyPatch, device: SimpleNamespace, installed: tuple[str, ...], flavour: str, names: list[str]
-) -> None:
-    libraries(monkeypatch, *installed)
-    place = parse(names).place
-    assert (place.flavour, place.compute_capabilities) == (flavour, ("sm86",))
-    assert place.device == ("RTX 3090" if flavour == "tensorrt" else None)
-    assert device.closed == 1
-
-
-def test_host_without_a_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch, device: SimpleNamespace) -> None:
-    libraries(monkeypatch)
-    with pytest.raises(MmgenError, match="tensorrt is not installed; install tensorrt"):
-        parse()
-
-
-def test_host_with_a_device_that_rtx_has_no_engines_for(
-    monkeypatch: pytest.MonkeyPatch, device: SimpleNamespace
-) -> None:
-    libraries(monkeypatch, "tensorrt-rtx")
-    device.compute_capability = "sm90"
-    with pytest.raises(MmgenError, match=r"builds no engines, got sm90, wanted sm75 sm86 sm120; install TensorRT$"):
-        parse()
-    assert device.closed == 1
-
-
-def test_host_without_a_device_names_the_other_way(no_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    libraries(monkeypatch, "tensorrt", "tensorrt-rtx")
-    with pytest.raises(MmgenError, match=r"no NVIDIA driver .*; install one; or name what to build for: --target sm86"):
-        parse()
-
-
-def test_tensorrt_is_not_even_imported_where_there_is_no_device(tmp_path: Path) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise SystemExit('TensorRT was touched')")
-    script = f"""
-from mmgen.engines.compile import Job
-from mmgen.engines.targets import parse, possible
-from mmgen.engines.worker import compile_apart
-from mmgen.runtime.base.errors import MmgenError
-job = Job("step", "tensorrt", ("sm87",), "step.onnx", (), (), (), "{tmp_path}/step.engine")
-for work in (parse, lambda: compile_apart(job, print, expected=0)):
-    try:
-        work()
-    except MmgenError as error:
-        print(error)
-print(possible().reason)
-"""
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert len(ran.stdout.splitlines()) == 3, "each says why not"
-    assert "touched" not in ran.stdout + ran.stderr
-    stubbed = subprocess.run([sys.executable, "-c", "import tensorrt"], capture_output=True, text=True, env=environment)
-    assert "TensorRT was touched" in stubbed.stderr, "the stub is what would be imported"
-
-
-def test_possible_is_the_host_then_portable_engines_then_how_to_get_there(
-    monkeypatch: pytest.MonkeyPatch, device: SimpleNamespace
-) -> None:
-    libraries(monkeypatch, "tensorrt")
-    assert possible() == targets.Possible(("host",), "tensorrt 1.2.3 for RTX 3090")
-
-
-def test_possible_without_a_device_is_every_capability_that_all_graphs_compile_for(
-    monkeypatch: pytest.MonkeyPatch, no_device: None
-) -> None:
-    libraries(monkeypatch, "tensorrt-rtx")
-    assert possible().names == ("sm86", "sm120")
-    libraries(monkeypatch)
-    assert possible().names == ()
-    assert extra("rtx") in possible().reason and "mmgen build BUNDLE" in possible().reason
-
-
-# Memory
-
-
-def test_the_estimate_is_near_what_was_measured() -> None:
-    for weights, measured in ((14, 387), (63, 490), (1434, 4964)):  # MiB, with TensorRT for RTX 1.7.1
-        expected = memory.expected_bytes(weights << 20, "tensorrt-rtx", 512, shared=False) >> 20
-        assert measured <= expected <= 1.2 * measured
-
-
-def test_the_workspace_counts_where_cpu_and_gpu_share_memory(tmp_path: Path) -> None:
-    apart, shared = (memory.expected_bytes(1 << 20, "tensorrt", 512, shared=shared) for shared in (False, True))
-    assert shared - apart == 512 << 20
-    assert not memory.is_shared(tmp_path)
-    (tmp_path / "proc/device-tree").mkdir(parents=True)
-    (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0")
-    assert memory.is_shared(tmp_path)
-
-
-def test_free_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
-    assert memory.free_bytes(tmp_path) is None
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemFree: 1 kB\nMemAvailable:   42 kB\n")
-    assert memory.free_bytes(tmp_path) == 42 * 1024
-
-
-def test_too_little_memory_is_a_warning() -> None:
-    with pytest.warns(UserWarning, match=r"^compiling step takes about 2.0 GiB of memory and 1.0 GiB are free; close"):
-        memory.warn_if_short("compiling step", 2 << 30, 1 << 30, shared=False)
-    with pytest.warns(UserWarning, match="--workspace"):
-        memory.warn_if_short("compiling step", 2 << 30, 1 << 30, shared=True)
-    memory.warn_if_short("compiling step", 2 << 30, None, shared=False)  # nothing is known, nothing is said
-
-
-# Progress
-
-
-def test_nested_phases_are_one_fraction_that_grows() -> None:
-    told: list[float] = []
-    phases = Phases(told.append)
-    phases.start("building", None, 4)
-    phases.step("building", 0)
-    phases.start("optimizing", "building", 2)
-    phases.start("timing", "optimizing", 5)
-    for i in range(5):
-        phases.step("timing", i)
-    phases.finish("timing")
-    phases.step("optimizing", 0)  # no news: all of its first step was told
-    phases.finish("optimizing")
-    phases.step("building", 1)
-    phases.step("unknown", 7)
-    phases.step("building", 9)
-    assert told == pytest.approx([0.25, 0.275, 0.3, 0.325, 0.35, 0.375, 0.5, 1.0])
-
-
-# Timings
-
-
-class Config:
-    """TensorRT's config as far as timings go: takes caches that begin with its device, and adds to them."""
-
-    def __init__(self, device: bytes) -> None:
-        self.device, self.cache = device, b""
-
-    def create_timing_cache(self, content: bytes) -> bytes | None:
-        return None if content.startswith(b"damaged") else content or self.device
-
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
-        self.cache = cache + b"+"
-        return cache.startswith(self.device) or ignore_mismatch
-
-    def get_timing_cache(self) -> SimpleNamespace:
-        return SimpleNamespace(serialize=lambda: self.cache)
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, b"orin+"), (b"orin+", b"orin++")])
-def test_timings_are_kept_in_a_file(tmp_path: Path, before: bytes | None, after: bytes) -> None:
-    path, warned = tmp_path / "timings", list[str]()
-    if before is not None:
-        path.write_bytes(before)
-    config = Config(b"orin")
-    assert timing_cache(config, path, warned.append)
-    save_timing_cache(config, path, warned.append)
-    assert (path.read_bytes(), warned) == (after, [])
-
-
-@pytest.mark.parametrize("before", [b"damaged", b"thor+"])
-def test_timings_that_do_not_fit_are_replaced_with_a_warning(tmp_path: Path, before: bytes) -> None:
-    path, warned = tmp_path / "timings", list[str]()
-    path.write_bytes(before)
-    config = Config(b"orin")
-    assert timing_cache(config, path, warned.append)
-    save_timing_cache(config, path, warned.append)
-    assert path.read_bytes() == b"orin+"
-    assert warned == [f"{path} is damaged or of another device; timing again"]
-
-
-def test_timings_that_can_not_be_kept_are_a_warning(tmp_path: Path) -> None:
-    warned: list[str] = []
-    save_timing_cache(Config(b"orin"), tmp_path / "nowhere" / "timings", warned.append)
-    assert len(warned) == 1 and "can't be written" in warned[0]
 
 
 # The compiler

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel, VQModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 DDIM: dict[str, Any] = {"beta_schedule": "linear", "clip_sample": False, "set_alpha_to_one": True}  # of facebook/DiT-*
@@ -172,3 +173,10 @@ def edit(path: Path, **changes: Any) -> None:
     """Change fields of a JSON file; ``...`` removes one."""
     record = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in record.items() if value is not ...}))
+
+
+def damage(path: Path, change: Any) -> None:
+    """Change the tensors of a file."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)

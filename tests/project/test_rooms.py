@@ -1,12 +1,13 @@
-"""Imports between rooms go one way, as docs/architecture.md draws them, and rooms stay small."""
+"""Imports between rooms go one way, as docs/architecture.md draws them, and rooms, and folders of tests, stay small."""
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tree import ROOT, imports
+from tree import ROOT, TESTS, imports
 
 # What each room may import beside itself.  Rooms of the same package only: what packages may import is below.
 RUNTIME = {
@@ -92,6 +93,14 @@ def test_a_room_is_small_and_says_what_it_is(package: str, room: str) -> None:
     for file in there:
         assert len(file.read_text().splitlines()) <= MOST_LINES, file
     assert ast.get_docstring(ast.parse((there[0].parent / "__init__.py").read_text())), "says what the room is for"
+
+
+def test_folders_of_tests_are_as_small() -> None:
+    there = sorted(TESTS.rglob("*.py"))
+    folders = Counter(str(file.parent.relative_to(TESTS)) for file in there)
+    lines = {str(file.relative_to(TESTS)): len(file.read_text(encoding="utf-8").splitlines()) for file in there}
+    assert not {folder: count for folder, count in folders.items() if count > MOST_FILES}
+    assert not {file: count for file, count in lines.items() if count > MOST_LINES}
 
 
 @pytest.mark.parametrize(("package", "rooms"), [("runtime", RUNTIME), ("export", EXPORT)], ids=["runtime", "export"])

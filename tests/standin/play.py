@@ -22,7 +22,10 @@ FLAVOURS = {release: "tensorrt-rtx" if release == api.RTX else "tensorrt" for re
 OLDEST = "10.3.0"
 DESKTOP = Gpu("RTX 4090", (8, 9), 128, 24 << 30, 12080, integrated=False)
 
+ASKED: dict[str, Any] = {"prompt": ["red apple", "blue cat"], "seed": 3, "steps": 3}
+
 each_flavour = pytest.mark.parametrize("release", [OLDEST, api.RTX])
+rtx = pytest.mark.parametrize("release", [api.RTX])
 
 
 class Machine:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from play import OLDEST, Machine, builds
+from play import OLDEST, Machine, builds, copied
 
 from mmgen.runtime import Generator, load
 
@@ -30,6 +30,12 @@ def machine(release: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     gc.collect()
     assert made.cuda.memory.misuses == []
     assert made.live() == {}
+
+
+@pytest.fixture
+def bundle(machine: Machine, built: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of it, of the machine's release, to write into."""
+    return copied(built(machine.release), tmp_path / "test.mmgen")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
-HELPERS = [TESTS / name for name in ("models", "standin", "support")]
+HELPERS = [TESTS / name for name in ("fakes", "models", "oracles", "standin", "support")]
 PYTHON_PATH = os.pathsep.join(map(str, HELPERS))
 
 

@@ -1,8 +1,6 @@
-"""Whatever a program passes is taken for what it is, or refused in one line that says what was wanted."""
+"""A request's arguments are taken for what they are, or refused in one line that says what was wanted."""
 
 import dataclasses
-import datetime
-import fractions
 import itertools
 import math
 import warnings
@@ -12,19 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from given import NO_NUMBERS, STATE, Odd
 
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.backends.registry import NAMES
-from mmgen.runtime.base.arrays import as_array
 from mmgen.runtime.base.choices import near
 from mmgen.runtime.base.errors import shown
-from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.cli.arguments import conditions as read_conditions
-from mmgen.runtime.request.conditions import values
 from mmgen.runtime.solvers.masked import table as masked_table
 from mmgen.runtime.solvers.registry import table
 from mmgen.runtime.storage.process import Flow, Masked
-from mmgen.runtime.storage.schema import Condition
 from mmgen.runtime.verify import repeat
 
 ASKED: dict[str, Any] = {"prompt": "red", "label": 1, "steps": 2}
@@ -35,66 +30,6 @@ LATENTS = np.zeros((1, 4, 8, 8), np.float32)
 def generator(bundle_folder: Path) -> Iterator[Generator]:
     with load(bundle_folder, "ort-cpu", threads=np.int64(1)) as opened:
         yield opened
-
-
-# numbers
-
-
-@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), np.array(3, np.int16)])
-def test_a_whole_number_is_whole(value: Any) -> None:
-    got = whole("count", value, "a whole number", 1, 3)
-    assert got == 3 and type(got) is int
-    assert real("guidance", value, "a number") == 3.0
-
-
-@pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.float64(0.5), np.array(0.5), fractions.Fraction(1, 2)])
-def test_a_real_number_is_no_whole_one(value: Any) -> None:
-    got = real("guidance", value, "a number")
-    assert got == 0.5 and type(got) is float
-    with pytest.raises(MmgenError, match=r"count, got .*, wanted a whole number$"):
-        whole("count", value, "a whole number")
-
-
-class Odd:
-    """Raises at every turn."""
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no")
-
-    def __eq__(self, other: object) -> bool:
-        raise RuntimeError("no")
-
-    __hash__ = object.__hash__
-
-    def __array__(self, *_: object, **__: object) -> Any:
-        raise RuntimeError("no")
-
-
-NO_NUMBERS = [
-    True, False, np.bool_(True), np.array(True), None, "2", b"2", np.str_("2"), np.array("2"), 1j, np.complex64(1), [2],
-    (2,), {2}, np.array([2]), np.array([2, 3]), np.array([]), np.array(None), np.zeros(1, "M8[s]"), object(), Odd(),
-    int, datetime.timedelta(1), ..., range(2), iter([2]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
-def test_nothing_else_is_a_number(value: Any) -> None:
-    for check in (whole, real):
-        with pytest.raises(MmgenError, match=r"n, got .*, wanted a number") as caught:
-            check("n", value, "a number")
-        assert len(str(caught.value)) < 150
-
-
-@pytest.mark.parametrize("value", [2.0, np.float64(2), 10**400, -1, 0])
-def test_a_whole_number_out_of_its_range(value: Any) -> None:
-    with pytest.raises(MmgenError, match=r"count, got .*, wanted"):
-        whole("count", value, "a whole number, at least 1", 1, 100)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, np.float32("nan")])
-def test_a_real_number_is_finite(value: Any) -> None:
-    with pytest.raises(MmgenError, match=r"guidance, got .*, wanted a number"):
-        real("guidance", value, "a number")
 
 
 # what is near
@@ -293,85 +228,6 @@ def test_a_folder_may_be_a_string_a_path_or_bytes(bundle_folder: Path) -> None:
         load(folder, "ort-cpu", threads=1, verify=False).close()
     with pytest.raises(MmgenError, match="bundle, got 3, wanted the path of a folder"):
         load(3)  # type: ignore[arg-type]
-
-
-# arrays
-
-
-STATE = Condition("state", "array", shape=(3,))
-
-
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ([0.1, 0.2, 0.3], [[0.1, 0.2, 0.3]]),
-        ((1, 2, 3), [[1, 2, 3]]),
-        ([[1, 2, 3]], [[1, 2, 3]]),
-        ([[1, 2, 3], [4, 5, 6]], [[1, 2, 3], [4, 5, 6]]),
-        ([np.arange(3), np.ones(3)], [[0, 1, 2], [1, 1, 1]]),
-        (np.arange(6).reshape(2, 3), [[0, 1, 2], [3, 4, 5]]),
-        (np.arange(3, dtype=">f8"), [[0, 1, 2]]),
-    ],
-)
-def test_a_list_whose_shape_fits_is_one_value_and_a_list_of_them_a_batch(given: Any, wanted: list[list[float]]) -> None:
-    made = values(STATE, given)
-    assert all(array.dtype == np.float32 for array in made)
-    np.testing.assert_allclose(made, wanted, rtol=1e-6)
-
-
-def test_an_array_without_axes_is_a_number() -> None:
-    number = Condition("speed", "array", shape=())
-    assert values(number, 0.5) == [0.5] and values(number, [0.5, 1]) == [0.5, 1.0]
-    assert values(number, np.float16(0.5)) == [0.5]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ([1, 2], r"condition 'state', got float32 \(2,\), wanted float32 \(3,\), or \(n, \.\.\.\) for n samples"),
-        (0.5, r"got float32 \(\), wanted float32 \(3,\)"),
-        ([[1, 2, 3], [4, 5]], r"got \[\[1, 2, 3\], \[4, 5\]\], wanted float32 \(3,\)"),
-        ([], r"got float32 \(0,\), wanted"),
-        (np.zeros((0, 3)), "condition 'state' is an empty list"),
-        (["1", "2", "3"], r"got \['1', '2', '3'\], wanted float32"),
-        ([1, 2, None], r"got \[1, 2, None\], wanted float32"),
-        ([1, 2, math.nan], "got NaN or infinity"),
-        ([1, 2, 1e300], "got NaN or infinity"),
-        ([1, 2, 10**400], "wanted float32"),
-        ([1j, 2, 3], r"got complex128 \(3,\), wanted float32"),
-        ([True, False, True], r"got bool \(3,\), wanted float32"),
-        (Odd(), "got Odd, which can't be shown"),
-        ({"a": 1}, r"got \{'a': 1\}, wanted float32"),
-    ],
-)  # fmt: skip
-def test_what_is_no_array_of_the_shape_is_refused(given: Any, message: str) -> None:
-    with pytest.raises(MmgenError, match=message):
-        values(STATE, given)
-
-
-@pytest.mark.parametrize(
-    ("given", "dtype", "wanted"),
-    [
-        ([True, False], "int64", [1, 0]),
-        ([0, 255], "uint8", [0, 255]),
-        ([1, 0], "bool", [True, False]),
-        (np.array([1, 2], np.uint64), "int8", [1, 2]),
-        ([1, 2], "float16", [1.0, 2.0]),
-    ],
-)
-def test_numbers_go_over_where_nothing_is_lost(given: Any, dtype: str, wanted: list[Any]) -> None:
-    made = as_array("x", given, dtype, dtype)
-    assert made.dtype == np.dtype(dtype) and made.tolist() == wanted
-
-
-@pytest.mark.parametrize(
-    ("given", "dtype"),
-    [([0, 256], "uint8"), ([-1, 1], "uint8"), ([0, 2], "bool"), ([0.0, 1.0], "int64"), ([1, 70000], "float16"),
-     ([2**40, 1], "int32"), ([0.5], "bool")],
-)  # fmt: skip
-def test_numbers_that_a_type_does_not_have_are_refused(given: Any, dtype: str) -> None:
-    with pytest.raises(MmgenError, match=r"x, got .*, wanted"):
-        as_array("x", given, dtype, dtype)
 
 
 # arrays on the command line
