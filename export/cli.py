@@ -53,7 +53,7 @@ def main(
     """Turn a trained model into a bundle, validated against torch.
 
     SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
-    mmgen.export.base.model.Model.  Without it, an embedded model is exported: --model says which.
+    mmgen.export.Model.  Without it, an embedded model is exported: --model says which.
 
     An fp16 bundle gets TensorRT engines where there is a compiler: TensorRT for RTX needs no GPU.
     """

@@ -145,7 +145,7 @@ def load(
 
     Args:
         folder: the ``.mmgen`` folder.
-        backend: ``auto`` or a name of ``mmgen.runtime.backends.registry.NAMES``.
+        backend: ``auto`` or a name of ``mmgen generate --help``.
         threads: for CPU backends; None: one a core.
         verify: compare every file with its hash first.
         build: make TensorRT engines for this device first if none fit, or optimised graphs for ``ort-cpu``, as

@@ -51,7 +51,7 @@ def load(module: str, function: str) -> Model:
     if not isinstance(model, Model):
         kind = type(model)
         raise MmgenError(
-            f"{source} returned", got=f"{kind.__module__}.{kind.__qualname__}", wanted="mmgen.export.base.model.Model"
+            f"{source} returned", got=f"{kind.__module__}.{kind.__qualname__}", wanted="mmgen.export.Model"
         )
     return model
 

@@ -120,7 +120,7 @@ def test_the_hash_of_users_weights_changes_with_them(code: Path) -> None:
     ("source", "message", "cause"),
     [
         ("mine:missing", "mine has no function 'missing', wanted one of .*breaks.*good", None),
-        ("mine:wrong", r"mine:wrong returned, got builtins\.dict, wanted mmgen\.export\.model\.Model", None),
+        ("mine:wrong", r"mine:wrong returned, got builtins\.dict, wanted mmgen\.export\.Model", None),
         (
             "mine:breaks",
             r"mine:breaks failed \(ZeroDivisionError: division by zero\); run with --debug",
