@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,15 @@ def _torchs_operators_are_looked_up_once() -> None:
 
 
 @pytest.fixture(scope="session")
-def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  Read only."""
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  Read only, which is seen to."""
+    folder = _bundle(tmp_path_factory)
+    before = (folder / "bundle.json").read_bytes()
+    yield folder
+    assert (folder / "bundle.json").read_bytes() == before, "a test changed the bundle that all tests share"
+
+
+def _bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if BUNDLE in os.environ:
         return Path(os.environ[BUNDLE]).resolve()
     if without_torch:

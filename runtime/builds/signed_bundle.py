@@ -6,7 +6,7 @@ from pathlib import Path
 from mmgen.runtime.builds import engine_store
 from mmgen.runtime.builds.engine_build import SIDECAR
 from mmgen.runtime.builds.engine_store import check_engines
-from mmgen.runtime.files.json_records import to_json
+from mmgen.runtime.files.json_records import read_json
 from mmgen.runtime.storage.bundle import read_bundle
 from mmgen.runtime.storage.hashes import checksum_of
 from mmgen.runtime.storage.schema import MANIFEST
@@ -30,6 +30,7 @@ def sign_bundle(folder: Path, private_key: Path, passphrase: Callable[[], str]) 
     builds = engine_store.builds(bundle)
     for path, build in builds:
         check_engines(path, build)
-    contents = {bundle.path(MANIFEST): checksum_of(to_json(bundle)).encode()}
+    manifest = bundle.path(MANIFEST)
+    contents = {manifest: checksum_of(read_json(manifest)).encode()}  # of what it says: an older one says less
     contents |= {path / SIDECAR: (path / SIDECAR).read_bytes() for path, _ in builds}
     return [sign(path, content, private_key, passphrase) for path, content in contents.items()]

@@ -49,7 +49,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
         raise MmgenError(
             f"{manifest}: format", got=shown(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
         )
-    wanted = checksum_of({name: value for name, value in record.items() if name != CHECKSUM})
+    wanted = checksum_of(record)
     if (checksum := record.pop(CHECKSUM, wanted)) != wanted:  # older bundles have none
         raise MmgenError(f"{manifest}: {CHECKSUM}", got=str(checksum)[:BRIEF], wanted=wanted[:BRIEF], remedy=CHANGED)
     key = None if public_key is None else Path(os.fsdecode(public_key))

@@ -21,4 +21,5 @@ def sha256(path: Path) -> str:
 
 def checksum_of(record: dict[str, Any]) -> str:
     """Compute the hexadecimal SHA-256 of the manifest's other fields, as JSON without blanks and with sorted names."""
-    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    rest = {name: value for name, value in record.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

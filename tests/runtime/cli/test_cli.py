@@ -116,14 +116,14 @@ def test_json_says_all_and_is_alone_on_stdout(here: Path) -> None:
     assert json.dumps(record["request"]).encode() in (here / "out.png").read_bytes(), "the picture says how it was made"
 
 
-def test_what_numbers_of_media_mean_is_told_where_the_bundle_knows_it(here: Path) -> None:
+def test_what_numbers_of_media_mean_is_told_where_the_bundle_knows_it(bundle_copy: Path) -> None:
     def media() -> str:
         return next(line for line in done("inspect", "b.mmgen").stdout.splitlines() if line.startswith("media"))
 
     assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), values from 0 to 255, from latents (4, 8, 8)"
-    edit(here / "b.mmgen", lambda record: record["media"].update(range=None, rate=24.0))
+    edit(bundle_copy, lambda record: record["media"].update(range=None, rate=24.0))
     assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), 24 a second, from latents (4, 8, 8)"
-    edit(here / "b.mmgen", lambda record: [record["media"].pop(name) for name in ("range", "rate")])
+    edit(bundle_copy, lambda record: [record["media"].pop(name) for name in ("range", "rate")])
     assert media().split(None, 1)[1] == "image, uint8 (16, 16, 3), from latents (4, 8, 8)", "as an older one may be"
 
 

@@ -47,6 +47,14 @@ def signed(bundle_copy: Path, pair: tuple[Path, Path]) -> Path:
     return bundle_copy
 
 
+def test_a_manifest_that_leaves_fields_out_as_older_ones_do_is_signed_as_it_is(
+    bundle_copy: Path, pair: tuple[Path, Path]
+) -> None:
+    edit(bundle_copy, lambda record: [record["media"].pop("rate"), record.pop("made_up")])
+    sign_bundle(bundle_copy, pair[0], nobody)
+    assert read_bundle(bundle_copy, public_key=pair[1]).media.rate is None
+
+
 def test_what_was_signed_plays(signed: Path, pair: tuple[Path, Path]) -> None:
     with load(signed, "ort-cpu", threads=1, public_key=pair[1]) as generator:
         assert generator.generate(prompt="red", steps=1).media.any()
