@@ -38,7 +38,7 @@ def _torchs_operators_are_looked_up_once() -> None:
 
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  Read only, which is seen to."""
+    """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  No test may change it."""
     folder = _bundle(tmp_path_factory)
     before = (folder / "bundle.json").read_bytes()
     yield folder
