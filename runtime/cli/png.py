@@ -1,4 +1,7 @@
-"""PNG files without an imaging library, and sheets of pictures."""
+"""PNG files and sheets of pictures.
+
+The format is forty lines with the standard library's zlib; so a robot that writes pictures needs no imaging library.
+"""
 
 import struct
 import zlib

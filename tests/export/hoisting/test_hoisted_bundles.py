@@ -13,6 +13,7 @@ import pytest
 import torch
 from action_head import action_head
 from counting import Counting
+from diffusers_models import TINY_DIT
 from diffusers_models import build as build_diffusers
 from tiny import tiny_model
 from tiny_text import tiny_text_model
@@ -32,7 +33,7 @@ from mmgen.runtime.verify import relative_rms
 
 
 def diffusers_dit(folder: Path) -> Model:
-    build_diffusers(folder, count=32)
+    build_diffusers(folder, TINY_DIT | {"num_layers": 1}, count=32)
     return resolve(str(folder))
 
 

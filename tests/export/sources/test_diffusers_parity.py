@@ -60,7 +60,7 @@ def compare(case: Case, precision: str, theirs: Made, result: Any) -> dict[str, 
 MODELS: dict[str, dict[str, Any]] = {
     "ddim": {},
     "ddim-v-clipped": {
-        "transformer": TINY_DIT | {"in_channels": 4, "out_channels": 4, "num_layers": 3, "activation_fn": "gelu"},
+        "transformer": TINY_DIT | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "activation_fn": "gelu"},
         "autoencoder": TINY_VQ
         | {
             "latent_channels": 8,
