@@ -50,6 +50,16 @@ class Result:
         """Whether all requested steps were run."""
         return self.steps == self.steps_asked and self.evaluations_run == self.evaluations
 
+    @property
+    def rows(self) -> int:
+        """``evaluations``, by the name that it had first."""
+        return self.evaluations
+
+    @property
+    def rows_run(self) -> int:
+        """``evaluations_run``, by the name that it had first."""
+        return self.evaluations_run
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -67,3 +77,13 @@ class Progress:
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now predicts it: x0, decoded
     result: Callable[[], Result]  # the latents as they are, decoded; after the last evaluation, the result
     resume: Callable[[NDArray[np.int64]], None] | None  # of tokens: start the next evaluation from these (B, *L)
+
+    @property
+    def row(self) -> int:
+        """``evaluation``, by the name that it had first."""
+        return self.evaluation
+
+    @property
+    def rows(self) -> int:
+        """``evaluations``, by the name that it had first."""
+        return self.evaluations

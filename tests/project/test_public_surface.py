@@ -1,6 +1,7 @@
 """What is promised: the names in ``__all__`` of the packages, and that nothing of them is lost unnoticed."""
 
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,14 @@ def test_so_has_the_exporter() -> None:
     pytest.importorskip("torch")
     assert set(export.__all__) == EXPORT
     assert all(hasattr(export, name) for name in EXPORT)
+
+
+def test_programs_written_for_an_older_release_find_the_names_that_they_use(bundle_folder: Path) -> None:
+    with mmgen.runtime.load(bundle_folder, "ort-cpu", threads=1) as generator:
+        *_, last = generator.stream(prompt="red", steps=2)
+        result = last.result()
+    assert (last.row, last.rows) == (last.evaluation, last.evaluations) == (2, 2)
+    assert (result.rows, result.rows_run) == (result.evaluations, result.evaluations_run) == (2, 2)
 
 
 @pytest.mark.parametrize("module", OLDER)
