@@ -4,7 +4,7 @@
 
 Each request asks for more steps than there is time for, within a deadline between LOW and HIGH seconds; --busy
 processes compute all the while.  Time runs from the call to the result, as its caller sees it.  Printed are the share
-that was in time, the share that was over by no more than one of its own rows, how late the others were, and how many
+that was in time, the share that was over by no more than one of its own evaluations, how late the others were, and how many
 steps were delivered, which the result says.
 """
 
@@ -67,16 +67,16 @@ def figures(made: list[tuple[float, float, Result]]) -> dict[str, Any]:
     planned, run = np.array([(r.evaluations, r.evaluations_run) for r in results]).T
     return {
         "requests": len(made),
-        "a row, ms": 1e3 * row,
-        "slowest row, ms": 1e3 * max(max(r.timings.steps) for r in results),
+        "an evaluation, ms": 1e3 * row,
+        "slowest evaluation, ms": 1e3 * max(max(r.timings.steps) for r in results),
         "in time, %": 100 * float((late <= 0).mean()),
-        "in time or one row late, %": 100 * float((late <= rows).mean()),
+        "in time or one evaluation late, %": 100 * float((late <= rows).mean()),
         "the latest, ms": 1e3 * float(late.max()),
         "99th percentile of lateness, ms": 1e3 * float(np.quantile(late, 0.99)),
         "share of the time used": float(np.median(took / deadlines)),
         "evaluations planned": float(planned.mean()),
         "evaluations run": float(run.mean()),
-        "ended before the last planned row, %": 100 * float((run < planned).mean()),
+        "ended before the last planned evaluation, %": 100 * float((run < planned).mean()),
     }
 
 
