@@ -4,8 +4,8 @@
 
 Each request asks for more steps than there is time for, within a deadline between LOW and HIGH seconds; --busy
 processes compute all the while.  Time runs from the call to the result, as its caller sees it.  Printed are the share
-that was in time, the share that was over by no more than one of its own evaluations, how late the others were, and how many
-steps were delivered, which the result says.
+that was in time, the share that was over by no more than one of its own evaluations, how late the others were, and how
+many steps were delivered, which the result says.
 """
 
 import argparse
