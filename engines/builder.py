@@ -72,7 +72,7 @@ def build(
 def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> Build:
     """Compile every graph's engine, one after the other: two compilers at once would need twice the memory."""
     for role in bundle.graphs:
-        graph_content(bundle, role)  # type: ignore[arg-type]  # TensorRT's parser opens whatever file a graph names
+        graph_content(bundle, role)
     sizes = {role: LEAST + memory.graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
     total, before = sum(sizes.values()), 0
     engines: dict[str, EngineFile] = {}
@@ -110,7 +110,7 @@ def _job(bundle: Bundle, role: str, graph: Graph, identity: Identity, folder: Pa
     place, options = identity.place, identity.options
     half = bundle.precision.half_share.get(role, HalfShare(0.0, 0.0))
     return Job(
-        role=role,  # type: ignore[arg-type]  # the bundle's reader checked it
+        role=role,
         flavour=place.flavour,
         compute_capabilities=place.compute_capabilities,
         graph=str(bundle.path(graph.file).absolute()),

@@ -207,10 +207,10 @@ def example(model: Model, condition: Condition, count: int) -> Tensor:
             return torch.tensor([int(given[i % len(given)]) for i in range(count)])
         case "class":
             return torch.zeros(count, dtype=torch.int64)
-        case "array" if given:
+        case _ if given:
             values = [np.asarray(given[i % len(given)], condition.dtype) for i in range(count)]
             return torch.from_numpy(np.stack(values)).reshape(count, *condition.shape)
-        case "array":
+        case _:
             return torch.zeros(count, *condition.shape, dtype=getattr(torch, condition.dtype))
 
 

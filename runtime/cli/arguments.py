@@ -127,7 +127,7 @@ def _read(condition: Condition, value: str) -> list[Any]:
                 return [int(value)]
             except ValueError:
                 raise MmgenError(f"condition {condition.name!r}", got=shown(value), wanted="a whole number") from None
-        case "array":
+        case _:
             wanted = f"numbers of shape {condition.shape} as JSON or in a .npy file"
             if value.endswith(".npy"):
                 return values(condition, read_array(Path(value), wanted))

@@ -75,15 +75,25 @@ def _unprintable(value: object) -> str | None:
 
 
 def to_json(value: object) -> Any:
-    """Convert dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes."""
+    """Convert dataclasses, tuples, dicts and numpy's numbers to what ``json`` writes.
+
+    Of a field's metadata, ``transient`` leaves it out, and ``sparse`` does so where it has its default: what was added
+    to a format later changes nothing about files that don't use it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if not f.metadata.get("transient")]
-        return {f.name: to_json(getattr(value, f.name)) for f in fields}
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if _is_written(f, value)}
     if isinstance(value, dict):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_written(field: dataclasses.Field[Any], record: object) -> bool:
+    if field.metadata.get("sparse"):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        return bool(getattr(record, field.name) != default)
+    return not field.metadata.get("transient")
 
 
 _T = TypeVar("_T")

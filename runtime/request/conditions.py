@@ -68,7 +68,7 @@ def wanted(condition: Condition) -> str:
         case "class":
             null = f" or {condition.null} for none" if condition.null is not None else ""
             return f"a whole number from 0 to {(condition.count or 1) - 1}{null}"
-        case "array":
+        case _:
             return f"{condition.dtype} {condition.shape}"
 
 
@@ -79,7 +79,7 @@ def _open(bundle: Bundle, condition: Condition) -> Input:
             return Input(condition, condition.null, partial(_texts, condition, tokenize))
         case "class":
             return Input(condition, condition.null, partial(_classes, condition))
-        case "array":
+        case _:
             null = None if condition.null is None else read_null(bundle, condition)
             return Input(condition, null, np.stack)
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import get_args
 
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Bundle, Condition, Graph, Role, TensorSpec
+from mmgen.runtime.storage.schema import EMBED, INPUT, ROLES, Bundle, Condition, Graph, Role, TensorSpec
 from mmgen.runtime.storage.tensors import K
 
 Shape = tuple[int | str, ...]
@@ -133,12 +132,14 @@ def _names(bundle: Bundle) -> Iterable[tuple[str, list[str]]]:
 
 def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     """Yield values that must be one of several: place, value, and the value again or, if it is wrong, the choices."""
-    roles = get_args(Role)
+    graph_names = {*ROLES, *(prefix + c.name for c in bundle.conditions for prefix in (INPUT, EMBED))}
     for role, graph in bundle.graphs.items():
-        yield "graphs", role, _one_of(role, roles)
+        yield "graphs", role, _one_of(role, graph_names)
         yield f"graphs.{role}: data_sha256", _presence(graph.data_sha256), _presence(graph.data)
         if graph.data is not None:
             yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
+    for island in bundle.precision.islands:
+        yield "precision: graph of an island", island.graph, _one_of(island.graph, graph_names)
     for role in ("step", "decode"):
         yield f"graphs.{role}", _presence(bundle.graphs.get(role)), "present"
     yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
@@ -208,7 +209,7 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         "decode": {names.MEDIA: media},
         "encode": {names.CODES if tokens else names.LATENTS: x},
     }
-    for role in get_args(Role):
+    for role in ROLES:
         if role not in bundle.graphs:
             continue
         inputs, outputs = (_tensors(specs) for specs in (bundle.graphs[role].inputs, bundle.graphs[role].outputs))
@@ -248,7 +249,7 @@ def _of_condition(condition: Condition) -> Tensor:
             return "int64", ("R", condition.length or 0)
         case "class":
             return "int64", ("R",)
-        case "array":
+        case _:
             return condition.dtype, ("R", *condition.shape)
 
 

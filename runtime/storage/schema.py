@@ -14,8 +14,12 @@ MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
 
-Role = Literal["condition", "timestep", "step", "decode", "encode"]
+Role = str  # of a graph: one of ROLES, or INPUT or EMBED before the name of an input
+ROLES = ("condition", "timestep", "step", "decode", "encode")
+INPUT = "input_"  # media (B, ...) of an input to what the other graphs take for it
+EMBED = "embed_"  # that to unit vectors (B, D), for retrieval
 Sigmas = Literal["schedule", "karras", "exponential", "beta"]
+SPARSE = {"sparse": True}  # metadata of what was added to the format: written only where it isn't the default
 MOST_STEPS = 100_000  # each takes memory before anything runs
 
 
@@ -53,24 +57,50 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Media:
+    """The media of an output, or those that an input takes.
+
+    image: uint8 (height, width, 3).  video: uint8 (frames, height, width, 3).  audio: float32 (samples, channels) in
+    [-1, 1].  series: float32 (samples, channels), whose ``labels`` and ``units`` say what each channel is.  text: int64
+    (length,), tokens of ``tokenizer``.  codes: int64, of a codebook.  array: anything else.
+
+    ``range`` tells a program what the numbers mean; nothing here computes with it.
+    """
+
+    kind: Literal["image", "video", "audio", "series", "text", "codes", "array"]
+    shape: tuple[int, ...]  # without the batch axis
+    dtype: str
+    range: tuple[float, float] | None = None  # least and largest value, where they are known
+    rate: float | None = None  # samples or frames per second, where time passes
+    labels: tuple[str, ...] = field(default=(), metadata=SPARSE)  # series: names of its channels
+    units: tuple[str, ...] = field(default=(), metadata=SPARSE)  # series: units of its channels
+    tokenizer: str = field(default=TOKENIZER, metadata=SPARSE)  # text: a file of the bundle
+    end_id: int | None = field(default=None, metadata=SPARSE)  # text: the token that it ends with, at the latest
+
+
+@dataclass(frozen=True)
 class Condition:
     """One input of a request.
 
-    text: a string, encoded by ``tokenizer.json`` to int64 (length,), padded with ``pad_id``; null is "" unless given.
+    text: a string, encoded by ``tokenizer`` to int64 (length,), padded with ``pad_id``; null is "" unless given.
     class: an int in [0, count), or the null class.  array: numbers of the given shape and dtype; null is a number that
     fills it, or the file of the bundle, ``.npy``, that holds it.  The exporter takes an array there, and writes it.
+    image, video, audio, series: ``media``, which the graph ``input_NAME`` encodes, where there is one, to an array of
+    the given shape and dtype; null is as for an array.
     """
 
     name: str
-    kind: Literal["text", "class", "array"]
+    kind: Literal["text", "class", "array", "image", "video", "audio", "series"]
     null: str | int | float | NDArray[Any] | None = None  # no condition, in guidance; None: it isn't guided
     length: int | None = None  # text: tokens
     pad_id: int = 0  # text
     count: int | None = None  # class: number of classes, the null class not included
-    shape: tuple[int, ...] = ()  # array, without the batch axis
-    dtype: str = "float32"  # array
-    null_sha256: str | None = None  # array: of the file, where null is one
+    shape: tuple[int, ...] = ()  # array, or what a medium is encoded to, without the batch axis
+    dtype: str = "float32"  # of that
+    null_sha256: str | None = None  # of the file, where null is one
     graph_name: str | None = None  # of its tensor, where that can't have the condition's name
+    media: Media | None = field(default=None, metadata=SPARSE)  # image, video, audio, series: what a request gives
+    tokenizer: str = field(default=TOKENIZER, metadata=SPARSE)  # text: a file of the bundle
 
     @property
     def tensor(self) -> str:
@@ -80,22 +110,7 @@ class Condition:
     @property
     def null_file(self) -> str | None:
         """The file of the bundle that holds its null, if one does."""
-        return self.null if self.kind == "array" and isinstance(self.null, str) else None
-
-
-@dataclass(frozen=True)
-class Media:
-    """The media that decode returns.  Pictures are uint8 (height, width, 3).
-
-    ``range`` and ``rate`` tell a program what the numbers mean: ``mmgen inspect`` and ``mmgen generate --json`` show
-    them.  Nothing here computes with them: a picture's are those of its eight bits, and .npy files hold numbers alone.
-    """
-
-    kind: Literal["image", "array"]
-    shape: tuple[int, ...]  # without the batch axis
-    dtype: str
-    range: tuple[float, float] | None = None  # least and largest value, where they are known
-    rate: float | None = None  # samples or frames per second, where time passes
+        return self.null if self.kind not in ("text", "class") and isinstance(self.null, str) else None
 
 
 @dataclass(frozen=True)
@@ -209,6 +224,8 @@ class Bundle:
     made_up: tuple[str, ...] = ()  # conditions without an example at export: the receipts are of made-up ones
     hoisting: Hoisting | None = None  # None: the step graph computes the whole denoiser
     cpu_only: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by role: why TensorRT can't build its graph
+    golden: str = field(default=GOLDEN, metadata=SPARSE)  # its file
+    tokenizers: dict[str, str] = field(default_factory=dict, metadata=SPARSE)  # further ones, by file: SHA-256
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
     public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)

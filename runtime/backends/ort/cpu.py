@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +190,7 @@ def optimise(bundle: Bundle, progress: Callable[[str, float], None]) -> list[tup
     """
     backend = open_backend("ort-cpu")
     made = []
-    roles = [role for role in get_args(Role) if role in bundle.graphs]
+    roles = list(bundle.graphs)
     for number, role in enumerate(roles):
         done = number / len(roles)
         progress(f"optimising {role}", done)
