@@ -42,7 +42,7 @@ def _compact(text: str) -> str:
 
 
 def _iconify(modules: Path, vendor: str) -> dict[str, str]:
-    """SVG texts of a package in the format of Iconify, by ``Name.key`` or, where it has no table of those, ``_compact``."""
+    """SVG texts of a package of Iconify, by ``Name.key`` or, where it has no table of those, by ``_compact`` names."""
     folder = modules / "@iconify-json" / vendor
     icons = json.loads((folder / "icons.json").read_text())
     bodies = dict(icons["icons"])

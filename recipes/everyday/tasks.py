@@ -1,0 +1,233 @@
+"""Tasks: each draws, from a generator with a seed, a batch of what is given and of what is to be made of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import pi
+
+import numpy as np
+import torch
+from films import draw_pair, films, sentence
+from numpy.typing import NDArray
+from pictures import HELD_OUT, LEARNT
+from questions import COUNT, NUMBERS, draw_dialogue, draw_question
+from speech import in_a_room
+from strokes import WORDS, draw_writer, stroke
+from tokens import ask_for, encode_given, encode_made
+from torch import Tensor
+from torch.nn import functional as F
+from world import World
+
+Random = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is given, what is to be made, and what that means."""
+
+    output: str
+    target: Tensor  # codes (B, rows, columns)
+    means: list[str]
+    text: Tensor | None = None  # tokens (B, T)
+    media: dict[str, Tensor] = field(default_factory=dict)
+    kinds: list[str] = field(default_factory=list)  # of questions
+
+
+@dataclass(frozen=True)
+class Match:
+    """The same things as words, pictures and sounds, whose vectors should be the same."""
+
+    text: Tensor
+    media: dict[str, Tensor]
+
+
+def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Tensor:
+    """RGBA (B, 64, 64, 4) as a camera may see them: moved, scaled, tilted a little, on some ground, with some light.
+
+    Half of the grounds are white.  float (B, 3, 64, 64) in [-1, 1].
+    """
+    count = len(pictures)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(random.uniform(low, high, (count, *shape)).astype(np.float32))
+
+    size, angle, move = uniform(least, 1.1), uniform(-0.06, 0.06) * pi, uniform(-0.12, 0.12, 2)
+    cos, sin, zero = angle.cos() / size, angle.sin() / size, torch.zeros(count)
+    rows = torch.stack([cos, sin, zero, -sin, cos, zero], 1).unflatten(1, (2, 3))
+    rows[:, :, 2:] -= rows[:, :, :2] @ move[:, :, None]
+    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    rgba = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    laid = F.grid_sample(rgba, F.affine_grid(rows, list(rgba.shape), align_corners=False), align_corners=False)
+    coloured = (uniform(0, 1) < 0.5).float()[:, None]
+    ground = (1 - coloured * (1 - uniform(0, 1, 3)))[:, :, None, None]
+    image = laid[:, :3] + ground * (1 - laid[:, 3:])
+    jitter = (uniform(0, 1) < 0.5).float()[:, None, None, None]
+    gain, lift = (1 + jitter * uniform(-0.15, 0.15, 3, 1, 1)), jitter * uniform(-0.08, 0.08, 1, 1, 1)
+    image = image * gain + lift
+    soft = (uniform(0, 1) < 0.2)[:, None, None, None]
+    image = torch.where(soft, F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1), image)
+    image = image + jitter * uniform(0, 0.04, 1, 1, 1) * torch.randn(image.shape)
+    return 2 * image.clamp(0, 1) - 1
+
+
+def still(pictures: NDArray[np.uint8]) -> Tensor:
+    """RGBA on white, as they are."""
+    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return 2 * (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) - 1
+
+
+def several(pictures: NDArray[np.uint8], counts: list[int], random: Random) -> Tensor:
+    """Each picture one to four times, small, at as many of the four corners, on white: (B, 3, 64, 64)."""
+    small = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    small = torch.cat([small[:, :3] * small[:, 3:], small[:, 3:]], 1)
+    small = F.interpolate(small, size=(28, 28), mode="bilinear", antialias=True)
+    out = torch.ones(len(pictures), 3, 64, 64)
+    for i, count in enumerate(counts):
+        for corner in random.permutation(4)[:count]:
+            y, x = (32 * int(c) + int(random.integers(5)) for c in divmod(int(corner), 2))
+            place = out[i, :, y : y + 28, x : x + 28]
+            place.copy_(small[i, :3] + place * (1 - small[i, 3:]))
+    return 2 * out - 1
+
+
+def choose(world: World, random: Random, held_out: bool, count: int) -> tuple[NDArray[np.int64], NDArray, list[str]]:
+    """Different emoji, each by some vendor: names' numbers, pictures, colours.  Google's half the time."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    pictures, colours = [], []
+    for i in chosen:
+        vendors = [v for v in (HELD_OUT if held_out else LEARNT) if world.pictures[v][i, ..., 3].any()]
+        vendor = "google" if not held_out and random.random() < 0.5 else str(random.choice(vendors))
+        pictures.append(world.pictures[vendor][i])
+        colours.append(world.colours[vendor][i])
+    return chosen, np.stack(pictures), colours
+
+
+def _names(world: World, chosen: NDArray[np.int64]) -> list[str]:
+    return [world.names[i].name for i in chosen]
+
+
+def _texts(world: World, chosen: NDArray[np.int64], random: Random) -> Tensor:
+    return encode_given(world.tokenizer, [ask_for(world.names[i], random) for i in chosen])
+
+
+def _utterances(world: World, chosen: NDArray[np.int64], random: Random, held_out: bool) -> Tensor:
+    speech = world.speech["heldout" if held_out else "train"]
+    return torch.from_numpy(np.stack([in_a_room(speech.draw(int(i), random), random) for i in chosen]))
+
+
+def caption(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """picture -> name; held out are other vendors' drawings."""
+    chosen, pictures, _ = choose(world, random, held_out, count)
+    means = _names(world, chosen)
+    shown = still(pictures) if held_out else seen(pictures, random)
+    return Batch("text", encode_made(world.tokenizer, means), means, media={"picture": shown})
+
+
+def draw(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """text -> Google's picture; one text in ten is empty, for guidance."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    texts = _texts(world, chosen, random)
+    if held_out:
+        texts = encode_given(world.tokenizer, _names(world, chosen))
+    else:
+        texts[torch.from_numpy(random.random(count) < 0.1)] = 0
+    return Batch("picture", world.picture_codes[chosen], _names(world, chosen), text=texts)
+
+
+def ask(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """picture, question -> answer: a third of them dialogues, a tenth "how many"."""
+    chosen, pictures, colours = choose(world, random, held_out, count)
+    shown = still(pictures) if held_out else seen(pictures, random)
+    many = np.flatnonzero(random.random(count) < 0.1)
+    counts = random.integers(1, 5, len(many)).tolist()
+    if len(many):
+        shown[many] = several(pictures[many], counts, random)
+    drawn = [
+        (draw_dialogue if random.random() < 0.33 else draw_question)(world.names, int(i), c, random)
+        for i, c in zip(chosen, colours, strict=True)
+    ]
+    for i, number in zip(many, counts, strict=True):
+        drawn[i] = (str(random.choice(COUNT)), NUMBERS[number - 1], "how many")
+    questions, means, kinds = (list(x) for x in zip(*drawn, strict=True))
+    kinds = [f"dialogue: {k}" if "?" in q else k for q, k in zip(questions, kinds, strict=True)]
+    text = encode_given(world.tokenizer, questions)
+    return Batch("text", encode_made(world.tokenizer, means), means, text, {"picture": shown}, kinds)
+
+
+def listen(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """speech -> name."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    means = _names(world, chosen)
+    sound = _utterances(world, chosen, random, held_out)
+    return Batch("text", encode_made(world.tokenizer, means), means, media={"sound": sound})
+
+
+def imagine(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """speech -> picture."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    sound = _utterances(world, chosen, random, held_out)
+    return Batch("picture", world.picture_codes[chosen], _names(world, chosen), media={"sound": sound})
+
+
+def speak(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """text -> speech, in the plain voice."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    texts = encode_given(world.tokenizer, _names(world, chosen))
+    return Batch("sound", world.sound_codes[chosen], _names(world, chosen), text=texts)
+
+
+def _filmed(world: World, random: Random, held_out: bool, count: int) -> tuple[Tensor, list[str]]:
+    pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
+    pictures = world.pictures["google"][[name for name, _ in pairs]]
+    sentences = [sentence(world.names[name].name, motion) for name, motion in pairs]
+    return films(pictures, [motion for _, motion in pairs], random), sentences
+
+
+def watch(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """film -> sentence; held out are pairs of object and motion."""
+    film, means = _filmed(world, random, held_out, count)
+    return Batch("text", encode_made(world.tokenizer, means), means, media={"film": film})
+
+
+def animate(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """sentence -> film."""
+    film, means = _filmed(world, random, held_out, count)
+    return Batch("film", world.codes_of("film", film), means, text=encode_given(world.tokenizer, means))
+
+
+def _written(random: Random, held_out: bool, count: int) -> tuple[Tensor, list[str]]:
+    kinds = random.integers(len(WORDS), size=count)
+    lines = np.stack([stroke(int(k), draw_writer(random, held_out)) for k in kinds])
+    return torch.from_numpy(lines), [WORDS[k] for k in kinds]
+
+
+def read(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """stroke -> words; held out are other writers."""
+    series, means = _written(random, held_out, count)
+    return Batch("text", encode_made(world.tokenizer, means), means, media={"series": series})
+
+
+def write(world: World, random: Random, held_out: bool, count: int) -> Batch:
+    """words -> stroke."""
+    series, means = _written(random, held_out, count)
+    text = encode_given(world.tokenizer, means)
+    return Batch("series", world.codes_of("series", series), means, text=text)
+
+
+def match(world: World, random: Random, held_out: bool, count: int) -> Match:
+    """Words and pictures of the same emoji."""
+    chosen, pictures, _ = choose(world, random, held_out, count)
+    shown = still(pictures) if held_out else seen(pictures, random)
+    return Match(_texts(world, chosen, random), {"picture": shown})
+
+
+def match_sound(world: World, random: Random, held_out: bool, count: int) -> Match:
+    """Words and speech of the same emoji."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    return Match(_texts(world, chosen, random), {"sound": _utterances(world, chosen, random, held_out)})
+
+
+Draw = Callable[[World, Random, bool, int], Batch | Match]
+TASKS: dict[str, Draw] = {
+    f.__name__: f
+    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, match, match_sound)
+}  # fmt: skip

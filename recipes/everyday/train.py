@@ -1,0 +1,161 @@
+"""Train the any-to-any network: ``python train.py [--minutes 30] [--weights caption=3,draw=3,match=2]``.
+
+Goes on from ``network.pt`` where it was stopped, whatever is asked of it now, and writes that file every three minutes
+and at the end (or when it is told to stop), ``network.safetensors`` (the average of the weights) at the end, and
+appends to ``network.log``.  With ``--last`` the rate falls to zero by the end of the run.
+"""
+
+import argparse
+import copy
+import json
+import signal
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from evaluate import report
+from safetensors.torch import save_file
+from tasks import TASKS, Batch, Match
+from torch import Tensor, nn
+from torch.nn import functional as F
+from world import World
+
+from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
+
+SIZES = defaultdict(lambda: 32, draw=24, speak=24, imagine=16, listen=24, match=48, watch=16, animate=16)
+WEIGHTS = "caption=3,draw=3,match=2,ask=1"
+TASKS_A_STEP = 3
+TEMPERATURE = 0.07  # of the similarities of vectors that should be the same
+
+
+def optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan 2024) for the matrices inside blocks, AdamW for everything else."""
+    inside = [p for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2]
+    chosen = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(inside, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def masked(target: Tensor, mask: int, by_cosine: bool) -> tuple[Tensor, Tensor]:
+    """Codes with a random share replaced by the mask, and where: at least one place of each row.
+
+    The share is cos(pi u / 2), u uniform (Chang et al. 2022, sec. 3.1), or u itself, as text's (Nie et al. 2025).
+    """
+    u = torch.rand(len(target), 1)
+    share = (u * torch.pi / 2).cos() if by_cosine else u
+    order = torch.rand(target.flatten(1).shape)
+    hidden = order < torch.maximum(share, order.amin(1, keepdim=True) + 1e-6)
+    hidden = hidden.view_as(target)
+    return torch.where(hidden, mask, target), hidden
+
+
+def loss_of(model: AnyToAny, batch: Batch | Match) -> Tensor:
+    """Cross entropy of masked codes; of a ``Match``, of which is the same as which (van den Oord et al. 2018)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        given = {name: model.sense(name, medium) for name, medium in batch.media.items()}
+        if isinstance(batch, Match):
+            views = [model.embed({"text": batch.text})] + [model.embed({name: x}) for name, x in given.items()]
+            same = torch.arange(len(batch.text))
+            pairs = [(a, b) for i, a in enumerate(views) for b in views[:i]]
+            likeness = [a.float() @ b.float().t() / TEMPERATURE for a, b in pairs]
+            return sum(F.cross_entropy(x, same) + F.cross_entropy(x.t(), same) for x in likeness) / (2 * len(likeness))
+        if batch.text is not None:
+            given["text"] = batch.text
+        config = model.config.outputs[batch.output]
+        shown, hidden = masked(batch.target, config.codes, by_cosine=batch.output != "text")
+        keys_values, bias, _ = model.given(given)
+        logits = model.made(batch.output, shown, keys_values, bias)
+    logits = logits.permute(0, 2, 3, 1)[hidden].float()
+    return F.cross_entropy(logits, batch.target[hidden], label_smoothing=0.02)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30, help="of this run, by the clock")
+    parser.add_argument("--weights", default=WEIGHTS, help="how often each task is drawn; tasks: " + ", ".join(TASKS))
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--last", action="store_true", help="let the rate fall to zero by the end of this run")
+    parser.add_argument("--report", type=float, default=12, help="minutes between reports")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = Path("build/everyday")
+    weights = {name: float(w) for name, w in (pair.split("=") for pair in args.weights.split(","))}
+    tasks, shares = list(weights), np.array(list(weights.values())) / sum(weights.values())
+    world = World(folder)
+    model = AnyToAny(AnyToAnyConfig())
+    shadow = copy.deepcopy(model).requires_grad_(False).eval()
+    optimiser = optimisers(model, args.rate)
+    state_file, start = folder / "network.pt", 0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        start = state["step"]
+        model.load_state_dict(state["model"])
+        shadow.load_state_dict(state["shadow"])
+        for o, saved in zip(optimiser, state["optimisers"], strict=True):
+            o.load_state_dict(saved)
+    torch.manual_seed(start)
+    random = np.random.default_rng([start, 2])
+    log = (folder / "network.log").open("a")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        print(text, file=log, flush=True)
+
+    def save(step: int) -> None:
+        partial = state_file.with_suffix(".partial")
+        states = [o.state_dict() for o in optimiser]
+        torch.save(
+            {"model": model.state_dict(), "shadow": shadow.state_dict(), "step": step, "optimisers": states}, partial
+        )
+        partial.replace(state_file)
+
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+    began = saved = reported = time.monotonic()
+    say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, from step {start}: {args.weights}")
+    step, losses = start, defaultdict(list)
+    while not stopped and (gone := time.monotonic() - began) < 60 * args.minutes:
+        fall = min(1.0, 2.5 * (1 - gone / (60 * args.minutes)) + 0.01) if args.last else 1.0
+        for o in optimiser:
+            for group in o.param_groups:
+                group["lr"] = args.rate * min(1.0, (step + 1) / 200) * fall
+        count = min(TASKS_A_STEP, len(tasks))
+        for task in random.choice(tasks, count, replace=False, p=shares):
+            loss = loss_of(model, TASKS[task](world, random, False, SIZES[task]))
+            (loss / count).backward()
+            losses[str(task)].append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for o in optimiser:
+            o.step()
+            o.zero_grad(set_to_none=True)
+        decay = min(0.999, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(shadow.parameters()), list(model.parameters()), 1 - decay)
+        step += 1
+        now = time.monotonic()
+        if now - saved > 180:
+            saved = now
+            save(step)
+            means = " ".join(f"{task} {np.mean(x[-50:]):.3f}" for task, x in sorted(losses.items()))
+            say(f"step {step} {(now - began) / (step - start):.2f} s/step, losses {means}")
+        if now - reported > 60 * args.report:
+            reported = now
+            say(f"step {step} {report(shadow, world, tasks, few=True)}")
+    save(step)
+    save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
+    (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
+    say(f"step {step} {report(shadow, world, tasks, few=True)}")
+
+
+if __name__ == "__main__":
+    main()
