@@ -16,7 +16,7 @@ from mmgen.runtime.storage import limits
 from mmgen.runtime.storage.bundle import AnyPath
 from mmgen.runtime.storage.golden import Golden, golden_of
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import GOLDEN, Receipt, Role
+from mmgen.runtime.storage.schema import Receipt, Role
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
@@ -43,7 +43,8 @@ def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None
     """
     with load(folder, backend, threads=threads) as generator:
         if generator.bundle.golden_sha256 is None:
-            raise MmgenError(f"bundle {generator.bundle.folder} has no {GOLDEN}", remedy="export the bundle again")
+            bundle = generator.bundle
+            raise MmgenError(f"bundle {bundle.folder} has no {bundle.golden}", remedy="export the bundle again")
         return measure(generator, golden_of(generator.bundle))
 
 
@@ -54,7 +55,7 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     for progress in _evaluations(generator, golden):
         states.append(progress.latents())
         if (made := states[0].shape) != golden.other.shape:
-            what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
+            what = f"{generator.bundle.path(generator.bundle.golden)}: what its request makes"
             raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
     masked = isinstance(generator.bundle.process, Masked)
     trajectory = _tokens(generator, golden, policy, states) if masked else (_latents(golden, policy, states),)
@@ -79,7 +80,7 @@ def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
     try:
         stream = generator.stream(**golden.request)
     except MmgenError as error:
-        what = f"the request in {generator.bundle.path(GOLDEN)} is none of this bundle ({error})"
+        what = f"the request in {generator.bundle.path(generator.bundle.golden)} is none of this bundle ({error})"
         raise MmgenError(what, remedy="export the bundle again") from error
     with stream:
         for progress in stream:

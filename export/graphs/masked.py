@@ -17,7 +17,9 @@ from mmgen.export.graphs.latent import (
     condition_source,
     conditioning_examples,
     encode_source,
+    input_sources,
 )
+from mmgen.export.graphs.media import from_module
 from mmgen.runtime.loop.masked_plan import ROWS
 from mmgen.runtime.solvers.masked_reference import FAR, TINY
 from mmgen.runtime.storage import tensors as names
@@ -99,17 +101,14 @@ class MaskedStepGraph(nn.Module):
 
 
 class CodesDecodeGraph(nn.Module):
-    """Codes (B, *L) int64 to media; pictures from [-1, 1] to uint8 (B, H, W, 3)."""
+    """Codes (B, *L) int64 to media as files hold them."""
 
     def __init__(self, decoder: nn.Module, media: Media) -> None:
         super().__init__()
         self.decoder, self.media = decoder, media
 
     def forward(self, codes: Tensor) -> Tensor:
-        out: Tensor = self.decoder(codes)
-        if self.media.kind == "image":
-            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
-        return out.to(getattr(torch, self.media.dtype))
+        return from_module(self.decoder(codes), self.media)
 
 
 def running_sum(x: Tensor) -> Tensor:
@@ -161,5 +160,8 @@ def sources(model: Model) -> dict[Role, Source]:
     """Build every graph of a masked-token model, in the order in which a request runs them, with encode last."""
     condition = condition_source(model)
     conditioning = conditioning_examples(model, condition)
-    found = (condition, masked_step_source(model, conditioning), codes_decode_source(model), encode_source(model))
+    found = (
+        *input_sources(model), condition, masked_step_source(model, conditioning), codes_decode_source(model),
+        encode_source(model),
+    )  # fmt: skip
     return {source.role: source for source in found if source is not None}

@@ -26,7 +26,7 @@ from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.golden import Golden
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Bundle, Role
+from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 from mmgen.runtime.storage.tensors import K
 
 B = 2  # samples of the golden request
@@ -81,15 +81,32 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
     conditions, defaults = examples(model, B), model.defaults
     guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
     negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
-    encoded = encode_branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
+    samples = input_samples(sources)
+
+    def encode(name: str, media: NDArray[Any]) -> NDArray[Any]:
+        if INPUT + name not in sources:
+            return media
+        samples[INPUT + name].append(call(sources[INPUT + name], {names.MEDIA: media}))
+        return samples[INPUT + name][-1].outputs[names.FEATURES]
+
+    inputs = open_inputs(bundle, encode)
+    encoded = encode_branches(inputs, conditions, guidance, None if conditions else B, negative)
     steps = min(defaults.steps, STEPS)
+    feeds = {role: [sample.inputs for sample in found] for role, found in samples.items()}
     if "condition" not in sources:
-        return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, {}, {})
+        return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, samples, feeds)
     sample = call(sources["condition"], encoded.inputs)
-    samples: dict[Role, list[Sample]] = {"condition": [sample]}
-    return GoldenRequest(
-        conditions, negative, guidance, steps, encoded, sample.outputs, samples, {"condition": [encoded.inputs]}
-    )
+    samples |= {"condition": [sample]}
+    feeds |= {"condition": [encoded.inputs]}
+    return GoldenRequest(conditions, negative, guidance, steps, encoded, sample.outputs, samples, feeds)
+
+
+def input_samples(sources: Mapping[Role, Source]) -> dict[Role, list[Sample]]:
+    """Run the graphs of inputs on their examples."""
+    return {
+        role: [call(source, {name: tensor.numpy() for name, tensor in source.inputs.items()})]
+        for role, source in sources.items() if role.startswith((INPUT, EMBED))
+    }  # fmt: skip
 
 
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:

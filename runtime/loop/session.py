@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.backends.protocol import Backend, Runner
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.loop.encoding import decode, encode
+from mmgen.runtime.loop.encoding import decode, run_alone
 from mmgen.runtime.loop.masked_plan import MaskedPlan
 from mmgen.runtime.loop.pace import Pace, fitting
 from mmgen.runtime.loop.plan import Plan
@@ -29,7 +29,7 @@ from mmgen.runtime.request.branches import FEWER
 from mmgen.runtime.request.prepare import Prepared, fewest_steps, in_steps
 from mmgen.runtime.storage.graph_file import check_files
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Bundle, Role
+from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 
 
 class Session:
@@ -40,6 +40,7 @@ class Session:
         self._bundle, self._turns = bundle, turns
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
+        self._features: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of inputs: the last media, and theirs
         kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
         self._plans = Plans(partial(kind, bundle, backend, self._runners))
         roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
@@ -81,6 +82,17 @@ class Session:
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode latents float32 or codes int64 (B, *L) to media (B, ...), and codes (B, ...) or None."""
         return decode(self._bundle, self.backend, self._runners["decode"], latents)
+
+    def features(self, name: str, media: NDArray[Any]) -> NDArray[Any]:
+        """Encode media (n, ...) of an input to what the other graphs take for it; the last of each is kept."""
+        before = self._features.get(name)
+        if before is None or not np.array_equal(before[0], media):
+            before = self._features[name] = media, self._run_alone(INPUT + name, media)
+        return before[1]
+
+    def embedding(self, name: str, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Embed what an input was encoded to, (n, ...), as unit vectors float32 (n, D)."""
+        return self._run_alone(EMBED + name, features)
 
     def forget(self, *graphs: str) -> None:
         """Have the next requests run these graphs, condition and timestep, even if nothing changed."""
@@ -150,12 +162,16 @@ class Session:
         if prepared.image is None:
             return prepared
         clock = time.perf_counter()
-        if "encode" not in self._runners:  # few requests need it, and it has weights of its own
-            check_files(self._bundle, "encode")
-            self._runners["encode"] = self.backend.runner(self._bundle, "encode")
-        latents = encode(self._bundle, self.backend, self._runners["encode"], prepared.image)
+        latents = self._run_alone("encode", prepared.image)
         timings.encode = time.perf_counter() - clock
         return replace(prepared, image=None, latents=latents)
+
+    def _run_alone(self, role: Role, given: NDArray[Any]) -> NDArray[Any]:
+        """Run a graph that few requests need, and open it when the first one does: it has weights of its own."""
+        if role not in self._runners:
+            check_files(self._bundle, role)
+            self._runners[role] = self.backend.runner(self._bundle, role)
+        return run_alone(self._bundle, self.backend, self._runners[role], role, given)
 
     def _measure(self, prepared: Prepared, pace: Pace) -> None:
         """Time an evaluation of a request in the fewest steps and the decoder, each the second time it runs."""

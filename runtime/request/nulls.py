@@ -54,7 +54,7 @@ def read_null(bundle: Bundle, condition: Condition) -> NDArray[Any]:
 
 
 def _written(condition: Condition, number: int, folder: Path) -> Condition:
-    if condition.kind != "array" or condition.null is None:
+    if condition.kind in ("text", "class") or condition.null is None:
         return condition
     array = null_array(condition, condition.null, f"null of condition {condition.name!r}")
     if array.size and (array == array.flat[0]).all():

@@ -68,7 +68,8 @@ def prepare(bundle: Bundle, inputs: Inputs, request: Request, fits: Callable[[Si
         weight, what = bundle.defaults.guidance, "this bundle's default guidance"
     try:
         values = read_branches(
-            inputs, request.conditions or {}, weight, request.count, request.negative, request.also, what=what
+            inputs, request.conditions or {}, weight, request.count, request.negative, request.also, what=what,
+            resize=request.resize,
         )
         steps = check_steps(bundle.defaults.steps if request.steps is None else request.steps)
         regenerate = None if request.mask is None else regenerated(request.mask, bundle, values.batch)

@@ -14,7 +14,7 @@ from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.files.numpy_files import NoArray, read_npz
 from mmgen.runtime.files.regular import open_regular
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import GOLDEN, MOST_STEPS, Bundle, shape_of
+from mmgen.runtime.storage.schema import MOST_STEPS, Bundle, shape_of
 from mmgen.runtime.storage.tensors import CODES
 
 
@@ -75,7 +75,7 @@ def golden_of(bundle: Bundle) -> Golden:
     Raises:
         MmgenError: as ``read_golden``, or an array isn't of the type and shape that this bundle generates.
     """
-    path = bundle.path(GOLDEN)
+    path = bundle.path(bundle.golden)
     golden = read_golden(path)
     for name, (dtype, shape) in _arrays_of(bundle, golden).items():
         array, wanted = getattr(golden, name), f"{dtype} {shape}"
