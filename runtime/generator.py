@@ -39,7 +39,7 @@ class Generator:
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, open_other: Open | None = None) -> None:
-        """Take over a backend that was opened for the bundle's default output.
+        """Take over a backend that was opened for the bundle, or the output of it that is to be the default.
 
         Args:
             open_other: opens a backend for another output; None: the bundle has one.
@@ -213,6 +213,7 @@ def load(
     verify: bool = True,
     build: bool = False,
     public_key: AnyPath | None = None,
+    output: str | None = None,
 ) -> Generator:
     """Open a bundle.
 
@@ -224,6 +225,7 @@ def load(
         build: make TensorRT engines for this device first if none fit, or optimised graphs for ``ort-cpu``, as
             ``mmgen build`` does; it may take minutes, and never happens unless requested.
         public_key: the file of a key that the bundle and its engines must be signed with, by ``mmgen sign``.
+        output: what requests get that name none; None: the bundle's own default.
 
     Raises:
         MmgenError: not a complete bundle, one that isn't signed with the key, or a backend that can't be opened.
@@ -232,7 +234,7 @@ def load(
     if build and public_key is not None:
         remedy = "build, sign with mmgen sign, and then load"
         raise MmgenError("what is built here is not signed yet, and only what is signed was asked for", remedy=remedy)
-    bundle = read_bundle(folder, verify=verify, public_key=public_key)
+    bundle = output_of(read_bundle(folder, verify=verify, public_key=public_key), output)
     if build:
         from mmgen.runtime.building import ensure_built  # starts processes and looks for devices
 

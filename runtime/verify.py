@@ -22,26 +22,30 @@ LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: 
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
 
 
-def verify(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def verify(
+    folder: AnyPath, backend: str = "auto", *, threads: int | None = None, output: str | None = None
+) -> tuple[Receipt, ...]:
     """Repeat the comparisons of levels 3 and 4 on a backend, and raise if one fails: ``repeat``, then ``require``.
 
     Raises:
         MmgenError: the bundle or the backend can't be opened, or a comparison fails.
     """
-    return require(repeat(folder, backend, threads=threads))
+    return require(repeat(folder, backend, threads=threads, output=output))
 
 
-def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def repeat(
+    folder: AnyPath, backend: str = "auto", *, threads: int | None = None, output: str | None = None
+) -> tuple[Receipt, ...]:
     """Measure the receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
         folder: the ``.mmgen`` folder.
-        backend, threads: as for ``load``.
+        backend, threads, output: as for ``load``.
 
     Raises:
         MmgenError: the bundle or the backend can't be opened.
     """
-    with load(folder, backend, threads=threads) as generator:
+    with load(folder, backend, threads=threads, output=output) as generator:
         if generator.bundle.golden_sha256 is None:
             bundle = generator.bundle
             raise MmgenError(f"bundle {bundle.folder} has no {bundle.golden}", remedy="export the bundle again")

@@ -116,7 +116,7 @@ def _builds(bundle: Bundle) -> list[tuple[Path, Build | MmgenError, str | None]]
 def _problem(bundle: Bundle, folder: Path, build: Build | MmgenError) -> str | None:
     if isinstance(build, MmgenError):
         return str(engine_store.without_remedy(build))
-    if changed := engine_store.changed_graphs(bundle, build):
+    if changed := engine_store.outdated(bundle, build):
         return f"made from other graphs: {changed[0]}"
     try:
         engine_store.check_engines(folder, build)
@@ -175,6 +175,8 @@ def _condition(condition: Condition) -> str:
             what = f"class, 0 to {(condition.count or 1) - 1}"
         case "array":
             what = f"array, {condition.dtype} {_shape(condition.shape)}"
+        case "image" | "video" | "audio" | "series":
+            what = condition.kind if condition.media is None else _media(condition.media)
     null = f"null in {condition.null_file}" if condition.null_file else f"null {condition.null!r}"
     return f"{condition.name}: {what}, " + ("required" if condition.null is None else null)
 

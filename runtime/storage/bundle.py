@@ -82,9 +82,10 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
                 wanted=str(hashed)[:BRIEF],
                 remedy=CHANGED,
             )
-    found_here = {each.output: dataclasses.replace(each, folder=root, public_key=key) for each in bundles}
-    default = found_here[bundles[0].output]
-    return dataclasses.replace(default, outputs=found_here)
+    outputs: dict[str, Bundle] = {}
+    for each in bundles:
+        outputs[each.output] = dataclasses.replace(each, folder=root, public_key=key, outputs=outputs)
+    return outputs[bundles[0].output]
 
 
 def outputs_of(bundle: Bundle) -> dict[str, Bundle]:

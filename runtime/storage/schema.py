@@ -235,7 +235,9 @@ class Bundle:
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
     public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)
     output: str = field(default="", metadata={"transient": True}, compare=False)
-    outputs: Mapping[str, "Bundle"] = field(default_factory=dict, metadata={"transient": True}, compare=False)
+    outputs: Mapping[str, "Bundle"] = field(
+        default_factory=dict, metadata={"transient": True}, compare=False, repr=False
+    )
 
     def path(self, relative: str) -> Path:
         """Return the path of a file of the bundle."""
