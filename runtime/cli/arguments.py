@@ -8,9 +8,9 @@ from typing import Any
 
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.media.arrays import read_array
 from mmgen.runtime.request.branches import Also
 from mmgen.runtime.request.conditions import values
-from mmgen.runtime.request.media_files import read_array
 from mmgen.runtime.solvers.options import Option, described, read
 from mmgen.runtime.solvers.registry import options_of
 from mmgen.runtime.storage.schema import Bundle, Condition

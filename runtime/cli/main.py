@@ -36,7 +36,9 @@ from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
-from mmgen.runtime.request.media_files import read_array, read_mask, read_media
+from mmgen.runtime.media.arrays import read_array
+from mmgen.runtime.media.pictures import read_mask
+from mmgen.runtime.media.read import read_media
 from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.options import over_defaults
 from mmgen.runtime.storage.bundle import read_bundle
@@ -92,7 +94,10 @@ main.add_command(bench)
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
-              help="Start from a picture, of any kind that Pillow reads, or from media in a .npy file.")  # fmt: skip
+              help="Start from media of the bundle's size: a picture, film, sound, a series, or .npy.")  # fmt: skip
+@click.option("--resize", is_flag=True,
+              help="With --image: change a picture, film or sound of another size, rate or length to the "
+              "bundle's.")  # fmt: skip
 @click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
               help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
 @click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
@@ -109,7 +114,8 @@ main.add_command(bench)
 @sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", required=True, metavar="OUT",
-              help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
+              help="OUT.png, .jpg, .webp: the picture, or a sheet of all; with --count a row for each prompt or class. "
+              "OUT.gif, .webp, .mp4: film. OUT.wav, .flac: sound. OUT.csv: a series. OUT.txt: text. "
               "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
 @backend_option
 @threads_option
@@ -127,6 +133,7 @@ def generate(
     image: Path | None,
     latents: Path | None,
     mask: Path | None,
+    resize: bool,
     output: str,
     backend: str,
     threads: int | None,
@@ -148,13 +155,14 @@ def generate(
                 negative=read_negative(bundle, negative_prompts, negatives),
                 also=read_also(bundle, also_arguments),
                 options=read_options(bundle, plain["solver"], options),
-                image=None if image is None else read_media(image, bundle.media),
+                image=None if image is None else read_media(image, bundle.media, fit=resize),
                 latents=None if latents is None else read_array(latents),
                 mask=None if mask is None else read_mask(mask),
                 **plain,
             )
             states = generator.stream(request)
-            with destination(output, bundle.media) as save:
+            asked = max((len(values) for values in conditions.values()), default=1)
+            with destination(output, bundle.media, plain["count"] * asked) as save:
                 for state in states:
                     progress("denoising", state.evaluation / state.evaluations)
                     if state.last:

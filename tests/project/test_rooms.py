@@ -16,17 +16,18 @@ RUNTIME = {
     "storage": "base files",
     "builds": "base files storage",
     "solvers": "base storage",
-    "request": "base files storage solvers",
+    "media": "base files storage",
+    "request": "base files storage solvers media",
     "backends": "base files storage builds",
     "backends.openvino": "base files storage backends",
     "backends.ort": "base files storage builds backends",
     "backends.tensorrt": "base files storage builds backends",
-    "loop": "base files storage solvers request backends",
-    "": "base files storage builds solvers request backends backends.tensorrt loop",
-    "bench": "base files storage builds solvers request backends backends.tensorrt loop root",
+    "loop": "base files storage solvers media request backends",
+    "": "base files storage builds solvers media request backends backends.tensorrt loop",
+    "bench": "base files storage builds solvers media request backends backends.tensorrt loop root",
     "cli": (
-        "base files storage builds solvers request backends backends.openvino backends.ort backends.tensorrt loop root "
-        "bench"
+        "base files storage builds solvers media request backends backends.openvino backends.ort backends.tensorrt "
+        "loop root bench"
     ),
 }
 EXPORT = {

@@ -1,0 +1,110 @@
+"""A film's frames, laid out on the frames that a bundle's media has."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.media.pictures import resized
+from mmgen.runtime.media.source import File
+from mmgen.runtime.storage.schema import Media
+
+MOST_FRAMES = 100_000  # of a film that is spread over a bundle's frames
+NOTHING = "there are no frames in it"
+ROUNDING = 1e-9  # seconds, of float64
+REMEDY = "cut it or change its rate first, or ask for that (--resize)"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a film, which is shown from ``start`` to ``end``."""
+
+    start: float  # seconds after the first frame's
+    end: float
+    tick: float  # seconds: how exact they are
+    pixels: Callable[[], NDArray[np.uint8]]  # (H, W, 3); valid until the next frame is asked for
+
+
+def film_of(file: File, frames: Callable[[], Iterator[Frame]], media: Media, fit: bool) -> NDArray[np.uint8]:
+    """Read a film as uint8 (T, H, W, 3).
+
+    With ``fit`` frames of another size are resized as pictures are, and a film of another rate is resampled in time:
+    each frame is the one that is shown then.  Of one that is longer the beginning is taken, and of one that is shorter
+    the last frame is repeated, both with a warning.  Where media has no rate, frames are spread evenly over the film.
+
+    Args:
+        frames: from the beginning, called anew each time; without ``fit`` of media's size.
+
+    Raises:
+        MmgenError: a film of another rate or number of frames, without ``fit``.
+    """
+    laid_out = _counted(file, frames, media.shape[0], fit) if media.rate is None else frames()
+    return _shown(file, laid_out, media) if fit else _exact(file, laid_out, media)
+
+
+def _counted(file: File, frames: Callable[[], Iterator[Frame]], count: int, fit: bool) -> Iterator[Frame]:
+    """Yield frames in the time of a media without a rate: a second each, or ``count`` seconds in all."""
+    there = sum(1 for _ in islice(frames(), MOST_FRAMES + 1)) if fit else count
+    if there > MOST_FRAMES:
+        raise file.differs(f"more than {MOST_FRAMES} frames", "cut it first")
+    for index, frame in enumerate(frames()):
+        yield replace(frame, start=index * count / there, end=(index + 1) * count / there, tick=0.0)
+
+
+def _exact(file: File, frames: Iterator[Frame], media: Media) -> NDArray[np.uint8]:
+    """Lay out a film that has media's size, rate and number of frames.
+
+    A frame may last several times as long as media's do, for animations are written so where nothing moves; but if all
+    of them did, the film would have another rate.
+    """
+    count, rate = media.shape[0], media.rate or 1.0
+    film, begins, end = np.empty(media.shape, np.uint8), list[int](), 0.0
+    for frame in frames:
+        begin, end = round(frame.start * rate), frame.end
+        if abs(begin / rate - frame.start) > frame.tick + ROUNDING or (begins and begin <= begins[-1]):
+            raise _other_rate(file, len(begins), frame.start)
+        if begin >= count:
+            raise file.differs(f"more than {count} frames", REMEDY)
+        if begins:
+            film[begins[-1] + 1 : begin] = film[begins[-1]]
+        film[begin] = frame.pixels()
+        begins.append(begin)
+    if not begins:
+        raise file.refused(NOTHING)
+    there = max(round(end * rate), begins[-1] + 1)
+    if len(begins) > 1 and np.diff([*begins, there]).min() > 1:
+        raise _other_rate(file, len(begins), end)
+    if there != count:
+        raise file.differs(f"{there} frames", REMEDY)
+    film[begins[-1] + 1 :] = film[begins[-1]]
+    return film
+
+
+def _shown(file: File, frames: Iterator[Frame], media: Media) -> NDArray[np.uint8]:
+    """Lay out any film: for each frame of media the one that is shown then."""
+    count, height, width, _ = media.shape
+    rate = media.rate or 1.0
+    film, filled, end, shown = np.empty(media.shape, np.uint8), 0, 0.0, None
+    for frame in frames:
+        if frame.start + frame.tick >= count / rate:
+            warnings.warn(f"{file.name}: cut to its first {count / rate:.4g} s, {count} frames", stacklevel=2)
+            break
+        while shown is not None and filled / rate + frame.tick < frame.start:
+            film[filled] = shown
+            filled += 1
+        shown, end = resized(frame.pixels(), (width, height)), frame.end - frame.tick
+    if shown is None:
+        raise file.refused(NOTHING)
+    film[filled:] = shown
+    if end < (count - 1) / rate and media.rate:
+        warnings.warn(f"{file.name}: its last frame is repeated up to {count / rate:.4g} s", stacklevel=2)
+    return film
+
+
+def _other_rate(file: File, frames: int, seconds: float) -> MmgenError:
+    rate = f"about {frames / seconds:.4g} frames a second" if seconds > 0 else "frames that all begin at once"
+    return file.differs(rate, REMEDY)
