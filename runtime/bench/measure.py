@@ -33,7 +33,7 @@ from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.branches import MOST
 from mmgen.runtime.request.request import Request, said_of
-from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.bundle import output_of, read_bundle
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import MANIFEST, Bundle
 
@@ -174,7 +174,7 @@ def measure(
     """
     _check(options)
     before = machine.record()
-    bundle = read_bundle(folder)
+    bundle = output_of(read_bundle(folder), options.request.output)
     guidance = options.request.guidance
     branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
     series: list[Series] = []

@@ -1,6 +1,6 @@
 """What ``mmgen inspect`` says of a bundle."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
     ``optimised``: the graphs that ONNX Runtime's CPU backend keeps, as ``optimised.json`` has them.
     """
     manifest: dict[str, Any] = read_json(bundle.path(MANIFEST))
-    sizes = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
+    sizes: dict[str, Any] = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
     engines = [
         {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}
         for folder, build, problem in _builds(bundle)
@@ -84,6 +84,18 @@ def text(bundle: Bundle) -> str:
         rows += [(each.role, f"{each.bytes / 2**20:.2f}", f"ONNX Runtime {each.identity.onnxruntime}") for each in kept]
         parts.append(table(rows))
     return "\n\n".join(parts)
+
+
+def text_of_all(bundle: Bundle) -> str:
+    """All that people want to know of every output."""
+    return "\n\n".join(f"output {name}\n\n{text(output)}" for name, output in bundle.outputs.items())
+
+
+def receipts_of_all(found: Mapping[str, Sequence[Receipt]]) -> str:
+    """Return the lines of each output's comparisons, under its name where there are several."""
+    if len(found) == 1:
+        return receipts(*found.values())
+    return "\n\n".join(f"output {name}\n{receipts(each)}" for name, each in found.items())
 
 
 def receipts(found: Sequence[Receipt]) -> str:

@@ -18,6 +18,7 @@ from mmgen.runtime.cli.arguments import negative as read_negative
 from mmgen.runtime.cli.arguments import options as read_options
 from mmgen.runtime.cli.bench import bench
 from mmgen.runtime.cli.options import (
+    InputsCommand,
     backend_option,
     bundle_argument,
     class_option,
@@ -25,12 +26,14 @@ from mmgen.runtime.cli.options import (
     guidance_option,
     interval_option,
     key_option,
+    named_inputs,
     prompt_option,
     seed_option,
     sigmas_option,
     solver_option,
     steps_option,
     threads_option,
+    want_option,
 )
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
@@ -41,7 +44,7 @@ from mmgen.runtime.media.pictures import read_mask
 from mmgen.runtime.media.read import read_media
 from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.options import over_defaults
-from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.bundle import output_of, outputs_of, read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
 ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
@@ -77,8 +80,9 @@ def main() -> None:
 
 main.add_command(bench)
 
-@main.command()
+@main.command(cls=InputsCommand)
 @bundle_argument
+@want_option
 @prompt_option
 @class_option
 @condition_option
@@ -113,7 +117,7 @@ main.add_command(bench)
               help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
 @sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
-@click.option("-o", "--output", required=True, metavar="OUT",
+@click.option("-o", "--output", metavar="OUT",
               help="OUT.png, .jpg, .webp: the picture, or a sheet of all; with --count a row for each prompt or class. "
               "OUT.gif, .webp, .mp4: film. OUT.wav, .flac: sound. OUT.csv: a series. OUT.txt: text. "
               "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
@@ -123,6 +127,7 @@ main.add_command(bench)
 @json_option
 def generate(
     folder: Path,
+    output_name: str | None,
     prompts: tuple[str, ...],
     class_ids: tuple[int, ...],
     others: tuple[str, ...],
@@ -134,21 +139,28 @@ def generate(
     latents: Path | None,
     mask: Path | None,
     resize: bool,
-    output: str,
+    output: str | None,
     backend: str,
     threads: int | None,
     public_key: Path | None,
     as_json: bool,
     **plain: Any,
 ) -> None:
-    """Make samples and write them to OUT.
+    """Make samples and write them to OUT; text is printed unless there is an OUT.
 
-    Options that are left out take the bundle's defaults; mmgen inspect shows them.
+    Options that are left out take the bundle's defaults; mmgen inspect shows them, and the bundle's inputs, which are
+    options, too: --NAME VALUE, of a medium the name of a file.  An input called image, latents or mask is meant by the
+    option of that name.
     """
     with Progress() as progress:
         progress(f"loading {folder}", 0.0)
-        with load(folder, backend, threads=threads, public_key=public_key) as generator:
+        with load(folder, backend, threads=threads, public_key=public_key, output=output_name) as generator:
             bundle = generator.bundle
+            files_given = {"image": image, "latents": latents, "mask": mask}
+            others = (*others, *named_inputs(bundle, files_given))
+            image, latents, mask = files_given.values()
+            if output is None and bundle.media.kind != "text":
+                raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
             conditions = read_conditions(bundle, prompts, class_ids, others)
             request = Request(
                 conditions=conditions,
@@ -168,7 +180,6 @@ def generate(
                     if state.last:
                         progress("decoding", 1.0)
                         result = state.result()
-                files_given = {"image": image, "latents": latents, "mask": mask}
                 told = _told(bundle, request, {name: str(file) for name, file in files_given.items() if file})
                 columns = plain["count"] if 1 < plain["count"] < len(result.media) else None
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
@@ -189,35 +200,53 @@ def generate(
 @click.option("--trtexec", "as_trtexec", is_flag=True,
               help="Print in its place a command of NVIDIA's trtexec for each graph, with the shapes that mmgen build "
               "gives its engines.")  # fmt: skip
+@want_option
 @json_option
-def inspect(folder: Path, public_key: Path | None, as_trtexec: bool, as_json: bool) -> None:
+def inspect(
+    folder: Path, public_key: Path | None, as_trtexec: bool, output_name: str | None, as_json: bool
+) -> None:
     """Check a bundle's files and say what it is."""
     from mmgen.runtime.cli import describe, trtexec
 
-    bundle = read_bundle(folder, public_key=public_key)
+    bundle = output_of(read_bundle(folder, public_key=public_key), output_name)
     if as_trtexec:
         commands = trtexec.commands(bundle)
         show({"trtexec": commands}, as_json, lambda: trtexec.text(commands))
         return
-    show(describe.record(bundle), as_json, lambda: describe.text(bundle))
+    several = output_name is None and len(bundle.outputs) > 1
+    tell = describe.text_of_all if several else describe.text
+    show(describe.record(bundle), as_json, lambda: tell(bundle))
 
 
 @main.command()
 @bundle_argument
 @backend_option
 @threads_option
+@want_option
 @json_option
-def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
-    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail."""
+def verify(folder: Path, backend: str, threads: int | None, output_name: str | None, as_json: bool) -> None:
+    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail.
+
+    Of a bundle that has several outputs, all are compared unless --want names one.
+    """
     from mmgen.runtime.cli import describe
     from mmgen.runtime.verify import repeat, require
 
     with Progress() as progress:
-        progress(f"verifying {folder}", 0.0)
-        receipts = repeat(folder, backend, threads=threads)
-    record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
-    show(record, as_json, lambda: describe.receipts(receipts))
-    require(receipts)
+        bundle = read_bundle(folder, verify=False)
+        names = [output_of(bundle, output_name).output] if output_name else list(outputs_of(bundle))
+        found = {}
+        for i, name in enumerate(names):
+            progress(f"verifying {folder}{f': {name}' if len(names) > 1 else ''}", i / len(names))
+            found[name] = repeat(folder, backend, threads=threads, output=name)
+    several = {
+        name: [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]
+        for name, receipts in found.items()
+    }
+    record = {"outputs": several} if len(names) > 1 else {"receipts": several[names[0]]}
+    show(record, as_json, lambda: describe.receipts_of_all(found))
+    for receipts in found.values():
+        require(receipts)
 
 
 @main.command()
@@ -259,10 +288,12 @@ def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tuples and what holds them, as JSON does."""
+    """Arrays, paths, tuples and what holds them, as JSON does."""
     match value:
         case np.ndarray():
             return value.tolist()
+        case Path():
+            return str(value)
         case dict():
             return {key: _plain(item) for key, item in value.items()}
         case list() | tuple():

@@ -116,4 +116,5 @@ def named_inputs(bundle: Bundle, given: dict[str, Any]) -> list[str]:
 def no_such_option(name: str, known: Iterable[str]) -> click.NoSuchOption:
     """Make the error about an option that neither the command nor the bundle has."""
     meant = near(name, known)
-    return click.NoSuchOption(name, possibilities=None if meant is None else [meant], ctx=click.get_current_context(True))
+    ctx = click.get_current_context(silent=True)
+    return click.NoSuchOption(name, possibilities=None if meant is None else [meant], ctx=ctx)

@@ -23,19 +23,23 @@ class Samples:
 
 
 @contextmanager
-def destination(output: str, media: Media, count: int = 1) -> Iterator[Callable[[Samples], list[Path]]]:
+def destination(output: str | None, media: Media, count: int = 1) -> Iterator[Callable[[Samples], list[Path]]]:
     """Yield a function that writes samples and returns the files; the place is tried before there are any samples.
 
     OUT.png is one picture, or a sheet of all, and so on for other kinds, as ``media_file`` has it; OUT.npy the array
     (B, ...); a folder, or OUT/, gets a file a sample.
 
     Args:
+        output: None: no file is written.
         count: how many samples there will be.
 
     Raises:
         MmgenError: a place that can't be written, a kind of file that this media can't be, or the package that writes
             it is missing.
     """
+    if output is None:
+        yield lambda samples: []
+        return
     path = Path(output)
     if output.endswith("/") or path.is_dir():
         suffix = suffixes(media)[0]

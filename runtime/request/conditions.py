@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmgen.runtime.base.arrays import as_array
 from mmgen.runtime.base.errors import MmgenError, said, shown
 from mmgen.runtime.base.numbers import whole
-from mmgen.runtime.request.media_files import read_media
+from mmgen.runtime.media.read import read_media
 from mmgen.runtime.request.nulls import read_null
 from mmgen.runtime.request.tokenizer import open_tokenizer
 from mmgen.runtime.storage.schema import Bundle, Condition, Media
@@ -154,7 +154,7 @@ def _classes(condition: Condition, given: Sequence[Any]) -> NDArray[Any]:
 def _media(condition: Condition, media: Media, given: object, resize: bool) -> list[Any]:
     what, described = f"condition {condition.name!r}", wanted(condition)
     if isinstance(given, FILES):
-        return [read_media(given, media)]
+        return [read_media(given, media, fit=resize)]
     if isinstance(given, (list, tuple)) and any(isinstance(each, (*FILES, np.ndarray)) for each in given):
         return [value for each in given for value in _media(condition, media, each, resize)]
     array = as_array(what, given, media.dtype, described)
