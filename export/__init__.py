@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from mmgen.runtime import Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
 
 if TYPE_CHECKING:
-    from mmgen.export.base.model import Model
+    from mmgen.export.base.model import Model, Output
     from mmgen.export.exporter import export
     from mmgen.export.sources import resolve
 
 __all__ = [
-    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "export", "resolve",
+    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output",
+    "export", "resolve",
 ]  # fmt: skip
-_LATER = {"Model": "base.model", "export": "exporter", "resolve": "sources"}  # by the module that has it
+_LATER = {"Model": "base.model", "Output": "base.model", "export": "exporter", "resolve": "sources"}  # by the module that has it
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from mmgen.runtime.request.branches import MOST
 from mmgen.runtime.request.checks import checked_latents
 from mmgen.runtime.request.conditions import values
 from mmgen.runtime.request.prepare import Prepared
-from mmgen.runtime.request.request import Request
+from mmgen.runtime.request.request import REQUESTED, Request
 from mmgen.runtime.storage.bundle import AnyPath, output_of, outputs_of, read_bundle
 from mmgen.runtime.storage.schema import EMBED, Bundle
 
@@ -178,7 +178,7 @@ class Generator:
         if what is None and "output" not in given:
             what = request.output if isinstance(request, Request) else None
         elif what is not None and not isinstance(what, str):
-            raise MmgenError("output", got=shown(what), wanted="a name, or a Request")
+            raise MmgenError("request", got=shown(what), wanted=f"the name of an output, or {REQUESTED}")
         opened = self._open(what if what is not None else given.get("output"))
         return opened, opened.prepare(request, {**given, "output": opened.bundle.output})
 

@@ -13,6 +13,7 @@ from mmgen.runtime.builds.optimised import Optimised
 from mmgen.runtime.files.json_records import read_json, to_json
 from mmgen.runtime.solvers.options import described
 from mmgen.runtime.solvers.registry import options_of, solvers_for
+from mmgen.runtime.storage.bundle import outputs_of
 from mmgen.runtime.storage.process import Process
 from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Media, Receipt
 
@@ -38,16 +39,20 @@ def record(bundle: Bundle) -> dict[str, Any]:
 
 
 def size(bundle: Bundle, graph: Graph) -> int:
-    """Bytes of a graph's files."""
+    """Bytes of a graph's files; where it shares its weights' file with others, of those that it reads."""
+    if len(bundle.outputs) > 1 and graph.data:
+        return bundle.path(graph.file).stat().st_size + (graph.weight_bytes or 0)
     return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def summary(bundle: Bundle) -> str:
     """One line: precision, size, how much was validated, and whether only CPUs run it."""
-    mebibytes = sum(size(bundle, graph) for graph in bundle.graphs.values()) / 2**20
+    outputs = outputs_of(bundle).values()
+    files = {file for each in outputs for graph in each.graphs.values() for file in (graph.file, graph.data) if file}
+    mebibytes = sum(bundle.path(file).stat().st_size for file in files) / 2**20
     half = bundle.precision.half_share.get("step")
     share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""
-    gates = sum(receipt.limit is not None for receipt in bundle.receipts)
+    gates = sum(receipt.limit is not None for each in outputs for receipt in each.receipts)
     passed = f"{gates} comparisons passed{_made_up(bundle)}"
     where = ", for CPUs alone" if bundle.cpu_only else ""
     return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {passed}{where}"

@@ -35,8 +35,10 @@ from mmgen.runtime.cli.options import (
     threads_option,
     want_option,
 )
+from mmgen.runtime.cli.retrieval import embed, search
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.media.arrays import read_array
@@ -78,7 +80,8 @@ def main() -> None:
     """Generate media from a bundle, with no torch on board."""
 
 
-main.add_command(bench)
+for command in (bench, embed, search):
+    main.add_command(command)
 
 @main.command(cls=InputsCommand)
 @bundle_argument
@@ -185,7 +188,7 @@ def generate(
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
     record = {
         "files": [str(file) for file in files],
-        "media": {**vars(bundle.media), "shape": result.media.shape},
+        "media": {**to_json(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": told,
         "delivered": {name: getattr(result, name) for name in DELIVERED},

@@ -78,6 +78,7 @@ class Request:
     deadline: float | None = None
 
 
+REQUESTED = "a Request, or its attributes as arguments by name"
 NAMES = tuple(field.name for field in fields(Request))
 MEDIA_NAMES = ("image", "latents", "mask", "noise")  # attributes that give way to inputs of these names
 
@@ -103,7 +104,7 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
     if request is None:
         request = Request()
     elif not isinstance(request, Request):
-        raise MmgenError("request", got=shown(request), wanted="a Request, or its attributes as arguments by name")
+        raise MmgenError("request", got=shown(request), wanted=REQUESTED)
     named = {
         name: value for name, value in given.items()
         if name not in NAMES or (name in MEDIA_NAMES and name in inputs and value is not None)

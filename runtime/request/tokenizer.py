@@ -57,7 +57,7 @@ def open_tokenizer(path: Path, length: int, pad_id: int) -> Encode:
                 what = f"{path}: tokens of {shown(text)}"
                 raise MmgenError(what, got=len(made), wanted=f"at most {length}", remedy=AGAIN)
             if encoding.overflowing:
-                warnings.warn(f"text cut to {length} tokens: {text[:60]!r}...", stacklevel=7)  # the program's own line
+                warnings.warn(f"text cut to {length} tokens: {text[:60]!r}...", stacklevel=8)  # the program's own line
             ids[row, : len(made)] = made
         return ids
 

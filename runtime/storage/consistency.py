@@ -209,12 +209,12 @@ def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     """Yield checks of nulls, and of what a kind of condition needs."""
     tokenizers = bundle.tokenizers | ({TOKENIZER: bundle.tokenizer_sha256} if bundle.tokenizer_sha256 else {})
     if bundle.media.kind == "text":
-        yield f"hash of {bundle.media.tokenizer}", _presence(tokenizers.get(bundle.media.tokenizer)), "present"
+        yield _hash_of(bundle.media.tokenizer), _presence(tokenizers.get(bundle.media.tokenizer)), "present"
     for i, condition in enumerate(bundle.conditions):
         null, what = condition.null, f"conditions[{i}]: null"
         match condition.kind:
             case "text":
-                yield f"hash of {condition.tokenizer}", _presence(tokenizers.get(condition.tokenizer)), "present"
+                yield _hash_of(condition.tokenizer), _presence(tokenizers.get(condition.tokenizer)), "present"
                 yield what, null if isinstance(null, str) or null is None else type(null), null
             case "class":
                 yield what, null, null if null is None or (type(null) is int and null >= 0) else "a whole number from 0"
@@ -229,6 +229,10 @@ def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         if condition.media is not None and not encoded:
             wanted_ = condition.media.dtype, condition.media.shape
             yield f"conditions[{i}]: what is not encoded", (condition.dtype, condition.shape), wanted_
+
+
+def _hash_of(tokenizer: str) -> str:
+    return "tokenizer_sha256" if tokenizer == TOKENIZER else f"tokenizers: {tokenizer}"
 
 
 def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
