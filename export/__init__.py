@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from mmgen.export.sources import resolve
 
 __all__ = [
-    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output",
-    "export", "resolve",
+    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output", "export",
+    "resolve",
 ]  # fmt: skip
-_LATER = {"Model": "base.model", "Output": "base.model", "export": "exporter", "resolve": "sources"}  # by the module that has it
+_LATER = {  # by name, the module that has it
+    "Model": "base.model", "Output": "base.model", "export": "exporter", "resolve": "sources",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

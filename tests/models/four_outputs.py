@@ -113,6 +113,13 @@ def tokenizer() -> bytes:
     return made.to_str().encode()
 
 
+def example() -> np.ndarray:
+    """Return a picture of blocks of colour."""
+    blocks = np.random.default_rng(1).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    picture: np.ndarray = blocks.repeat(4, 0).repeat(4, 1)
+    return picture
+
+
 def four_outputs() -> Model:
     """Return the model, the same each time."""
     torch.manual_seed(0)
@@ -145,5 +152,6 @@ def four_outputs() -> Model:
                 Defaults("flow-euler", 4), decoder=Decoder(16, (8, 2)), inputs=("image",),
             ),
         },
+        examples=({"text": "a red cat", "image": example()}, {"text": "a dog runs", "image": example()[::-1].copy()}),
         licence="MIT",
     )  # fmt: skip

@@ -56,4 +56,8 @@ LIMITS: dict[str, float] = {
     "int8, PSNR": 35.0,  # dB; equal; 38.5 to 45 of the embedded default
     "widened, rounded once": 3e-4,  # 1.9e-4, the rounding of the output; 1.6e-3 where every operator rounds
     "hoisted latents": 1e-6,  # 0.0 in float32; a compiler may fuse the two differently
+    "several outputs, half, media encoded": 1e-3,  # 1.5e-4, latents: one picture that torch encoded, one that did half
+    "several outputs, guided": 1e-5,  # 1.2e-7, latents of about 1: a step with guidance, from two steps without
+    "several outputs, half, embedding": 1e-3,  # 1.6e-4, against torch; vectors of length 1
+    "length of an embedding": 1e-6,  # 0.0; 6e-8 is one bit
 }

@@ -40,7 +40,7 @@ def test_a_result_keeps_its_request_and_so_can_be_made_again(generator: Generato
 
 @pytest.mark.parametrize("request_", [{"prompt": "red"}, 3], ids=str)
 def test_anything_else_in_its_place_is_one_clear_line(generator: Generator, request_: object) -> None:
-    with pytest.raises(MmgenError, match="request, got .*, wanted the name of an output, or a Request"):
+    with pytest.raises(MmgenError, match=r"request, got .*, wanted the name of an output, or a Request"):
         generator.generate(request_)  # type: ignore[arg-type]
 
 
