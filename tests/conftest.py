@@ -1,7 +1,6 @@
 """What all tests share: a small bundle, and which files are left out where torch is not installed."""
 
 import fcntl
-import functools
 import gc
 import importlib.util
 import os
@@ -24,16 +23,6 @@ with suppress(ImportError):
 BUNDLE = "MMGEN_TEST_BUNDLE"
 COME_WITH_TORCH = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors"}
 without_torch = importlib.util.find_spec("torch") is None
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _torchs_operators_are_looked_up_once() -> None:
-    """Torch builds its registry of ONNX translations for every graph anew, for half a second each."""
-    if not without_torch and importlib.util.find_spec("onnxscript"):
-        from torch.onnx._internal.exporter import _registration
-
-        lookup = functools.cache(_registration.onnxscript_apis.get_torchlib_ops)
-        _registration.onnxscript_apis.get_torchlib_ops = lookup
 
 
 @pytest.fixture(scope="session")
