@@ -1,6 +1,7 @@
 """What all tests share: a small bundle, and which files are left out where torch is not installed."""
 
 import fcntl
+import functools
 import gc
 import importlib.util
 import os
@@ -49,17 +50,23 @@ def _bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Export a model that a function of the tests makes, once for all processes of a run; the bundle is read only."""
+    from traced_once import remembering
+
+    from mmgen.export import exporter
+
+    trace = remembering(tmp_path_factory.mktemp("traces"))
+    models = functools.cache(lambda make: make())
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def exported(make: Callable[[], Any], policy: str = "fp32") -> Path:
-        from mmgen.export.exporter import export
-
         folder = root / f"{make.__module__}.{make.__name__}.{policy}.mmgen"
         with (root / f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
-                export(make(), folder, policy=policy)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(exporter, "trace", trace)
+                    exporter.export(models(make), folder, policy=policy)
         return folder
 
     return exported
