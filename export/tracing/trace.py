@@ -16,6 +16,7 @@ from mmgen.export.base.origins import ORIGIN, SCOPES, note
 from mmgen.export.graphs.latent import Source
 from mmgen.export.tracing.capture import capture, untraceable
 from mmgen.export.tracing.counts import operations_by_axes, weight_bytes
+from mmgen.export.tracing.registry import registry_kept
 from mmgen.export.tracing.simplify import simplify
 from mmgen.export.tracing.translations import table
 from mmgen.export.tracing.upsampling import fold
@@ -42,7 +43,7 @@ def trace(source: Source, path: Path) -> ExportedProgram:
         program = capture(source)
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), registry_kept(), torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 (),

@@ -85,6 +85,13 @@ def sigmas_flag(kind):
     return {} if kind == "schedule" else {f"use_{kind}_sigmas": True}
 
 
+def made(kind, **config):
+    """Construct a scheduler; those that set all training steps as they are made, which takes them long, set one."""
+    original = kind.set_timesteps
+    with patch.object(kind, "set_timesteps", lambda self, steps, *more: original(self, 1, *more)):
+        return kind(**config)
+
+
 def follow(scheduler, rows, dtype, *, told=None, **step):
     """Run both; the largest relative RMS between their states after the same step."""
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
 """Receipts of a masked step: rounding passes however flat the logits are, and a fault fails however sharp they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import tiny_tokens
 import torch
 from onnx import numpy_helper
 from tiny_tokens import WIDTH, TokenDenoiser, tiny_token_model
+from traced_once import traced_once
 
 from mmgen.export import exporter
+from mmgen.export.base.model import Model
 from mmgen.export.exporter import export
 from mmgen.export.proof.masked_receipts import LOGITS, REACH, compare, tied, undecided
 from mmgen.export.proof.torch_run import Sample
@@ -118,26 +120,35 @@ def scale_the_logits(weights: dict[tuple[int, ...], np.ndarray]) -> None:
     weights[WIDTH, tiny_tokens.CODES][:] *= 1.05
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with traced_once(tmp_path_factory.mktemp("traces")):
+        yield tiny_token_model()
+
+
 @pytest.mark.parametrize("fault", [zero_a_layer, scale_the_logits])
 def test_a_fault_of_the_half_graph_fails(
-    fault: Callable[[dict[tuple[int, ...], np.ndarray]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[dict[tuple[int, ...], np.ndarray]], None],
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     to_half = exporter.to_half
 
     def broken(source: Path, target: Path, *arguments: object, role: str, **options: object) -> object:
         if role == "step":
-            model = onnx.load(source)
-            tensors = {tuple(tensor.dims): tensor for tensor in model.graph.initializer}
+            graph = onnx.load(source)
+            tensors = {tuple(tensor.dims): tensor for tensor in graph.graph.initializer}
             weights = {shape: numpy_helper.to_array(tensor).copy() for shape, tensor in tensors.items()}
             fault(weights)
             for shape, tensor in tensors.items():
                 tensor.CopyFrom(numpy_helper.from_array(weights[shape], tensor.name))
-            onnx.save(model, source)
+            onnx.save(graph, source)
         return to_half(source, target, *arguments, role=role, **options)
 
     monkeypatch.setattr(exporter, "to_half", broken)
     with pytest.raises(MmgenError, match=r"receipt 2 .*step, relative RMS of logits, row") as caught:
-        export(tiny_token_model(), tmp_path / "wrong.mmgen", policy="fp16")
+        export(model, tmp_path / "wrong.mmgen", policy="fp16")
     assert float(caught.value.got) > 0.04
 
 

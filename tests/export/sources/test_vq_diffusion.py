@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from amused_models import LENGTH, tokenizer
 from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
 from diffusers.pipelines.deprecated.vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
+from traced_once import traced_once
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmgen.export.base.model import Model
@@ -73,8 +75,9 @@ def written(pipeline: VQDiffusionPipeline, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def model(written: Path) -> Model:
-    return resolve(str(written))
+def model(written: Path) -> Iterator[Model]:
+    with traced_once(written.parent / "traces"):
+        yield resolve(str(written))
 
 
 def theirs(pipeline: VQDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
