@@ -34,6 +34,7 @@ from mmgen.runtime.cli.options import (
 )
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.media.arrays import read_array
@@ -174,7 +175,7 @@ def generate(
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
     record = {
         "files": [str(file) for file in files],
-        "media": {**vars(bundle.media), "shape": result.media.shape},
+        "media": {**to_json(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": told,
         "delivered": {name: getattr(result, name) for name in DELIVERED},
