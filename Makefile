@@ -57,7 +57,7 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 test-runtime: $(TEST_BUNDLE)/bundle.json
 	rm -rf .venv/clean build/lib build/bdist.*
 	$(PYTHON) -m venv .venv/clean
-	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),images]' pytest pytest-timeout
+	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),media]' pytest pytest-timeout
 	OMP_NUM_THREADS=1 MMGEN_TEST_SECONDS=6 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest $(WHICH)
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.

@@ -42,6 +42,8 @@ def animation_frames(file: File, size: tuple[int, int] | None) -> Iterator[Frame
             check_size(file, animation.size, size)  # before anything is unpacked
         start, unsaid = 0.0, UNSAID if getattr(animation, "is_animated", False) else 0.0
         for picture in pillow().ImageSequence.Iterator(animation):
+            if size is not None:
+                check_size(file, picture.size, size)  # a frame may reach beyond the screen
             picture.load()  # a WebP's frame has its length only then
             end = start + (picture.info.get("duration", 0) / 1000 or unsaid)
             yield Frame(start, end, TICKS[animation.format], partial(on_white, picture, picture.size))

@@ -62,26 +62,39 @@ def _exact(file: File, frames: Iterator[Frame], media: Media) -> NDArray[np.uint
     of them did, the film would have another rate.
     """
     count, rate = media.shape[0], media.rate or 1.0
-    film, begins, end = np.empty(media.shape, np.uint8), list[int](), 0.0
+    film, begin, lengths, last = np.empty(media.shape, np.uint8), 0, list[int](), None
     for frame in frames:
-        begin, end = round(frame.start * rate), frame.end
-        if abs(begin / rate - frame.start) > frame.tick + ROUNDING or (begins and begin <= begins[-1]):
-            raise _other_rate(file, len(begins), frame.start)
+        if last is not None:
+            length = _length(last, frame.start, begin, rate)
+            if length is None:
+                raise _other_rate(file, len(lengths) + 1, frame.start)
+            lengths.append(length)
+            film[begin + 1 : begin + lengths[-1]] = film[begin]
+            begin += lengths[-1]
         if begin >= count:
             raise file.differs(f"more than {count} frames", REMEDY)
-        if begins:
-            film[begins[-1] + 1 : begin] = film[begins[-1]]
-        film[begin] = frame.pixels()
-        begins.append(begin)
-    if not begins:
+        film[begin], last = frame.pixels(), frame
+    if last is None:
         raise file.refused(NOTHING)
-    there = max(round(end * rate), begins[-1] + 1)
-    if len(begins) > 1 and np.diff([*begins, there]).min() > 1:
-        raise _other_rate(file, len(begins), end)
-    if there != count:
-        raise file.differs(f"{there} frames", REMEDY)
-    film[begins[-1] + 1 :] = film[begins[-1]]
+    lengths.append(max(1, round((last.end - last.start) * rate)))
+    if len(lengths) > 1 and min(lengths) > 1:
+        raise _other_rate(file, len(lengths), last.end)
+    if sum(lengths) != count:
+        raise file.differs(f"{sum(lengths)} frames", REMEDY)
+    film[begin + 1 :] = film[begin]
     return film
+
+
+def _length(frame: Frame, next_start: float, begin: int, rate: float) -> int | None:
+    """Return how many of media's frames one lasts that begins with the one of index ``begin``; None: no whole number.
+
+    The next one begins where media's does, to a tick of the file; or this one is as long, to half a tick, as in a GIF
+    whose frames all have the hundredth of a second that is nearest.
+    """
+    length = round((next_start - frame.start) * rate)
+    late = abs((begin + length) / rate - next_start) > frame.tick + ROUNDING
+    uneven = abs(length / rate - (next_start - frame.start)) > frame.tick / 2 + ROUNDING
+    return None if length < 1 or (late and uneven) else length
 
 
 def _shown(file: File, frames: Iterator[Frame], media: Media) -> NDArray[np.uint8]:

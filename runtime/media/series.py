@@ -67,7 +67,8 @@ def _numbers(line: Sequence[str], number: int, names: Sequence[str]) -> list[flo
     numbers = []
     for name, text in zip(names, line, strict=True):
         try:
-            numbers.append(float(np.float32(text)))
+            with np.errstate(over="ignore"):  # said below
+                numbers.append(float(np.float32(text)))
         except ValueError:
             numbers.append(math.nan)
         if not math.isfinite(numbers[-1]):

@@ -16,6 +16,7 @@ from mmgen.runtime.media.importing import pyav
 from mmgen.runtime.media.source import File
 from mmgen.runtime.storage.schema import Media
 
+MOST_RATE = 1_000_000  # samples a second of any file
 PIECE = 1 << 16  # samples read at once
 STREAMED = 0x7FFFF000  # bytes from which a size means: until the end; written by programs that can't go back
 FULL = 1 << 15  # of 16 bits: 1.0
@@ -145,6 +146,8 @@ def _pieces(file: File, opened: Any, stream: Any) -> Iterator[NDArray[np.float32
 def _fitted(file: File, sound: Sound, media: Media, fit: bool) -> NDArray[np.float32]:
     """Give sound media's rate, channels and length."""
     samples, channels = media.shape
+    if not 1 <= sound.rate <= MOST_RATE:
+        raise file.refused(f"it says that it has {sound.rate} samples a second")
     rate = sound.rate if media.rate is None else media.rate
     if not fit and (sound.rate, sound.channels) != (rate, channels):
         raise file.differs(f"{sound.rate} samples a second, {_channels(sound.channels)}", REMEDY)
@@ -183,7 +186,8 @@ def _resampled(file: File, sound: NDArray[np.float32], rate: int, wanted: float)
     frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format="flt", layout=layout)
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="flt", layout=layout, rate=round(wanted))
-    made = [*resampler.resample(frame), *resampler.resample(None)]
+    with file.reading("it can't be resampled"):
+        made = [*resampler.resample(frame), *resampler.resample(None)]
     return np.concatenate([part.to_ndarray().reshape(-1, sound.shape[1]) for part in made])
 
 

@@ -56,7 +56,7 @@ def writable(path: str | os.PathLike[str], media: Media, count: int = 1) -> str:
     suffix = ALSO.get(suffix, suffix)
     if suffix not in suffixes(media):
         names = " or ".join(f"NAME{known}" for known in suffixes(media))
-        raise MmgenError(f"output {path}", wanted=f"{names} for media of kind {media.kind}")
+        raise MmgenError(f"output {path}", wanted=f"{names} or FOLDER/ for media of kind {media.kind}")
     if count > 1 and suffix in ALONE:
         raise MmgenError(f"output {path} holds one sample", got=count, remedy="write them into a folder, or as .npy")
     match suffix:

@@ -11,11 +11,11 @@ import click
 import numpy as np
 import pytest
 from documents import PAGES, README, blocks, commands, prose
+from recorded import png
 from tree import ROOT
 
 from mmgen.export.cli import main as export_command
 from mmgen.runtime.cli.main import main as command
-from mmgen.runtime.cli.png import png
 
 BUNDLE = "build/emoji.mmgen"
 PROGRAMS = {

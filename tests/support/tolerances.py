@@ -4,6 +4,14 @@ Relative RMS is |a - b| / |b|, both in the 2-norm, unless a comment says otherwi
 """
 
 LIMITS: dict[str, float] = {
+    "JPEG levels": 4,  # of 256: 3, the worst pixel of a smooth picture
+    "film, levels": 4,  # of 256, on average: 2.9, MP4 whose colours are averaged over 2 x 2; 1.5 at most of the others
+    "resampled sine": 1e-4,  # 3.9e-5, 440 Hz from 8 to 16 kHz; of which 2.5e-5 are the file's 16 bits
+    "resampled away": 1e-4,  # of an amplitude of 0.5: 2.0e-5, 11 kHz at 16 kHz
+    "sound, FLAC": 2e-4,  # 5.2e-5, 16 bits that were cut, not rounded; 2.5e-5 rounded
+    "sound, MP3": 0.1,  # 0.052, most of it where a tone begins and ends
+    "sound, WAV of floats": 1e-9,  # 0
+    "sound, WAV of 24 bits": 1e-6,  # 1.7e-7
     "batch PSNR": 50.0,  # dB; see test_generator
     "solver, float64": 1e-10,  # 3.1e-12, Euler on the cosine schedule
     "solver, float64, DDPM": 2e-9,  # 6.3e-10: 1e-10 of noise that diffusers adds at the very end
