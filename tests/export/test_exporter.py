@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from folders import left_in
+from manifests import left_in
 from tiny import CLASSES, Denoiser, tiny_model
 from torch import Tensor, nn
 from traced_once import remembering

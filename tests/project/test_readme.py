@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -25,11 +26,12 @@ PROGRAMS = {
 MODEL = "# my_model.py"  # begins an example that is a file of the user's
 SHOWN = {line: page.name for page in PAGES for line in commands(page)}
 RUN = [line for line in SHOWN if line.startswith("mmgen ") and BUNDLE in line]  # the others need models or devices
+ANY = "any.mmgen"  # a bundle of several outputs
 EXAMPLES = [
     pytest.param(block, id=f"{page.name}-{i}")
     for page in PAGES
     for i, block in enumerate(blocks(page, "python"), 1)
-    if MODEL not in block
+    if MODEL not in block and ANY not in block
 ]
 MENTIONED = {text: page.name for page in PAGES for text in re.findall(r"`(mmgen(?:-export)? [^`]+)`", prose(page))}
 
@@ -39,6 +41,19 @@ def here(bundle_folder: Path, tmp_path: Path) -> Path:
     """A folder where the small test bundle stands for the embedded model, with a picture that was made before."""
     shutil.copytree(bundle_folder, tmp_path / BUNDLE, ignore=shutil.ignore_patterns("engines"))
     (tmp_path / "build/pizza.png").write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
+    return tmp_path
+
+
+@pytest.fixture
+def beside_any(exported_once: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder with a bundle of several outputs, and two pictures."""
+    pytest.importorskip("torch", reason="exporting needs torch")
+    from four_outputs import PICTURE, four_outputs
+    from PIL import Image
+
+    shutil.copytree(exported_once(four_outputs, "fp16"), tmp_path / ANY)
+    for i, name in enumerate(("cat.jpg", "dog.jpg")):
+        Image.fromarray(np.full(PICTURE.shape, 40 + 90 * i, np.uint8)).save(tmp_path / name)
     return tmp_path
 
 
@@ -75,6 +90,17 @@ def test_the_command_line_as_shown(here: Path, line: str) -> None:
     if "--image" in line:
         pytest.importorskip("PIL", reason="pictures are read with Pillow")
     assert run(line, here)
+
+
+def test_a_bundle_of_several_outputs_as_shown(beside_any: Path) -> None:
+    examples = [block for page in PAGES for block in blocks(page, "python") if ANY in block]
+    lines = [line for line in SHOWN if ANY in line]
+    assert examples and len(lines) == 4
+    for example in examples:
+        assert play(example, beside_any)
+    assert (beside_any / "cat.wav").read_bytes().startswith(b"RIFF")
+    for line in lines:
+        assert run(line, beside_any)
 
 
 def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
