@@ -37,6 +37,7 @@ TIMES = {  # inputs from a row of the table, float32
     names.TRANSITION: (K, K + 3), names.PREDICTION: (2,), names.X0_LIMIT: (1,), names.INPUT_SCALE: (1,),
     names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
     names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
+    names.THRESHOLD: (1,),
 }  # fmt: skip
 AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
 TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # sizes that tell axes apart
