@@ -151,8 +151,10 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
     return Source("step", module, fixed | varying, axes, (names.NEXT_TOKENS, names.CODES))
 
 
-def codes_decode_source(model: Model) -> Source:
-    """Build the decode graph."""
+def codes_decode_source(model: Model) -> Source | None:
+    """Build the decode graph; None where the codes are the media."""
+    if model.decoder is None:
+        return None
     inputs = {names.CODES: torch.zeros(EXAMPLE_B, *model.latent_shape, dtype=torch.int64)}
     return Source(
         "decode", CodesDecodeGraph(model.decoder, model.media), inputs, {names.CODES: ("B",)}, (names.MEDIA,)

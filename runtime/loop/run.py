@@ -107,7 +107,7 @@ class Run:
         self.timings.decode = now - clock
         self.pace.decode.append(now - begun)
         prepared, ran = self.prepared, len(self.timings.steps) or planned
-        if last and isinstance(plan, MaskedPlan):
+        if last:
             latents = ended(latents, prepared.bundle.media.end_id)
         return Result(
             media, latents, codes, self.timings, self.steps_asked, prepared.steps, planned, ran, prepared.request,

@@ -89,7 +89,8 @@ def _text(path: Path, tokenizer: Any, ids: list[int], end: int | None) -> str:
         _raise_unless_its_own(error)
         raise MmgenError(f"{path} can't decode {len(ids)} tokens ({error})", remedy=AGAIN) from error
     if letters > DECODED:
-        raise MmgenError(f"{path}: letters of {len(ids)} tokens", got=letters, wanted=f"at most {DECODED}", remedy=AGAIN)
+        what = f"{path}: letters of {len(ids)} tokens"
+        raise MmgenError(what, got=letters, wanted=f"at most {DECODED}", remedy=ANOTHER)
     return text
 
 

@@ -4,7 +4,7 @@ A sampler is a function (process, new, steps, options) -> MaskedTable in float64
 is bool (positions,): where codes are generated; at the other positions they are known.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -121,26 +121,12 @@ def maskgit(process: Masked, new: Positions, steps: int, options: MaskGIT) -> Ma
     With ``blocks``, each has such a schedule of its own: Borsos et al. 2023 (SoundStorm), section 3.3, level by level,
     and Ziv et al. 2024 (MAGNeT).
     """
-    if options.blocks == 1 and options.first == 0:
-        done = np.arange(steps + 1) / steps
-        left = 1 - done[1:]
-        noise = options.temperature * (np.cumprod(left) if options.compounding else left)
-        return _by_confidence(process, new, done, noise, options)
-    masked, noise, windows, before = [], [], [], []
-    for block in _blocks(new, steps, options.blocks, options.first):
-        done = np.arange(block.rows + 1) / block.rows
-        left, ratio = 1 - done[1:], _ratio(process, done)
-        stays = np.maximum(np.floor(block.count * ratio[1:]), 1)
-        stays[-1] = 0
-        masked.append(block.later + stays)
-        noise.append(options.temperature * (np.cumprod(left) if options.compounding else left))
-        windows.append(np.full(block.rows, float(block.end)))
-        before.append((block.later + block.count * ratio[:-1]) / new.sum())
-    weights = np.concatenate(noise)
-    return _rows(
-        process, options, masked=np.concatenate(masked), window=np.concatenate(windows),
-        confidence=np.stack([np.ones(len(weights)), weights], 1), masked_before=np.concatenate(before),
-    )  # fmt: skip
+    blocks = list(_blocks(new, steps, options.blocks, options.first))
+    rows = [block.steps if options.blocks == 1 else min(block.count, block.steps) for block in blocks]
+    each = [np.arange(count + 1) / count for count in rows]
+    left = [1 - done[1:] for done in each]
+    noise = options.temperature * np.concatenate([np.cumprod(part) if options.compounding else part for part in left])
+    return _by_confidence(process, options, blocks, each, noise)
 
 
 def amused(process: Masked, new: Positions, steps: int, options: Amused) -> MaskedTable:
@@ -150,7 +136,7 @@ def amused(process: Masked, new: Positions, steps: int, options: Amused) -> Mask
     """
     done = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)
     noise = np.linspace(options.temperature, options.last_temperature, steps)
-    return _by_confidence(process, new, done, noise, options)
+    return _by_confidence(process, options, list(_blocks(new, steps)), [done], noise)
 
 
 def mdlm(process: Masked, new: Positions, steps: int, options: MDLM) -> MaskedTable:
@@ -186,9 +172,9 @@ def llada(process: Masked, new: Positions, steps: int, options: LLaDA) -> Masked
     unmasked: list[int] = []
     window: list[int] = []
     for block in _blocks(new, steps, options.blocks):
-        # The first rows unmask one position more.
-        unmasked += [block.count // block.rows + (i < block.count % block.rows) for i in range(block.rows)]
-        window += [block.end] * block.rows
+        rows = min(block.count, block.steps)
+        unmasked += [block.count // rows + (i < block.count % rows) for i in range(rows)]  # the first one more
+        window += [block.end] * rows
     total = new.sum()
     masked = (total - np.cumsum(unmasked)).astype(np.float64)
     weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
@@ -307,12 +293,13 @@ class _Block:
     """Neighbouring positions that are unmasked together, before those behind them."""
 
     end: int  # the position behind it
-    count: int  # positions to generate in it
+    length: int
+    count: int  # positions to generate in it, at least 1
     later: int  # and in the blocks behind it
-    rows: int  # of the table, at least 1 and at most as many as there are positions to generate
+    steps: int
 
 
-def _blocks(new: Positions, steps: int, blocks: int, first: int = 0) -> Iterator[_Block]:
+def _blocks(new: Positions, steps: int, blocks: int = 1, first: int = 0) -> Iterator[_Block]:
     """Divide positions and steps; blocks without positions to generate are left out.
 
     Args:
@@ -326,13 +313,13 @@ def _blocks(new: Positions, steps: int, blocks: int, first: int = 0) -> Iterator
         )  # fmt: skip
     if first and not (blocks > 1 and 1 <= first <= steps - (blocks - 1)):
         wanted = f"1 to {steps - blocks + 1} of {steps} steps" if blocks > 1 else "0, where there is one block"
-        raise MmgenError("first, the steps of the first block", got=first, wanted=wanted, remedy="change steps or first")
+        raise MmgenError("first, steps of the first block", got=first, wanted=wanted, remedy="change steps or first")
     length, counts = new.size // blocks, new.reshape(blocks, -1).sum(1)
     shared, sharing = (steps - first, blocks - 1) if first else (steps, blocks)
     each = [shared // sharing + (i < shared % sharing) for i in range(sharing)]
-    for i, rows in enumerate([first, *each] if first else each):
-        if count := int(counts[i]):
-            yield _Block((i + 1) * length, count, int(counts[i + 1 :].sum()), min(count, rows))
+    for i, of_block in enumerate([first, *each] if first else each):
+        if counts[i]:
+            yield _Block((i + 1) * length, length, int(counts[i]), int(counts[i + 1 :].sum()), of_block)
 
 
 def _by_chance(
@@ -355,27 +342,28 @@ def _by_chance(
 
 
 def _by_confidence(
-    process: Masked, new: Positions, done: Numbers, noise: Numbers, options: MaskGIT | Amused
+    process: Masked, options: MaskGIT | Amused, blocks: Sequence[_Block], each: Sequence[Numbers], noise: Numbers
 ) -> MaskedTable:
-    """Build rows that leave fewer and fewer positions masked.
+    """Build rows that leave fewer and fewer positions of each block masked.
 
     Args:
-        done: (N + 1,) share of the steps that is done before each row and at the end; counts are in its precision.
+        each: by block (rows + 1,) the share of its steps that is done before each row and at the end; counts are in its
+            precision.
         noise: (N,) weight of the confidence's noise.
     """
-    real, steps = done.dtype.type, len(noise)
-    ratio = _ratio(process, done)
-    masked = np.maximum(np.floor(new.size * (real(new.mean()) * ratio[1:])), 1)
-    masked[-1] = 0
+    masked, before = [], []
+    for block, done in zip(blocks, each, strict=True):
+        real, total = done.dtype.type, blocks[0].count + blocks[0].later
+        ratio = np.cos(done * real(np.pi) / 2) if process.schedule == "cosine" else 1 - done
+        stay = np.maximum(np.floor(block.length * (real(block.count / block.length) * ratio[1:])), 1)
+        stay[-1] = 0
+        masked.append(block.later + stay.astype(np.float64))
+        before.append(block.later / total + block.count / total * ratio[:-1])
+    window = np.repeat([float(block.end) for block in blocks], list(map(len, masked)))
     return _rows(
-        process, options, masked=masked.astype(np.float64), window=np.full(steps, float(new.size)),
-        confidence=np.stack([np.ones(steps), noise], 1), masked_before=ratio[:-1],
+        process, options, masked=np.concatenate(masked), window=window, masked_before=np.concatenate(before),
+        confidence=np.stack([np.ones(len(noise)), noise], 1),
     )  # fmt: skip
-
-
-def _ratio(process: Masked, done: Numbers) -> Numbers:
-    """Return the share of positions that is masked, in the precision of the share ``done`` of the steps."""
-    return np.cos(done * done.dtype.type(np.pi) / 2) if process.schedule == "cosine" else 1 - done
 
 
 def _rows(

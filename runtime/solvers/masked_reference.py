@@ -165,8 +165,8 @@ def following(process: Masked, table: MaskedTable, row: int, tokens: Tokens, end
     return row + 1 + int(rows[0]) if rows.size else None
 
 
-def ended(tokens: Tokens, end: int | None) -> Tokens:
-    """Replace what follows the first token that ends a text (B, N) by that token."""
+def ended(tokens: NDArray[Any], end: int | None) -> NDArray[Any]:
+    """Replace what follows the first token that ends a text (B, N) by that token; None: nothing ends one."""
     return tokens if end is None else np.where(np.logical_or.accumulate(tokens == end, -1), end, tokens)
 
 
