@@ -21,16 +21,18 @@ PROCESS = Masked(codes=CODES, mask_id=CODES)
 class WordDenoiser(nn.Module):
     """(tokens int64 (R, 24), context (R, 1, D)) to logits (R, 30, 24)."""
 
-    def __init__(self, end: float = 4.0) -> None:
+    def __init__(self, spread: float = 2.0) -> None:
         super().__init__()
+        self.spread = spread
         self.embedding, self.position = nn.Embedding(CODES + 1, WIDTH), nn.Parameter(torch.randn(1, LENGTH, WIDTH))
         self.block, self.norm, self.head = Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CODES)
-        with torch.no_grad():
-            self.head.bias[END] += end  # an end token somewhere in most sentences
+        ends = torch.zeros(CODES, LENGTH)
+        ends[END] = torch.linspace(-8, 8, LENGTH)  # the later, the more likely is an end
+        self.register_buffer("ends", ends)
 
     def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
         x = self.block(self.embedding(tokens) + self.position, context[:, 0], context)  # (R, N, D)
-        return (4.0 * self.head(self.norm(x))).transpose(1, 2)
+        return (self.spread * self.head(self.norm(x))).transpose(1, 2) + self.ends
 
 
 class Label(nn.Module):
