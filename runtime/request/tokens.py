@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,8 @@ def table_of(
 def fewest_steps(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | None) -> int:
     """Return the fewest steps that positions can be unmasked in, block by block."""
     given = over_defaults(bundle.defaults, solver, options)
-    return int(given.get("blocks", 1)) - 1 + max(int(given.get("first", 0)), 1)
+    blocks, first = (given[name] if isinstance(given.get(name), Integral) else 1 for name in ("blocks", "first"))
+    return int(blocks) - 1 + max(int(first), 1)
 
 
 def may_end_early(bundle: Bundle, rows: MaskedTable) -> bool:
