@@ -20,7 +20,7 @@ from mmgen.runtime.request.nulls import null_array
 from mmgen.runtime.solvers import masked
 from mmgen.runtime.solvers.registry import table
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import MEDIA_KINDS, Media
+from mmgen.runtime.storage.schema import CODES, MEDIA_KINDS, TOKENIZER, Media
 
 LAYOUTS = {  # axes and dtype of kinds of media
     "image": ("height, width, 3", "uint8"),
@@ -160,6 +160,11 @@ def _check_media(model: Model) -> None:
     if media.range is not None and not _ascend(media.range):
         raise MmgenError("media: range", got=shown(media.range), wanted="the least and the largest value")
     _check_layout("media", media)
+    if isinstance(process := model.process, Masked) and media.kind in CODES:
+        _check_codes(model, process)
+        return
+    if model.decoder is None:
+        raise MmgenError(f"model {model.name} has no decoder", remedy="give Model.decoder")
     shape, dtype = module_shape(media), module_dtype(media)
     _want("decoder", _call("decoder", model.decoder, entries), (1, *shape), None if dtype == torch.float32 else dtype)
     if model.encoder is not None:
@@ -167,8 +172,32 @@ def _check_media(model: Model) -> None:
         _want("encoder", encoded, (1, *model.latent_shape), latents.dtype)
 
 
+def _check_codes(model: Model, process: Masked) -> None:
+    """Check media that are the codes of a masked process: nothing decodes them."""
+    media, what = model.media, f"media of kind {model.media.kind}"
+    for part in ("decoder", "encoder"):
+        if getattr(model, part) is not None:
+            raise MmgenError(f"{what} with a module {part}: they are what the loop makes", remedy="leave it out")
+    if (media.dtype, media.shape) != ("int64", model.latent_shape):
+        wanted = f"int64 {model.latent_shape}, the latent_shape"
+        raise MmgenError(what, got=f"{media.dtype} {media.shape}", wanted=wanted)
+    if media.kind != "text":
+        return
+    if len(media.shape) != 1:
+        raise MmgenError(what, got=f"int64 {media.shape}", wanted="int64 (length,)")
+    if (model.tokenizer if media.tokenizer == TOKENIZER else model.tokenizers.get(media.tokenizer)) is None:
+        raise MmgenError(f"{what} and no {media.tokenizer}", remedy="give Model.tokenizer")
+    if media.end_id is not None:
+        wanted = f"a token from 0 to {process.codes - 1}, not the mask"
+        end = whole("media: end_id", media.end_id, wanted, 0, process.codes - 1)
+        if end == process.mask_id:
+            raise MmgenError("media: end_id", got=end, wanted=wanted)
+
+
 def _check_layout(what: str, media: Media) -> None:
     """Check that media have the dtype and the axes of their kind."""
+    if media.end_id is not None and media.kind != "text":
+        raise MmgenError(f"{what} of kind {media.kind}: end_id", got=media.end_id, wanted="None: only a text ends")
     layout = LAYOUTS.get(media.kind)
     if layout is None:
         return

@@ -1,6 +1,7 @@
 """A bundle, opened: requests in, media out."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -88,8 +89,7 @@ class Generator:
         from here and includes other requests between the evaluations.
         """
         clock = time.perf_counter()
-        (opened, prepared), cancel = self._prepared(what, request, given), Flag()
-        return Stream(self._turns, opened.session.evaluations(prepared, clock, cancel), cancel)
+        return self._stream(*self._prepared(what, request, given), clock)
 
     def embed(self, **given: object) -> NDArray[np.float32]:
         """Embed an input for retrieval: ``embed(photo="cat.jpg")``.
@@ -170,6 +170,10 @@ class Generator:
     ) -> None:
         self.close()
 
+    def _stream(self, opened: Opened, prepared: Prepared, clock: float) -> Stream:
+        cancel = Flag()
+        return Stream(self._turns, opened.session.evaluations(prepared, clock, cancel), cancel)
+
     def _prepared(
         self, what: str | Request | None, request: Request | None, given: dict[str, object]
     ) -> tuple[Opened, Prepared]:
@@ -203,6 +207,13 @@ class Generator:
     def _close(self) -> None:
         while self._opened:
             self._opened.popitem()[1].session.close()
+
+
+def every_evaluation(generator: Generator, **given: object) -> Stream:
+    """Make media as ``stream`` does, but leave out no evaluation: for comparisons, one by one, with another program."""
+    clock = time.perf_counter()
+    opened, prepared = generator._prepared(None, None, given)
+    return generator._stream(opened, replace(prepared, every=True), clock)
 
 
 def load(

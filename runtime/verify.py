@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.generator import Generator, every_evaluation, load
 from mmgen.runtime.loop.results import Progress
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage.bundle import AnyPath
@@ -64,6 +64,8 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     masked = isinstance(generator.bundle.process, Masked)
     trajectory = _tokens(generator, golden, policy, states) if masked else (_latents(golden, policy, states),)
 
+    if "decode" not in generator.bundle.graphs:
+        return *trajectory, *_codes(generator, golden, states[-1])
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
     if not np.isfinite(states[-1]).all():  # these can't be decoded; the trajectory's receipt reports them
@@ -75,6 +77,22 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     return *trajectory, *alone, *end
 
 
+def _codes(generator: Generator, golden: Golden, tokens: NDArray[np.int64]) -> tuple[Receipt, Receipt, Receipt]:
+    """Compare at level 4 media that are the codes: a text up to its end, made by no more evaluations than it needs.
+
+    Args:
+        tokens: (B, *L) that all evaluations made here.
+    """
+    torchs, own = (generator.decode(made)[0] for made in (golden.trajectory[-1], tokens))
+    made = generator.generate(None, None, **golden.request).media
+    share_of = partial(Receipt, 4, "loop", "share", at_least=True)
+    return (
+        share_of(share(torchs, golden.media), 1.0, "codes of torch's tokens"),
+        share_of(share(made, own), 1.0, "codes of the evaluations that are needed"),
+        share_of(share(own, golden.media), None, "codes from masks"),
+    )
+
+
 def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
     """Play the golden request, evaluation by evaluation, if it has as many as torch made.
 
@@ -82,7 +100,7 @@ def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
         MmgenError: it has another number of them, or isn't a request that the bundle takes.
     """
     try:
-        stream = generator.stream(**golden.request)
+        stream = every_evaluation(generator, **golden.request)
     except MmgenError as error:
         what = f"the request in {generator.bundle.path(generator.bundle.golden)} is none of this bundle ({error})"
         raise MmgenError(what, remedy="export the bundle again") from error

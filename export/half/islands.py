@@ -48,7 +48,7 @@ SOLVER = frozenset((
     tensors.TRANSITION, tensors.PREDICTION, tensors.X0_LIMIT, tensors.GUIDANCE, tensors.NOISE, tensors.KNOWN,
     tensors.KEEP, tensors.NEXT_LEVEL,
     tensors.SHARPNESS, tensors.TOP_K, tensors.CONFIDENCE, tensors.MASKED, tensors.STAY, tensors.WINDOW,
-    tensors.REDRAW, tensors.CHOICE, tensors.ORDER,
+    tensors.REDRAW, tensors.THRESHOLD, tensors.CHOICE, tensors.ORDER,
 ))  # fmt: skip
 
 

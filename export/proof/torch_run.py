@@ -21,6 +21,8 @@ from mmgen.runtime.request.branches import Branches
 from mmgen.runtime.request.branches import branches as encode_branches
 from mmgen.runtime.request.conditions import open_inputs
 from mmgen.runtime.request.noise import noise as seeded_noise
+from mmgen.runtime.request.prepare import fewest_steps
+from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.registry import table as solver_table
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage import tensors as names
@@ -30,7 +32,7 @@ from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 from mmgen.runtime.storage.tensors import K
 
 B = 2  # samples of the golden request
-STEPS = 8  # of its solver, or the model's default where that is less
+STEPS = 8  # of its solver, or the model's default where that is less; more where each block of tokens takes one
 GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
 SEED, OTHER_SEED = 0, 1
 
@@ -91,7 +93,7 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
 
     inputs = open_inputs(bundle, encode)
     encoded = encode_branches(inputs, conditions, guidance, None if conditions else B, negative)
-    steps = min(defaults.steps, STEPS)
+    steps = max(min(defaults.steps, STEPS), fewest_steps(bundle, Request()))
     feeds = {role: [sample.inputs for sample in found] for role, found in samples.items()}
     if "condition" not in sources:
         return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, samples, feeds)

@@ -33,7 +33,7 @@ def run_alone(
 
 
 def decode(
-    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[Any]
+    bundle: Bundle, backend: Backend, runner: Runner | None, latents: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """Decode latents or codes (B, *L) from the host to media (B, ...) and codes (B, ...) or None."""
     layout = Layout()

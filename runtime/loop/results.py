@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.request.request import Request
 
 
@@ -44,11 +45,26 @@ class Result:
     evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
     evaluations_run: int  # fewer where a deadline ended the loop; the media is then the denoiser's prediction
     request: Request  # as it was checked
+    ended_early: bool = False  # evaluations of tokens were left out that would have changed nothing
+    texts: tuple[str, ...] | None = None  # B, where the media are texts
 
     @property
     def complete(self) -> bool:
-        """Whether all requested steps were run."""
-        return self.steps == self.steps_asked and self.evaluations_run == self.evaluations
+        """Whether all requested steps were run, but for evaluations that would have changed nothing."""
+        return self.steps == self.steps_asked and (self.ended_early or self.evaluations_run == self.evaluations)
+
+    @property
+    def text(self) -> str:
+        """The only text.
+
+        Raises:
+            MmgenError: the media aren't texts, or there are several.
+        """
+        if self.texts is None:
+            raise MmgenError("text of a result", got="media of another kind", wanted="text", remedy="use media")
+        if len(self.texts) != 1:
+            raise MmgenError("text of a result", got=f"{len(self.texts)} texts", wanted="one", remedy="use texts")
+        return self.texts[0]
 
     @property
     def rows(self) -> int:
@@ -69,9 +85,9 @@ class Progress:
     the last one of a stream that has ended until another request gets the memory.  Later they raise an ``MmgenError``.
     """
 
-    evaluation: int  # from 1
+    evaluation: int  # from 1; those of tokens that would change nothing are left out
     evaluations: int  # that were planned
-    last: bool  # none follows: all are done, or a deadline is near
+    last: bool  # none follows: all are done, the rest would change nothing, or a deadline is near
     timings: Timings  # so far
     latents: Callable[[], NDArray[Any]]  # a copy of the latents, or tokens (B, *L)
     preview: Callable[[], NDArray[Any]]  # the media (B, ...) as the denoiser now predicts it: x0, decoded

@@ -11,6 +11,7 @@ from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import (
+    CODES,
     EMBED,
     INPUT,
     MEDIA_KINDS,
@@ -37,6 +38,7 @@ TIMES = {  # inputs from a row of the table, float32
     names.TRANSITION: (K, K + 3), names.PREDICTION: (2,), names.X0_LIMIT: (1,), names.INPUT_SCALE: (1,),
     names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
     names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
+    names.THRESHOLD: (1,),
 }  # fmt: skip
 AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
 TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # sizes that tell axes apart
@@ -155,8 +157,11 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
             yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
     for island in bundle.precision.islands:
         yield "precision: graph of an island", island.graph, _one_of(island.graph, graph_names)
-    for role in ("step", "decode"):
-        yield f"graphs.{role}", _presence(bundle.graphs.get(role)), "present"
+    yield "graphs.step", _presence(bundle.graphs.get("step")), "present"
+    codes = isinstance(bundle.process, Masked) and bundle.media.kind in CODES
+    yield "graphs.decode", _presence(bundle.graphs.get("decode")), "missing" if codes else "present"
+    if codes:
+        yield "media: shape of codes", bundle.media.shape, bundle.latent_shape
     yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
     media = [("media", bundle.media), *((f"media of {c.name!r}", c.media) for c in bundle.conditions)]
     for what, each in media:
@@ -179,7 +184,9 @@ def _layout_of(media: Media) -> tuple[object, object]:
         case "series":
             channels = {len(names_) for names_ in (media.labels, media.units) if names_} | set(shape[-1:])
             return (len(shape), dtype, len(channels)), (2, "float32", 1)
-        case "text" | "codes":
+        case "text":
+            return (len(shape), dtype), (1, "int64")
+        case "codes":
             return dtype, "int64"
         case "array":
             return dtype, dtype
@@ -208,6 +215,10 @@ def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
 def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     """Yield checks of nulls, and of what a kind of condition needs."""
     tokenizers = bundle.tokenizers | ({TOKENIZER: bundle.tokenizer_sha256} if bundle.tokenizer_sha256 else {})
+    if (end := bundle.media.end_id) is not None:
+        yield "media: kind, where there is an end_id", bundle.media.kind, "text"
+        most = bundle.process.codes if isinstance(bundle.process, Masked) else MOST
+        yield "media: end_id", end, end if 0 <= end < most else f"0 to {most - 1}"
     if bundle.media.kind == "text":
         yield _hash_of(bundle.media.tokenizer), _presence(tokenizers.get(bundle.media.tokenizer)), "present"
     for i, condition in enumerate(bundle.conditions):
@@ -285,7 +296,8 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
             found = outputs.get(names.EMBEDDING)
             vectors = found is not None and found[0] == "float32" and found[1][:1] == ("B",) and len(found[1]) == 2
             yield f"graphs.{role}: output {names.EMBEDDING}", found, found if vectors else "float32 (B, D)"
-    yield "graphs.decode: inputs", len(bundle.graphs["decode"].inputs), 1
+    if "decode" in bundle.graphs:
+        yield "graphs.decode: inputs", len(bundle.graphs["decode"].inputs), 1
     yield "graphs.step: inputs", names.TOKENS if tokens else names.STATE, _first_of(bundle.graphs["step"], given)
     yield "tensors of the condition and the timestep graph", sorted(set(made) & set(timed)), []
 

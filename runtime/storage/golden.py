@@ -148,7 +148,8 @@ def _arrays_of(bundle: Bundle, golden: Golden) -> dict[str, tuple[str, tuple[int
         wanted["noise"] = ("float32", latents)
     elif golden.undecided is not None:
         wanted["undecided"] = ("bool", (evaluations, *latents))
-    codes = [spec for spec in bundle.graphs["decode"].outputs if spec.name == CODES]
+    decode = bundle.graphs.get("decode")
+    codes = [spec for spec in decode.outputs if spec.name == CODES] if decode else []
     if codes and golden.codes is not None:
         wanted["codes"] = (codes[0].dtype, shape_of(codes[0], {"B": samples}))
     return wanted

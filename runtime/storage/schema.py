@@ -23,6 +23,7 @@ INPUT = "input_"  # media (B, ...) of an input to what the other graphs take for
 EMBED = "embed_"  # that to unit vectors (B, D), for retrieval
 Sigmas = Literal["schedule", "karras", "exponential", "beta"]
 MEDIA_KINDS = ("image", "video", "audio", "series")  # that an input may have
+CODES = ("text", "codes")  # kinds of media that are the codes of a masked process, without a graph to decode them
 SPARSE = {"sparse": True}  # metadata of what was added to the format: written only where it isn't the default
 MOST_STEPS = 100_000  # each takes memory before anything runs
 

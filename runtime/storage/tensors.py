@@ -37,12 +37,12 @@ MASKED = "masked"  # (1,)
 STAY = "stay"  # (1,)
 WINDOW = "window"  # (1,)
 REDRAW = "redraw"  # (1,)
+THRESHOLD = "threshold"  # (1,); not in every graph
 CHOICE = "choice"  # (B, *L) float32 uniform in [0, 1): chooses the codes
 ORDER = "order"  # (B, *L) float32 uniform in [0, 1): noise of the confidence, and what stays masked
 
 TENSORS = frozenset({
     STATE, TRANSITION, PREDICTION, X0_LIMIT, INPUT_SCALE, TIMESTEP, GUIDANCE, RESCALE, NOISE, KNOWN, KEEP, NEXT_LEVEL,
     NEXT_STATE, X0, LATENTS, MEDIA, CODES, FEATURES, EMBEDDING, TOKENS, NEXT_TOKENS, SHARPNESS, TOP_K, CONFIDENCE,
-    MASKED, STAY, WINDOW,
-    REDRAW, CHOICE, ORDER,
+    MASKED, STAY, WINDOW, REDRAW, THRESHOLD, CHOICE, ORDER,
 })  # fmt: skip
