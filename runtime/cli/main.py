@@ -173,6 +173,7 @@ def generate(
                 image=None if image is None else read_media(image, bundle.media, fit=resize),
                 latents=None if latents is None else read_array(latents),
                 mask=None if mask is None else read_mask(mask),
+                resize=resize,
                 **plain,
             )
             states = generator.stream(request)
@@ -185,16 +186,19 @@ def generate(
                         result = state.result()
                 told = _told(bundle, request, {name: str(file) for name, file in files_given.items() if file})
                 columns = plain["count"] if 1 < plain["count"] < len(result.media) else None
-                files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
+                made = result.media if result.texts is None or Path(output or "").suffix == ".npy" else result.texts
+                files = save(Samples(made, _labels(conditions, len(made)), told, columns))
     record = {
         "files": [str(file) for file in files],
         "media": {**to_json(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": told,
+        **({} if result.texts is None else {"texts": list(result.texts)}),
         "delivered": {name: getattr(result, name) for name in DELIVERED},
         "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
     }
-    show(record, as_json, lambda: _said(files, result, generator.backend))
+    alone = result.texts if output is None else None  # for a program that reads them, without anything else
+    show(record, as_json, lambda: "\n".join(alone) if alone else _said(files, result, generator.backend))
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """The results of a request."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.request.request import Request
+from mmgen.runtime.storage.schema import Media
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Result:
     evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
     evaluations_run: int  # fewer where a deadline ended the loop; the media is then the denoiser's prediction
     request: Request  # as it was checked
+    media_spec: Media  # what the media are
     ended_early: bool = False  # evaluations of tokens were left out that would have changed nothing
     texts: tuple[str, ...] | None = None  # B, where the media are texts
 
@@ -65,6 +68,21 @@ class Result:
         if len(self.texts) != 1:
             raise MmgenError("text of a result", got=f"{len(self.texts)} texts", wanted="one", remedy="use texts")
         return self.texts[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the media to a file, whose suffix says what it is to be; ``mmgen.runtime.media.write`` lists them.
+
+        Several pictures lie on a sheet, films play side by side, texts follow each other, and .npy holds the array
+        (B, ...); sound in a .wav file and series in a .csv file are one sample each.
+
+        Raises:
+            MmgenError: a suffix that doesn't fit the media, several samples where one fits, a package that is missing,
+                or a place that can't be written.
+        """
+        from mmgen.runtime.media.write import write_media  # only who writes files needs it
+
+        samples = self.texts if self.texts is not None and os.path.splitext(path)[1] != ".npy" else self.media
+        write_media(path, samples, self.media_spec)
 
     @property
     def rows(self) -> int:

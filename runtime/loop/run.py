@@ -111,7 +111,7 @@ class Run:
             latents = ended(latents, prepared.bundle.media.end_id)
         return Result(
             media, latents, codes, self.timings, self.steps_asked, prepared.steps, planned, ran, prepared.request,
-            over and ran < planned, texts,
+            prepared.bundle.media, over and ran < planned, texts,
         )  # fmt: skip
 
     def _resume(self, plan: MaskedPlan, tokens: NDArray[np.int64]) -> None:

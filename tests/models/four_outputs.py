@@ -139,8 +139,8 @@ def four_outputs() -> Model:
                 decoder=Decoder(64, (3, 16, 16)), inputs=("text",), condition=given, conditioning=("given",),
             ),
             "caption": Output(
-                Masked(codes=len(WORDS), mask_id=len(WORDS)), (8,), Writer(block, 8), Media("codes", (8,), "int64"),
-                Defaults("llada", 8), decoder=nn.Identity(), inputs=("image",),
+                Masked(codes=len(WORDS), mask_id=len(WORDS)), (8,), Writer(block, 8),
+                Media("text", (8,), "int64", end_id=1), Defaults("llada", 8), inputs=("image",),
             ),
             "sound": Output(
                 Diffusion(), (4, 8), Denoiser(block, 4, 8), Media("audio", (64, 1), "float32", rate=8000.0),

@@ -112,7 +112,7 @@ class TestThreshold:
 
     @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
     def test_is_a_probability(self, threshold: float) -> None:
-        with pytest.raises(MmgenError, match="threshold.*wanted a (probability up to 1, or 0 for none|number)"):
+        with pytest.raises(MmgenError, match=r"threshold.*wanted a (probability up to 1, or 0 for none|number)"):
             rows_of("llada", 12, threshold=threshold)
 
 
