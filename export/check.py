@@ -42,7 +42,7 @@ def check(model: Model) -> None:
         if getattr(model, name) is None:
             raise MmgenError(f"model {model.name} has no {name}", remedy=f"give Model.{name}")
     _check_conditions(model)
-    completed(model)
+    model = completed(model)
     for part, module in modules(model).items():
         _check_weights(f"{part} of {model.name}", module)
         module.eval()

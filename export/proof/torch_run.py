@@ -104,11 +104,16 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
 
 
 def input_samples(sources: Mapping[Role, Source]) -> dict[Role, list[Sample]]:
-    """Run the graphs of inputs on their examples."""
-    return {
-        role: [call(source, {name: tensor.numpy() for name, tensor in source.inputs.items()})]
-        for role, source in sources.items() if role.startswith((INPUT, EMBED))
-    }  # fmt: skip
+    """Run the graphs of inputs on their examples; those of media also on zeros, a black picture or silence."""
+    samples: dict[Role, list[Sample]] = {}
+    for role, source in sources.items():
+        if role.startswith((INPUT, EMBED)):
+            given = {name: tensor.numpy() for name, tensor in source.inputs.items()}
+            samples[role] = [call(source, given)]
+        if role.startswith(INPUT):
+            zeros = call(source, {name: np.zeros_like(array) for name, array in given.items()}, "zeros")
+            samples[role] += [zeros] if all(np.isfinite(x).all() for x in zeros.outputs.values()) else []
+    return samples
 
 
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:

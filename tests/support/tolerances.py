@@ -67,5 +67,7 @@ LIMITS: dict[str, float] = {
     "several outputs, half, media encoded": 1e-3,  # 1.5e-4, latents: one picture that torch encoded, one that did half
     "several outputs, guided": 1e-5,  # 1.2e-7, latents of about 1: a step with guidance, from two steps without
     "several outputs, half, embedding": 1e-3,  # 1.6e-4, against torch; vectors of length 1
+    "features": 1e-5,  # 2.4e-7, of about 1, against torch, float32
+    "sound in sixteen bits, latents": 1e-4,  # 1.2e-6, of about 1
     "length of an embedding": 1e-6,  # 0.0; 6e-8 is one bit
 }
