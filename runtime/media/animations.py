@@ -59,12 +59,12 @@ def animation_file(film: NDArray[np.uint8], suffix: str, rate: float) -> bytes:
     Args:
         rate: frames a second.
     """
-    library = pillow(f"{suffix} files are written", "write a .npy file")
+    pil = pillow(f"{suffix} files are written", "write a .npy file")
     ticks = 100 if suffix == ".gif" else 1000  # a second
     begins = [round(ticks * frame / rate) for frame in range(len(film) + 1)]
     least = SHORTEST if suffix == ".gif" else 1
     lengths = [max(least, end - begin) * (1000 // ticks) for begin, end in pairwise(begins)]
-    first, *others = (library.Image.fromarray(frame) for frame in film)
+    first, *others = (pil.Image.fromarray(frame) for frame in film)
     options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     content = io.BytesIO()
     first.save(
