@@ -1,7 +1,6 @@
 """Animations that Pillow knows: GIF, and WebP and PNG with several frames."""
 
 import io
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.media.frames import Frame
+from mmgen.runtime.media.frames import Frame, Frames
 from mmgen.runtime.media.importing import pillow
 from mmgen.runtime.media.pictures import check_size, on_white, open_picture
 from mmgen.runtime.media.source import File
@@ -28,7 +27,7 @@ def is_animation(start: bytes) -> bool:
     )
 
 
-def animation_frames(file: File, size: tuple[int, int] | None) -> Iterator[Frame]:
+def animation_frames(file: File, size: tuple[int, int] | None) -> Frames:
     """Yield an animation's frames, each as it is shown: put together with those below it, over white.
 
     Args:

@@ -1,7 +1,6 @@
 """Film: animations by Pillow, all else, such as MP4 and WebM, by PyAV."""
 
 import io
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.media.animations import animation_frames, is_animation
 from mmgen.runtime.media.containers import container, decoded
-from mmgen.runtime.media.frames import Frame, film_of
+from mmgen.runtime.media.frames import Frame, Frames, film_of
 from mmgen.runtime.media.importing import pyav
 from mmgen.runtime.media.pictures import check_size
 from mmgen.runtime.media.source import File
@@ -31,7 +30,7 @@ def read_film(file: File, media: Media, fit: bool) -> NDArray[np.uint8]:
     return film_of(file, lambda: reader(file, size), media, fit)
 
 
-def _frames(file: File, wanted: tuple[int, int] | None) -> Iterator[Frame]:
+def _frames(file: File, wanted: tuple[int, int] | None) -> Frames:
     """Yield the frames of the first film in a container; ``wanted``: width and height that they must have."""
     with container(file, "film") as opened:
         stream = opened.streams.video[0] if opened.streams.video else None

@@ -225,6 +225,16 @@ def test_media_without_a_rate_takes_any(image: Any) -> None:
     assert np.array_equal(read_media(content, media(rate=None, shape=(12, H, W, 3)), fit=True), FILM.repeat(2, 0))
 
 
+def test_a_refused_film_leaves_nothing_behind(image: Any, tmp_path: Path) -> None:
+    """While its error is kept: no open file, and the program's own filters of warnings."""
+    (tmp_path / "a.gif").write_bytes(animation(image, FILM, duration=50))
+    filters, files = list(warnings.filters), len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(MmgenError) as caught:
+        read_media(tmp_path / "a.gif", MEDIA)
+    assert list(warnings.filters) == filters and len(list(Path("/proc/self/fd").iterdir())) == files
+    assert caught.value.__traceback__ is not None
+
+
 # what can't be read
 
 
