@@ -15,8 +15,8 @@ from mmgen.runtime.media.pictures import check_size
 from mmgen.runtime.media.source import File
 from mmgen.runtime.storage.schema import Media
 
-ENCODERS = ("libx264", "mpeg4")  # by preference: distributions may build FFmpeg without the first
-QUALITY = {"crf": "12"}  # of H.264, 0 to 51: hardly any loss that can be seen
+# By preference, for distributions may build FFmpeg without the first, with what leaves hardly any loss to be seen.
+ENCODERS = {"libx264": {"crf": "12"}, "mpeg4": {"qmin": "2", "qmax": "3"}}
 
 
 def read_film(file: File, media: Media, fit: bool) -> NDArray[np.uint8]:
@@ -71,8 +71,8 @@ def film_file(film: NDArray[np.uint8], rate: float) -> bytes:
     _, height, width, _ = film.shape
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as written:
-        name = ENCODERS[0] if ENCODERS[0] in av.codecs_available else ENCODERS[1]
-        stream = written.add_stream(name, rate=Fraction(rate).limit_denominator(10_000), options=QUALITY)
+        name = next(name for name in ENCODERS if name in av.codecs_available)  # the second is FFmpeg's own
+        stream = written.add_stream(name, rate=Fraction(rate).limit_denominator(10_000), options=ENCODERS[name])
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         for pixels in film:

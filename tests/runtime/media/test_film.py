@@ -146,6 +146,15 @@ def test_an_mp4_has_its_rate_and_its_size(tmp_path: Path, rate: float, size: tup
     assert np.abs(made.astype(int) - frames).mean() < LIMITS["film, levels"]
 
 
+def test_without_h264_an_mp4_is_mpeg_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="MP4 is written by PyAV")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    content = media_file(SMOOTH[None], ".mp4", MEDIA)
+    with av.open(io.BytesIO(content)) as file:
+        assert file.streams.video[0].codec_context.name == "mpeg4"
+    assert np.abs(read_media(content, MEDIA).astype(int) - SMOOTH).mean() < LIMITS["film, levels"]
+
+
 def test_frames_of_a_film_may_last_several_times_as_long() -> None:
     content = film(SMOOTH[:4], begins=[0, 1, 3, 4], codec="ffv1", container="matroska", pixels="yuv444p")
     made = read_media(content, media(shape=(5, H, W, 3)))
