@@ -1,7 +1,6 @@
 """Animations that Pillow knows: GIF, and WebP and PNG with several frames."""
 
 import io
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmgen.runtime.media.frames import Frame
+from mmgen.runtime.media.frames import Frame, Frames
 from mmgen.runtime.media.importing import pillow
 from mmgen.runtime.media.pictures import check_size, on_white, open_picture
 from mmgen.runtime.media.source import File
@@ -28,7 +27,7 @@ def is_animation(start: bytes) -> bool:
     )
 
 
-def animation_frames(file: File, size: tuple[int, int] | None) -> Iterator[Frame]:
+def animation_frames(file: File, size: tuple[int, int] | None) -> Frames:
     """Yield an animation's frames, each as it is shown: put together with those below it, over white.
 
     Args:
@@ -59,12 +58,12 @@ def animation_file(film: NDArray[np.uint8], suffix: str, rate: float) -> bytes:
     Args:
         rate: frames a second.
     """
-    library = pillow(f"{suffix} files are written", "write a .npy file")
+    pil = pillow(f"{suffix} files are written", "write a .npy file")
     ticks = 100 if suffix == ".gif" else 1000  # a second
     begins = [round(ticks * frame / rate) for frame in range(len(film) + 1)]
     least = SHORTEST if suffix == ".gif" else 1
     lengths = [max(least, end - begin) * (1000 // ticks) for begin, end in pairwise(begins)]
-    first, *others = (library.Image.fromarray(frame) for frame in film)
+    first, *others = (pil.Image.fromarray(frame) for frame in film)
     options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     content = io.BytesIO()
     first.save(

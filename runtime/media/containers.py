@@ -9,6 +9,7 @@ from mmgen.runtime.media.source import File
 
 # Names of FFmpeg's readers.  Those that aren't here include lists of other files and addresses, such as hls and concat.
 KNOWN = "mov,mp4,matroska,webm,avi,ogg,flac,mp3,aac,wav,w64,aiff,au,caf,flv,mpegts,mpeg,asf,gif,apng"
+LENIENT = 19  # the release of PyAV from which titles that aren't UTF-8 are no errors
 MOST_PIXELS = 1 << 25  # of a frame: more than 7680 x 4320
 MISSING = 0.05  # seconds at the end of a file that may be missing: those who write them round
 UNCLEAR = 1.0  # the same, where packets don't say how long they last
@@ -30,10 +31,11 @@ def container(file: File, what: str) -> Iterator[Any]:
     """
     av = pyav(f"{file.name}: such {what} is read")
     options = {"format_whitelist": KNOWN, "protocol_whitelist": "none", "max_pixels": str(MOST_PIXELS)}
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < LENIENT else {}
     file.content.seek(0)
     with (
         file.reading(f"it is no {what} that PyAV knows"),
-        av.open(file.content, options=options, io_open=_refuse, metadata_errors="replace") as opened,
+        av.open(file.content, options=options, io_open=_refuse, **lenient) as opened,
     ):
         yield opened
 

@@ -1,7 +1,6 @@
 """Film: animations by Pillow, all else, such as MP4 and WebM, by PyAV."""
 
 import io
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,14 +9,14 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.media.animations import animation_frames, is_animation
 from mmgen.runtime.media.containers import container, decoded
-from mmgen.runtime.media.frames import Frame, film_of
+from mmgen.runtime.media.frames import Frame, Frames, film_of
 from mmgen.runtime.media.importing import pyav
 from mmgen.runtime.media.pictures import check_size
 from mmgen.runtime.media.source import File
 from mmgen.runtime.storage.schema import Media
 
-ENCODERS = ("libx264", "mpeg4")  # by preference: distributions may build FFmpeg without the first
-QUALITY = {"crf": "12"}  # of H.264, 0 to 51: hardly any loss that can be seen
+# By preference, for distributions may build FFmpeg without the first, with what leaves hardly any loss to be seen.
+ENCODERS = {"libx264": {"crf": "12"}, "mpeg4": {"qmin": "2", "qmax": "3"}}
 
 
 def read_film(file: File, media: Media, fit: bool) -> NDArray[np.uint8]:
@@ -31,7 +30,7 @@ def read_film(file: File, media: Media, fit: bool) -> NDArray[np.uint8]:
     return film_of(file, lambda: reader(file, size), media, fit)
 
 
-def _frames(file: File, wanted: tuple[int, int] | None) -> Iterator[Frame]:
+def _frames(file: File, wanted: tuple[int, int] | None) -> Frames:
     """Yield the frames of the first film in a container; ``wanted``: width and height that they must have."""
     with container(file, "film") as opened:
         stream = opened.streams.video[0] if opened.streams.video else None
@@ -72,8 +71,8 @@ def film_file(film: NDArray[np.uint8], rate: float) -> bytes:
     _, height, width, _ = film.shape
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as written:
-        name = ENCODERS[0] if ENCODERS[0] in av.codecs_available else ENCODERS[1]
-        stream = written.add_stream(name, rate=Fraction(rate).limit_denominator(10_000), options=QUALITY)
+        name = next(name for name in ENCODERS if name in av.codecs_available)  # the second is FFmpeg's own
+        stream = written.add_stream(name, rate=Fraction(rate).limit_denominator(10_000), options=ENCODERS[name])
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         for pixels in film:

@@ -1,9 +1,11 @@
 """A film's frames, laid out on the frames that a bundle's media has."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,10 @@ class Frame:
     pixels: Callable[[], NDArray[np.uint8]]  # (H, W, 3); valid until the next frame is asked for
 
 
-def film_of(file: File, frames: Callable[[], Iterator[Frame]], media: Media, fit: bool) -> NDArray[np.uint8]:
+Frames: TypeAlias = "Generator[Frame, None, None]"
+
+
+def film_of(file: File, frames: Callable[[], Frames], media: Media, fit: bool) -> NDArray[np.uint8]:
     """Read a film as uint8 (T, H, W, 3).
 
     With ``fit`` frames of another size are resized as pictures are, and a film of another rate is resampled in time:
@@ -42,11 +47,12 @@ def film_of(file: File, frames: Callable[[], Iterator[Frame]], media: Media, fit
     Raises:
         MmgenError: a film of another rate or number of frames, without ``fit``.
     """
-    laid_out = _counted(file, frames, media.shape[0], fit) if media.rate is None else frames()
-    return _shown(file, laid_out, media) if fit else _exact(file, laid_out, media)
+    timed = frames() if media.rate is not None else _counted(file, frames, media.shape[0], fit)
+    with closing(timed):  # at once: a suspended reader has its file, and its own filter of warnings
+        return _shown(file, timed, media) if fit else _exact(file, timed, media)
 
 
-def _counted(file: File, frames: Callable[[], Iterator[Frame]], count: int, fit: bool) -> Iterator[Frame]:
+def _counted(file: File, frames: Callable[[], Frames], count: int, fit: bool) -> Frames:
     """Yield frames in the time of a media without a rate: a second each, or ``count`` seconds in all."""
     there = sum(1 for _ in islice(frames(), MOST_FRAMES + 1)) if fit else count
     if there > MOST_FRAMES:

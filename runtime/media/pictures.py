@@ -91,11 +91,11 @@ def resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 def picture_file(picture: NDArray[np.uint8], suffix: str, note: Mapping[str, Any] | None) -> bytes:
     """Return uint8 (H, W, 3) as a .png, .jpg or .webp file; a PNG keeps ``note``.  PNG and WebP lose nothing."""
-    library = pillow(f"{suffix} files are written", "write a .npy file")
+    pil = pillow(f"{suffix} files are written", "write a .npy file")
     options: dict[str, Any] = {}
     match suffix:
         case ".png":
-            options = {"format": "png", "pnginfo": library.PngImagePlugin.PngInfo()}
+            options = {"format": "png", "pnginfo": pil.PngImagePlugin.PngInfo()}
             if note is not None:
                 options["pnginfo"].add_itxt(KEYWORD, json.dumps(note))
         case ".jpg":
@@ -103,7 +103,7 @@ def picture_file(picture: NDArray[np.uint8], suffix: str, note: Mapping[str, Any
         case ".webp":
             options = {"format": "webp", "lossless": True}
     content = io.BytesIO()
-    library.Image.fromarray(picture).save(content, **options)
+    pil.Image.fromarray(picture).save(content, **options)
     return content.getvalue()
 
 
@@ -115,11 +115,11 @@ def open_picture(file: File, what: str, formats: Sequence[str] | None = None) ->
         what: it is to be, for errors.
         formats: Pillow's names of those that it may have; None: any.
     """
-    library = pillow(f"{file.name}: {what}s are read")
+    pil = pillow(f"{file.name}: {what}s are read")
     file.content.seek(0)
     with file.reading(f"it is no {what} that Pillow knows"), warnings.catch_warnings():
-        warnings.simplefilter("error", library.Image.DecompressionBombWarning)
-        with library.Image.open(file.content, formats=formats) as picture:
+        warnings.simplefilter("error", pil.Image.DecompressionBombWarning)
+        with pil.Image.open(file.content, formats=formats) as picture:
             if picture.format == "EPS":  # for which Pillow would start Ghostscript
                 raise ValueError("it is a program in PostScript")
             if picture.mode == "F":  # which may mean anything
@@ -129,8 +129,8 @@ def open_picture(file: File, what: str, formats: Sequence[str] | None = None) ->
 
 def _upright(picture: Any) -> Any:
     """Turn a picture as the camera's orientation says, and make 16 bits of grey 8."""
-    library = pillow()
-    upright = library.ImageOps.exif_transpose(picture)
+    pil = pillow()
+    upright = pil.ImageOps.exif_transpose(picture)
     if upright.mode in DEEP:  # Pillow would make 255 of all that is more
-        return library.Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+        return pil.Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
     return upright

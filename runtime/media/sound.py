@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from mmgen.runtime.media.source import File
 from mmgen.runtime.storage.schema import Media
 
 MOST_RATE = 1_000_000  # samples a second of any file
+MOST_CHANNELS = 64
 PIECE = 1 << 16  # samples read at once
 STREAMED = 0x7FFFF000  # bytes from which a size means: until the end; written by programs that can't go back
 FULL = 1 << 15  # of 16 bits: 1.0
@@ -103,7 +105,7 @@ def _wave(file: File) -> Sound | None:
         try:
             opened = wave.open(file.content, "rb")  # noqa: SIM115
         except wave.Error as error:
-            if "unknown format" not in str(error):
+            if not re.match("unknown (extended )?format", str(error)):
                 raise
             file.content.seek(0)
             return None
@@ -146,8 +148,8 @@ def _pieces(file: File, opened: Any, stream: Any) -> Iterator[NDArray[np.float32
 def _fitted(file: File, sound: Sound, media: Media, fit: bool) -> NDArray[np.float32]:
     """Give sound media's rate, channels and length."""
     samples, channels = media.shape
-    if not 1 <= sound.rate <= MOST_RATE:
-        raise file.refused(f"it says that it has {sound.rate} samples a second")
+    if not (1 <= sound.rate <= MOST_RATE and 1 <= sound.channels <= MOST_CHANNELS):
+        raise file.refused(f"it says that it has {sound.rate} samples a second, {_channels(sound.channels)}")
     rate = sound.rate if media.rate is None else media.rate
     if not fit and (sound.rate, sound.channels) != (rate, channels):
         raise file.differs(f"{sound.rate} samples a second, {_channels(sound.channels)}", REMEDY)

@@ -71,7 +71,7 @@ def opened(source: Source, wanted: str) -> Iterator[File]:
         with io.BytesIO(source) as content:
             yield _filled(File(content, len(source), f"a file of {len(source)} bytes", wanted))
     elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = Path(os.fsdecode(source))
         with open_regular(path, wanted=wanted) as (file, size):
             yield _filled(File(file, size, str(path), wanted))
     else:

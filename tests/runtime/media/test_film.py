@@ -146,6 +146,15 @@ def test_an_mp4_has_its_rate_and_its_size(tmp_path: Path, rate: float, size: tup
     assert np.abs(made.astype(int) - frames).mean() < LIMITS["film, levels"]
 
 
+def test_without_h264_an_mp4_is_mpeg_4(monkeypatch: pytest.MonkeyPatch) -> None:
+    av = pytest.importorskip("av", reason="MP4 is written by PyAV")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    content = media_file(SMOOTH[None], ".mp4", MEDIA)
+    with av.open(io.BytesIO(content)) as file:
+        assert file.streams.video[0].codec_context.name == "mpeg4"
+    assert np.abs(read_media(content, MEDIA).astype(int) - SMOOTH).mean() < LIMITS["film, levels"]
+
+
 def test_frames_of_a_film_may_last_several_times_as_long() -> None:
     content = film(SMOOTH[:4], begins=[0, 1, 3, 4], codec="ffv1", container="matroska", pixels="yuv444p")
     made = read_media(content, media(shape=(5, H, W, 3)))
@@ -223,6 +232,16 @@ def test_media_without_a_rate_takes_any(image: Any) -> None:
     made = read_media(content, media(rate=None, shape=(3, H, W, 3)), fit=True)
     assert np.array_equal(made, FILM[::2]), "spread evenly over the film"
     assert np.array_equal(read_media(content, media(rate=None, shape=(12, H, W, 3)), fit=True), FILM.repeat(2, 0))
+
+
+def test_a_refused_film_leaves_nothing_behind(image: Any, tmp_path: Path) -> None:
+    """While its error is kept: no open file, and the program's own filters of warnings."""
+    (tmp_path / "a.gif").write_bytes(animation(image, FILM, duration=50))
+    filters, files = list(warnings.filters), len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(MmgenError) as caught:
+        read_media(tmp_path / "a.gif", MEDIA)
+    assert list(warnings.filters) == filters and len(list(Path("/proc/self/fd").iterdir())) == files
+    assert caught.value.__traceback__ is not None
 
 
 # what can't be read

@@ -1,6 +1,7 @@
 """Sound: WAV files against Python's own library and SciPy, all else against PyAV; rates, channels and lengths."""
 
 import io
+import struct
 import warnings
 import wave
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_a_file_that_a_program_could_not_go_back_in_is_read_to_its_end() -> None
     assert np.array_equal(read_media(bytes(content), STEREO), read_media(sixteen(NOISE), STEREO))
 
 
+@pytest.mark.parametrize(("number", "dtype"), [(1, "<i2"), (1, "<i4"), (3, "<f4")])
+def test_the_longer_header_of_many_programs_is_read(number: int, dtype: str) -> None:
+    """WAVE_FORMAT_EXTENSIBLE, which sox writes for 24 bits; Python's library knows it from 3.12 on."""
+    pytest.importorskip("av", reason="Python's library may not know it")
+    width = np.dtype(dtype).itemsize
+    given = (NOISE if number == 3 else NOISE * 2.0 ** (8 * width - 1)).astype(dtype)
+    shape = struct.pack("<HHIIHH", 0xFFFE, 2, RATE, RATE * 2 * width, 2 * width, 8 * width)
+    guid = struct.pack("<HHIH", 22, 8 * width, 3, number) + bytes.fromhex("000000001000800000aa00389b71")
+    chunks = [(b"fmt ", shape + guid), (b"data", given.tobytes())]
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(content)) + content for name, content in chunks)
+    made = read_media(b"RIFF" + struct.pack("<I", len(body)) + body, STEREO)
+    assert np.abs(made - NOISE).max() <= 2.0 ** (1 - 8 * min(width, 3))
+
+
 # other kinds of files
 
 
@@ -113,6 +128,13 @@ def test_what_pyav_wrote_is_read(container: str, codec: str, figure: str) -> Non
     made = read_media(sound(given, container=container, codec=codec, rate=RATE, layout="stereo"), STEREO)
     assert relative_rms(made[: len(given)], given) < LIMITS[f"sound, {figure}"]
     assert np.abs(made[len(given) :]).max() < LIMITS["sound, MP3"], "filled up with silence"
+
+
+def test_a_title_need_not_be_utf_8() -> None:
+    content = sound(NOISE[:, :1], container="wav", codec="pcm_f32le", rate=RATE)
+    title = b"LIST" + struct.pack("<I", 18) + b"INFOINAM" + struct.pack("<I", 6) + "größe".encode("latin-1") + b"\0"
+    titled = b"RIFF" + struct.pack("<I", len(content) - 8 + len(title)) + content[8:] + title
+    assert np.array_equal(read_media(titled, MONO), NOISE[:, :1])
 
 
 def test_the_sound_of_a_film_is_read() -> None:
