@@ -3,13 +3,11 @@
 What only one command needs is imported by that command.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from mmgen.runtime.base import distribution
 from mmgen.runtime.cli.arguments import also as read_also
@@ -34,6 +32,7 @@ from mmgen.runtime.cli.options import (
 )
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.files.json_records import plain
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.media_files import read_array, read_mask, read_media
@@ -132,7 +131,7 @@ def generate(
     threads: int | None,
     public_key: Path | None,
     as_json: bool,
-    **plain: Any,
+    **said: Any,
 ) -> None:
     """Make samples and write them to OUT.
 
@@ -147,11 +146,11 @@ def generate(
                 conditions=conditions,
                 negative=read_negative(bundle, negative_prompts, negatives),
                 also=read_also(bundle, also_arguments),
-                options=read_options(bundle, plain["solver"], options),
+                options=read_options(bundle, said["solver"], options),
                 image=None if image is None else read_media(image, bundle.media),
                 latents=None if latents is None else read_array(latents),
                 mask=None if mask is None else read_mask(mask),
-                **plain,
+                **said,
             )
             states = generator.stream(request)
             with destination(output, bundle.media) as save:
@@ -162,7 +161,7 @@ def generate(
                         result = state.result()
                 files_given = {"image": image, "latents": latents, "mask": mask}
                 told = _told(bundle, request, {name: str(file) for name, file in files_given.items() if file})
-                columns = plain["count"] if 1 < plain["count"] < len(result.media) else None
+                columns = said["count"] if 1 < said["count"] < len(result.media) else None
                 files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
     record = {
         "files": [str(file) for file in files],
@@ -207,7 +206,7 @@ def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> No
     with Progress() as progress:
         progress(f"verifying {folder}", 0.0)
         receipts = repeat(folder, backend, threads=threads)
-    record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
+    record = {"receipts": [plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
     show(record, as_json, lambda: describe.receipts(receipts))
     require(receipts)
 
@@ -246,22 +245,8 @@ def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, 
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
     if own := over_defaults(bundle.defaults, request.solver, request.options):
         full["options"] = own
-    told: dict[str, Any] = _plain(full)
+    told: dict[str, Any] = plain(full)
     return told
-
-
-def _plain(value: Any) -> Any:
-    """Arrays, tuples and what holds them, as JSON does."""
-    match value:
-        case np.ndarray():
-            return value.tolist()
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-    return value
 
 
 def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:
