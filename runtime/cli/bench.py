@@ -9,39 +9,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.cli.options import (
-    backend_option,
-    bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
-)
+from mmgen.runtime.cli.options import SAMPLING, backend_option, bundle_argument, condition_options, sampling_options
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 from mmgen.runtime.files.atomic import followed, whole_file
 
 if TYPE_CHECKING:
     from mmgen.runtime.bench.measure import Sample
 
-REQUEST = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")  # options that are a request's own
-
 
 @click.command(cls=Command)
 @bundle_argument
-@prompt_option
-@class_option
-@condition_option
-@steps_option
-@guidance_option
-@interval_option
-@seed_option
-@solver_option
-@sigmas_option
+@condition_options
+@sampling_options
 @click.option("--batch", multiple=True, type=int, default=(1,), metavar="B", show_default=True,
               help="Samples at once; may be repeated.")  # fmt: skip
 @click.option("--threads", multiple=True, type=int, default=(None,), metavar="T",
@@ -95,7 +74,7 @@ def bench(
 
     bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured
     given = example_conditions(bundle, conditions(bundle, prompts, class_ids, others))
-    said = {name: options.pop(name) for name in REQUEST}
+    said = {name: options.pop(name) for name in SAMPLING}
     negative = example_negative(bundle, said["guidance"])
     asked = Options(Request(conditions=given, negative=negative, **said), **options)
     with (

@@ -18,16 +18,9 @@ from mmgen.runtime.cli.bench import bench
 from mmgen.runtime.cli.options import (
     backend_option,
     bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
+    condition_options,
     key_option,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
+    sampling_options,
     threads_option,
 )
 from mmgen.runtime.cli.save import Samples, destination
@@ -76,18 +69,14 @@ main.add_command(bench)
 
 @main.command()
 @bundle_argument
-@prompt_option
-@class_option
-@condition_option
+@condition_options
 @click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
               help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
 @click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
               help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
 @click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
               help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
-@steps_option
-@guidance_option
-@interval_option
+@sampling_options
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
@@ -101,11 +90,8 @@ main.add_command(bench)
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
-@seed_option
-@solver_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
-@sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", required=True, metavar="OUT",
               help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
