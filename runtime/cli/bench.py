@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.cli.inputs import InputsCommand, named_inputs
 from mmgen.runtime.cli.options import (
-    InputsCommand,
+    SAMPLING,
     backend_option,
     bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
-    named_inputs,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
+    condition_options,
+    sampling_options,
     want_option,
 )
 from mmgen.runtime.cli.terminal import Progress, json_option, show
@@ -31,21 +24,13 @@ from mmgen.runtime.files.atomic import followed, whole_file
 if TYPE_CHECKING:
     from mmgen.runtime.bench.measure import Sample
 
-REQUEST = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")  # options that are a request's own
 
 
 @click.command(cls=InputsCommand)
 @bundle_argument
 @want_option
-@prompt_option
-@class_option
-@condition_option
-@steps_option
-@guidance_option
-@interval_option
-@seed_option
-@solver_option
-@sigmas_option
+@condition_options
+@sampling_options
 @click.option("--batch", multiple=True, type=int, default=(1,), metavar="B", show_default=True,
               help="Samples at once; may be repeated.")  # fmt: skip
 @click.option("--threads", multiple=True, type=int, default=(None,), metavar="T",
@@ -101,7 +86,7 @@ def bench(
     bundle = output_of(read_bundle(folder, verify=False), output_name)  # it is verified before anything is measured
     others = (*others, *named_inputs(bundle, {}))
     given = example_conditions(bundle, conditions(bundle, prompts, class_ids, others))
-    said = {name: options.pop(name) for name in REQUEST}
+    said = {name: options.pop(name) for name in SAMPLING}
     negative = example_negative(bundle, said["guidance"])
     asked = Options(Request(output=output_name, conditions=given, negative=negative, **said), **options)
     with (

@@ -3,13 +3,11 @@
 What only one command needs is imported by that command.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from mmgen.runtime.base import distribution
 from mmgen.runtime.cli.arguments import also as read_also
@@ -17,27 +15,20 @@ from mmgen.runtime.cli.arguments import conditions as read_conditions
 from mmgen.runtime.cli.arguments import negative as read_negative
 from mmgen.runtime.cli.arguments import options as read_options
 from mmgen.runtime.cli.bench import bench
+from mmgen.runtime.cli.inputs import InputsCommand, named_inputs
 from mmgen.runtime.cli.options import (
-    InputsCommand,
     backend_option,
     bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
+    condition_options,
     key_option,
-    named_inputs,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
+    sampling_options,
     threads_option,
     want_option,
 )
 from mmgen.runtime.cli.retrieval import embed, search
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.files.json_records import plain as plain_json
 from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
@@ -83,28 +74,25 @@ def main() -> None:
 for command in (bench, embed, search):
     main.add_command(command)
 
+
 @main.command(cls=InputsCommand)
 @bundle_argument
 @want_option
-@prompt_option
-@class_option
-@condition_option
+@condition_options
 @click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
               help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
 @click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
               help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
 @click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
               help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
-@steps_option
-@guidance_option
-@interval_option
+@sampling_options
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
               help="Start from media of the bundle's size: a picture, film, sound, a series, or .npy.")  # fmt: skip
 @click.option("--resize", is_flag=True,
-              help="With --image: change a picture, film or sound of another size, rate or length to the "
-              "bundle's.")  # fmt: skip
+              help="Change a picture, film or sound of another size, rate or length to what the "
+              "bundle takes.")  # fmt: skip
 @click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
               help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
 @click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
@@ -114,11 +102,8 @@ for command in (bench, embed, search):
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
-@seed_option
-@solver_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
-@sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
 @click.option("-o", "--output", metavar="OUT",
               help="OUT.png, .jpg, .webp: the picture, or a sheet of all; with --count a row for each prompt or class. "
@@ -247,7 +232,7 @@ def verify(folder: Path, backend: str, threads: int | None, output_name: str | N
             progress(f"verifying {folder}{f': {name}' if len(names) > 1 else ''}", i / len(names))
             found[name] = repeat(folder, backend, threads=threads, output=name)
     several = {
-        name: [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]
+        name: [plain_json({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]
         for name, receipts in found.items()
     }
     record = {"outputs": several} if len(names) > 1 else {"receipts": several[names[0]]}
@@ -290,24 +275,8 @@ def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, 
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
     if own := over_defaults(bundle.defaults, request.solver, request.options):
         full["options"] = own
-    told: dict[str, Any] = _plain(full)
+    told: dict[str, Any] = plain_json(full)
     return told
-
-
-def _plain(value: Any) -> Any:
-    """Arrays, paths, tuples and what holds them, as JSON does."""
-    match value:
-        case np.ndarray():
-            return value.tolist()
-        case Path():
-            return str(value)
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-    return value
 
 
 def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:

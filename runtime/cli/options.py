@@ -1,16 +1,16 @@
 """Options that several commands have: each is defined once, so that it means the same everywhere."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mmgen.runtime.backends.registry import NAMES
-from mmgen.runtime.base.choices import near
-from mmgen.runtime.cli.terminal import Command
 from mmgen.runtime.solvers.registry import SOLVERS
-from mmgen.runtime.storage.schema import Bundle
+
+Decorated = Callable[..., Any]
+Decorator = Callable[[Decorated], Decorated]
 
 bundle_argument = click.argument("folder", metavar="BUNDLE", type=click.Path(path_type=Path))
 backend_option = click.option("--backend", default="auto", show_default=True, metavar="NAME",
@@ -22,99 +22,32 @@ threads_option = click.option("--threads", type=int, help="Threads of a CPU back
 want_option = click.option("--want", "output_name", metavar="NAME",
                            help="Which output of a bundle that has several; its default unless given.")  # fmt: skip
 
-# What a request says.
-prompt_option = click.option("--prompt", "prompts", multiple=True, metavar="TEXT",
-                             help="Text to generate from; may be repeated.")  # fmt: skip
-class_option = click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N",
-                            help="Class; may be repeated.")  # fmt: skip
-condition_option = click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
-                                help="Any condition, by name: text, a class, JSON numbers, a .npy file or another of "
-                                "a medium; may be repeated.  --NAME VALUE is the same.")  # fmt: skip
-steps_option = click.option("--steps", type=int, help="Denoising steps.")
-guidance_option = click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance.")
-interval_option = click.option("--guidance-interval", type=(float, float), metavar="LOW HIGH",
-                               help="Ratios of noise to data; outside it there is no guidance, at half the "
-                               "cost.")  # fmt: skip
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-solver_option = click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows "
-                             "the default.")  # fmt: skip
-sigmas_option = click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta.")
+
+def _together(*options: Decorator) -> Decorator:
+    """Make one decorator of several; help shows their options in this order."""
+
+    def decorate(function: Decorated) -> Decorated:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-class InputsCommand(Command):
-    """A command that takes a bundle's inputs as options of their own: --NAME VALUE.
-
-    They are known only when the bundle has been read, so parsing sets them aside, for ``named_inputs``.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what the command itself has, and keep the rest in the context."""
-        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
-        known = {name: each for each in options for name in (*each.opts, *each.secondary_opts)}
-        rest, named = split(known, args)
-        ctx.meta[NAMED] = named
-        return super().parse_args(ctx, rest)
-
-
-NAMED = "mmgen.named_inputs"
-
-
-def split(known: dict[str, click.Option], args: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Divide arguments into those of a command, and pairs of any other --NAME and its VALUE.
-
-    Raises:
-        click.NoSuchOption: an unknown name without a value.
-    """
-    rest: list[str] = []
-    named: list[tuple[str, str]] = []
-    left = list(args)
-    while left:
-        argument = left.pop(0)
-        option, equals, value = argument.partition("=")
-        if argument == "--":
-            return [*rest, argument, *left], named
-        if option in known:
-            taken = 0 if equals or known[option].is_flag or known[option].count else known[option].nargs
-            rest += [argument, *left[:taken]]
-            del left[:taken]
-        elif not option.startswith("--"):
-            rest.append(argument)
-        elif equals:
-            named.append((option[2:], value))
-        elif left:
-            named.append((option[2:], left.pop(0)))
-        else:
-            raise no_such_option(option, known)
-    return rest, named
-
-
-def named_inputs(bundle: Bundle, given: dict[str, Any]) -> list[str]:
-    """Return the inputs that were given as options of their own, as NAME=VALUE.
-
-    Args:
-        given: options that a command has, too, by name, such as ``image``: an input of such a name takes the value,
-            and None is left in its place.
-
-    Raises:
-        click.NoSuchOption: an option that is no input of the bundle.
-    """
-    ctx = click.get_current_context()
-    inputs = {condition.name for condition in bundle.conditions}
-    found = []
-    for name, value in ctx.meta.get(NAMED, ()):
-        if name not in inputs:
-            known = [opt for each in ctx.command.params for opt in each.opts] + [f"--{each}" for each in inputs]
-            raise no_such_option(f"--{name}", known)
-        found.append(f"{name}={value}")
-    for name in inputs & set(given):
-        if given[name] is not None:
-            found.append(f"{name}={given[name]}")
-            given[name] = None
-    return found
-
-
-def no_such_option(name: str, known: Iterable[str]) -> click.NoSuchOption:
-    """Make the error about an option that neither the command nor the bundle has."""
-    meant = near(name, known)
-    ctx = click.get_current_context(silent=True)
-    return click.NoSuchOption(name, possibilities=None if meant is None else [meant], ctx=ctx)
+condition_options = _together(
+    click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="Text to generate from; may be repeated."),
+    click.option("--class-id", "class_ids", multiple=True, type=int, metavar="N", help="Class; may be repeated."),
+    click.option("--condition", "others", multiple=True, metavar="NAME=VALUE",
+                 help="Any condition, by name: text, a class, JSON numbers, a .npy file or another of a medium; may be "
+                 "repeated.  --NAME VALUE is the same."),
+)  # fmt: skip
+sampling_options = _together(
+    click.option("--steps", type=int, help="Denoising steps."),
+    click.option("--guidance", type=float, help="How much the condition weighs; 1 is no guidance."),
+    click.option("--guidance-interval", type=(float, float), metavar="LOW HIGH",
+                 help="Ratios of noise to data; outside it there is no guidance, at half the cost."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the noise."),
+    click.option("--solver", help=f"How the process is undone: {', '.join(SOLVERS)}; mmgen inspect shows the default."),
+    click.option("--sigmas", help="Noise levels: schedule, karras, exponential or beta."),
+)  # fmt: skip
+SAMPLING = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")  # these, as fields of a request

@@ -89,6 +89,22 @@ def to_json(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain(value: Any) -> Any:
+    """Convert arrays and tuples to lists, paths and numbers that JSON doesn't have, such as infinity, to text."""
+    match value:
+        case np.ndarray():
+            return value.tolist()
+        case Path():
+            return str(value)
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
 def _is_written(field: dataclasses.Field[Any], record: object) -> bool:
     if field.metadata.get("sparse"):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
