@@ -229,7 +229,7 @@ class TestBundle:
             verify(tmp_path / "b.mmgen", "ort-cpu", threads=1)
 
     def test_is_described(self, folder: Path) -> None:
-        assert "text, int64 (24)" in described(read_bundle(folder))
+        assert f"text, int64 (24), up to token {END}" in described(read_bundle(folder))
 
     def test_decodes_codes_to_a_text_that_ends(self, generator: Generator) -> None:
         media, codes = generator.decode(np.array([[4, END, *[5] * 22]]))
