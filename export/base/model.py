@@ -52,7 +52,9 @@ class Model:
     conditions: tuple[Condition, ...] = ()
     media: Media = _NEEDED
     defaults: Defaults = _NEEDED
-    decoder: nn.Module = _NEEDED  # latents (B, *L), quantised if there is a quantiser -> media as ``module_shape`` says
+    # Latents (B, *L), quantised if there is a quantiser -> media as ``module_shape`` says.  None: texts or codes, which
+    # are the tokens of a masked process.
+    decoder: nn.Module | None = None
     guided_channels: int | None = None  # guidance acts on the first n of L[0] alone, as DiT's does; None: on all
     guidance_rescale: bool = True  # whether requests can ask for it, where there is guidance; under 1 % of a DiT's step
     quantiser: nn.Module | None = None  # latents (B, *L) -> (decoder's input, codes int64 (B, ...)); stays float32

@@ -187,6 +187,7 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
 
 def decode_source(model: Model) -> Source:
     """Build the decode graph."""
+    assert model.decoder is not None
     inputs = {names.LATENTS: torch.zeros(EXAMPLE_B, *model.latent_shape)}
     outputs = (names.MEDIA, names.CODES) if model.quantiser is not None else (names.MEDIA,)
     module = DecodeGraph(model.decoder, model.quantiser, model.media)

@@ -181,6 +181,8 @@ def _media(media: Media) -> str:
         told.append("values from {:g} to {:g}".format(*media.range))
     if media.rate is not None:
         told.append(f"{media.rate:g} a second")
+    if media.end_id is not None:
+        told.append(f"up to token {media.end_id}")
     return ", ".join(told)
 
 

@@ -45,7 +45,7 @@ class Result:
     steps_asked: int
     steps: int  # of the solver's table: fewer than asked for where a deadline left no time for them
     evaluations: int  # of the denoiser that these steps take; with strength below 1, fewer than all
-    evaluations_run: int  # fewer where a deadline ended the loop; the media is then the denoiser's prediction
+    evaluations_run: int  # fewer where a deadline ended the loop with the prediction, or where no more were needed
     request: Request  # as it was checked
     media_spec: Media  # what the media are
     ended_early: bool = False  # evaluations of tokens were left out that would have changed nothing

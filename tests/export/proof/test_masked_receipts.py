@@ -181,3 +181,23 @@ class TestTies:
         assert not passes(np.where(others == CODES, CODES, (codes + 1) % CODES)), "with other codes"
         assert undecided(process, Sample(inputs, {LOGITS: same})).all()
         assert not undecided(process, Sample(inputs, {LOGITS: spread_of(3.0)})).all()
+
+    def test_at_a_threshold_are_those_whose_probability_is_it(self) -> None:
+        """Two codes are as likely, and the threshold is a half: any position may be unmasked, and one must be."""
+        process, tokens = Masked(codes=CODES, mask_id=CODES), np.full((1, POSITIONS), CODES)
+        rows = table("llada", process, POSITIONS, POSITIONS, options={"threshold": 0.5})
+        inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
+        inputs |= {names.TOKENS: tokens, names.CHOICE: np.zeros(tokens.shape), names.ORDER: np.full(tokens.shape, 0.5)}
+
+        def passes(lead: float, unmasked: slice) -> bool:
+            logits = np.full((1, POSITIONS, CODES), -100, np.float32)
+            logits[..., 0], logits[..., 1] = lead * np.linspace(1, 2, POSITIONS), 0
+            made = tokens.copy()
+            made[:, unmasked] = 0
+            got = {names.NEXT_TOKENS: made, names.CODES: np.zeros_like(tokens), LOGITS: logits}
+            sample = Sample(inputs, {LOGITS: logits})
+            assert undecided(process, sample).all() == (lead < 1e-3)
+            return all(r.passed for r in compare(1, "fp32", process, got, sample))
+
+        assert passes(0.0, slice(0, POSITIONS)) and passes(0.0, slice(0, POSITIONS // 2)) and passes(1e-6, slice(0, 4))
+        assert passes(0.2, slice(0, POSITIONS)) and not passes(0.2, slice(0, POSITIONS // 2))
