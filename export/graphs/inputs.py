@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmgen.export.base.model import Model
 from mmgen.export.graphs.latent import EncodeGraph, media_examples
-from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.base.errors import MmgenError, said
 from mmgen.runtime.storage.schema import Condition
 
 
@@ -27,6 +27,11 @@ def _completed(model: Model, condition: Condition) -> Condition:
     media = condition.media
     if media is None:
         return condition
+    for request in model.examples:
+        given = request.get(condition.name)
+        if given is not None and (np.shape(given), getattr(given, "dtype", None)) != (media.shape, media.dtype):
+            wanted = f"{media.dtype} {media.shape}"
+            raise MmgenError(f"examples: {condition.name!r}", got=said(given), wanted=wanted)
     if condition.name not in model.encoders:
         return dataclasses.replace(condition, shape=media.shape, dtype=media.dtype)
     graph = EncodeGraph(model.encoders[condition.name], media)
