@@ -16,7 +16,7 @@ from mmgen.export.base.model import Model, modules
 from mmgen.export.base.naming import inputs_named
 from mmgen.export.base.onnx_storage import leaves
 from mmgen.export.base.place import placed
-from mmgen.export.check import PLAIN, weight_bytes
+from mmgen.export.check import PLAIN, check, weight_bytes
 from mmgen.export.sources.weights import check_loaded
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
@@ -53,6 +53,8 @@ def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Rep
     for part, module in modules(model).items():
         check_loaded(module, f"{part} of {model.name}")
     _check(model)
+    for name in model.outputs:  # all of them before the long work
+        check(alone(model, name))
     with (
         nothing_left(),
         placed(Path(out), round(DISK * weight_bytes(model))) as made,
