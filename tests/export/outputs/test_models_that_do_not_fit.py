@@ -58,7 +58,7 @@ def output(name: str, **changes: object) -> Change:
         (hearing(examples=({"seen": "cat.mp4"},)), "examples: 'seen', got str"),
         (hearing(process=None), "model listener has no process"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_it_is_one_error(change: Change, message: str, tmp_path: Path) -> None:
     with pytest.raises(MmgenError, match=message) as caught:
