@@ -7,7 +7,7 @@ is asked for, so that ``mmgen-export --help`` need not wait for it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmgen.runtime import Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
+from mmgen.runtime import EDM, Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
 
 if TYPE_CHECKING:
     from mmgen.export.base.model import Model, Output
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmgen.export.sources import resolve
 
 __all__ = [
-    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output", "export",
+    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output", "export",
     "resolve",
 ]  # fmt: skip
 _LATER = {  # by name, the module that has it

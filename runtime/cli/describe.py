@@ -170,6 +170,8 @@ def _process(process: Process) -> str:
             what = f"predicts {process.prediction}, {process.train_timesteps} timesteps, {betas} betas"
         case "flow":
             what = f"noise at time {process.noise_time}, velocity {process.velocity}"
+        case "edm":
+            what = f"predicts {process.prediction}, sigma from {process.sigma_max:g} to {process.sigma_min:g}"
         case "masked":
             what = f"{process.codes} codes, mask {process.mask_id}"
     return "; ".join([f"{process.kind}, {what}", *changed])

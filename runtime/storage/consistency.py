@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.storage import tensors as names
-from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.process import EDM, Masked
 from mmgen.runtime.storage.schema import (
     CODES,
     EMBED,
@@ -114,7 +114,7 @@ def _counts(bundle: Bundle) -> Iterable[tuple[str, int, int]]:
     if isinstance(process, Masked):
         yield from (("process: codes", process.codes, 1), ("process: candidates", process.candidates, 1))
         yield from (("process: mask_id", process.mask_id, 0), ("process: train_timesteps", process.train_timesteps, 0))
-    else:
+    elif not isinstance(process, EDM):
         yield "process: train_timesteps", process.train_timesteps, 1
     for i, condition in enumerate(bundle.conditions):
         if condition.kind == "text":
