@@ -22,7 +22,7 @@ def pillow(what: str = "pictures are read", instead: str = "give a .npy file") -
         import PIL.ImageSequence
         import PIL.PngImagePlugin
     except ImportError as error:
-        raise _missing(what, "Pillow", error, "images", instead) from error
+        raise _missing(what, "Pillow", error, extra("images"), instead) from error
     return PIL
 
 
@@ -38,12 +38,12 @@ def pyav(what: str = "sound and film are read", instead: str = "give a .npy file
     try:
         import av
     except ImportError as error:
-        raise _missing(what, "PyAV", error, "media", instead) from error
+        raise _missing(what, "PyAV", error, extra("media"), instead) from error
     return av
 
 
-def _missing(what: str, library: str, error: ImportError, name: str, instead: str) -> MmgenError:
-    remedy = f"{extra(name)}, or {instead}"
+def _missing(what: str, library: str, error: ImportError, install: str, instead: str) -> MmgenError:
+    remedy = f"{install}, or {instead}"
     if isinstance(error, ModuleNotFoundError):
         return MmgenError(f"{what} with the package {library}", got="none", remedy=remedy)
     return MmgenError(f"{what} with the package {library}: {unloaded(library, error, remedy)}")

@@ -90,7 +90,7 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
 
 def outputs_of(bundle: Bundle) -> dict[str, Bundle]:
     """Return the outputs of a bundle by name, the default one first."""
-    return dict(bundle.outputs or {bundle.output: bundle})
+    return {**bundle.outputs, bundle.output: bundle}
 
 
 def output_of(bundle: Bundle, name: object) -> Bundle:
