@@ -26,12 +26,13 @@ PROGRAMS = {
 MODEL = "# my_model.py"  # begins an example that is a file of the user's
 SHOWN = {line: page.name for page in PAGES for line in commands(page)}
 RUN = [line for line in SHOWN if line.startswith("mmgen ") and BUNDLE in line]  # the others need models or devices
+SEVERAL = "# my_models.py"  # likewise
 ANY = "any.mmgen"  # a bundle of several outputs
 EXAMPLES = [
     pytest.param(block, id=f"{page.name}-{i}")
     for page in PAGES
     for i, block in enumerate(blocks(page, "python"), 1)
-    if MODEL not in block and ANY not in block
+    if not any(other in block for other in (MODEL, SEVERAL, ANY))
 ]
 MENTIONED = {text: page.name for page in PAGES for text in re.findall(r"`(mmgen(?:-export)? [^`]+)`", prose(page))}
 
@@ -112,6 +113,19 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
     for line in lines:
         run(line, tmp_path)
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_of_several_outputs_as_shown(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="exporting needs torch")
+    image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
+    page = ROOT / "docs" / "exporting.md"
+    (code,) = [block for block in blocks(page, "python") if SEVERAL in block]
+    (tmp_path / "my_models.py").write_text(code)
+    image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "in.png")
+    (lines,) = [block.splitlines() for block in blocks(page, "sh") if "my_models.py" in block]
+    for line in lines:
+        run(f"{line} --no-engines" if line.startswith("mmgen-export") else line, tmp_path)
+    assert (tmp_path / "plan.csv").read_text().startswith("x,y,grip\n")
 
 
 def test_something_is_shown() -> None:
