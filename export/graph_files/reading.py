@@ -79,6 +79,16 @@ def read_graph_file(path: Path) -> GraphFile:
     )
 
 
+def with_shapes(model: ir.Model) -> ir.Model:
+    """Return a copy in which every tensor has the type and the shape that follow, also through sizes as tensors.
+
+    What the file itself says of them is left out: it may say one thing and be another.
+    """
+    stated = ir.to_proto(model)
+    del stated.graph.value_info[:]
+    return ir.from_proto(onnx.shape_inference.infer_shapes(stated, data_prop=True))
+
+
 def _files(path: Path, content: bytes) -> tuple[Path, ...]:
     """Return the files in which an ONNX model keeps weights, all of them in its folder."""
     try:

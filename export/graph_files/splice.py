@@ -7,14 +7,13 @@ inlines functions, makes names unique and merges metadata is onnx_ir.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import torch
 from onnx.defs import OpSchema
 from onnxscript import values
 
-from mmgen.export.graph_files.module import opened
-from mmgen.export.graph_files.reading import OPSET
+from mmgen.export.graph_files.module import OnnxModule, opened
+from mmgen.export.graph_files.reading import with_shapes
 
 DOMAIN = "mmgen.files"
 TYPES = ["tensor(float)", "tensor(int64)", "tensor(int32)", "tensor(bool)"]
@@ -43,16 +42,18 @@ def call(inputs: Sequence[Any], weights: Sequence[Any], file: str) -> Any:
 
 def add_files(model: ir.Model) -> None:
     """Add to a traced model, as functions, the files that it calls; whoever simplifies it inlines them."""
+    calls: dict[ir.OperatorIdentifier, list[ir.Node]] = {}
     for node in model.graph:
-        identifier = node.op_identifier()
-        if node.domain == DOMAIN and identifier not in model.functions:
-            model.functions[identifier] = _function(node.op_type)
+        if node.domain == DOMAIN:
+            calls.setdefault(node.op_identifier(), []).append(node)
+    for identifier, nodes in calls.items():
+        model.functions[identifier] = _function(opened(nodes[0].op_type), nodes)
 
 
-def _function(file: str) -> ir.Function:
+def _function(module: OnnxModule, calls: Sequence[ir.Node]) -> ir.Function:
     """Return a file's graph as a function of its inputs and then its float32 weights."""
-    module = opened(file)
-    graph = module.file.model.clone().graph
+    graph = with_shapes(module.file.model).graph
+    _rename_sizes(graph, _sizes(module, calls))
     known = {value.name: value for value in graph.inputs}
     weights = [graph.initializers[name] for name in module.weights]
     for value in list(graph.initializers.values()):
@@ -67,6 +68,23 @@ def _function(file: str) -> ir.Function:
     graph.outputs[:] = [outputs[spec.name] for spec in module.outputs]
     for node in ir.traversal.RecursiveGraphIterator(graph):
         node.doc_string = None
-        for value in node.outputs:  # what the file says of sizes has names of its own; they are inferred afresh
-            value.shape = value.type = None
-    return ir.Function(DOMAIN, file, graph=graph, attributes=[])
+    return ir.Function(DOMAIN, module.key, graph=graph, attributes=[])
+
+
+def _sizes(module: OnnxModule, calls: Sequence[ir.Node]) -> Mapping[str, int | ir.SymbolicDim]:
+    """Return what the file's names of sizes are in the traced graph, as far as all calls agree."""
+    found: dict[str, set[int | ir.SymbolicDim]] = {}
+    for node in calls:
+        for value, spec in zip(node.inputs, module.inputs, strict=False):  # the weights come after them
+            for name, size in zip(spec.shape, value.shape if value is not None and value.shape else (), strict=False):
+                if isinstance(name, str):
+                    found.setdefault(name, set()).add(size)
+    return {name: sizes.pop() for name, sizes in found.items() if len(sizes) == 1}
+
+
+def _rename_sizes(graph: ir.Graph, sizes: Mapping[str, int | ir.SymbolicDim]) -> None:
+    """Give all tensors the traced graph's sizes; what isn't known of them is inferred when it is simplified."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for value in node.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(str(d.value)) for d in value.shape])

@@ -25,12 +25,14 @@ from mmgen.runtime.solvers.registry import table as solver_table
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.golden import Golden
-from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.process import EDM, Masked
 from mmgen.runtime.storage.schema import Bundle, Role
 from mmgen.runtime.storage.tensors import K
 
 B = 2  # samples of the golden request
 STEPS = 8  # of its solver, or the model's default where that is less
+# On an EDM process always: its denoiser is one for every sigma, where activations may be larger than at the start, and
+# a consistency model whose default is one step is asked for others by image to image.
 GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
 SEED, OTHER_SEED = 0, 1
 
@@ -82,7 +84,7 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
     guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
     negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
     encoded = encode_branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
-    steps = min(defaults.steps, STEPS)
+    steps = STEPS if isinstance(model.process, EDM) else min(defaults.steps, STEPS)
     if "condition" not in sources:
         return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, {}, {})
     sample = call(sources["condition"], encoded.inputs)
