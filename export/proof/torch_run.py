@@ -27,12 +27,14 @@ from mmgen.runtime.solvers.registry import table as solver_table
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.golden import Golden
-from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.process import EDM, Masked
 from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 from mmgen.runtime.storage.tensors import K
 
 B = 2  # samples of the golden request
 STEPS = 8  # of its solver, or the model's default where that is less; more where each block of tokens takes one
+# On an EDM process always: its denoiser is one for every sigma, where activations may be larger than at the start, and
+# a consistency model whose default is one step is asked for others by image to image.
 GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
 SEED, OTHER_SEED = 0, 1
 
@@ -93,7 +95,8 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
 
     inputs = open_inputs(bundle, encode)
     encoded = encode_branches(inputs, conditions, guidance, None if conditions else B, negative)
-    steps = max(min(defaults.steps, STEPS), fewest_steps(bundle, Request()))
+    usual = STEPS if isinstance(model.process, EDM) else min(defaults.steps, STEPS)
+    steps = max(usual, fewest_steps(bundle, Request()))
     feeds = {role: [sample.inputs for sample in found] for role, found in samples.items()}
     if "condition" not in sources:
         return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, samples, feeds)
