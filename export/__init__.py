@@ -12,14 +12,16 @@ from mmgen.runtime import EDM, Condition, Defaults, Diffusion, Flow, Masked, Med
 if TYPE_CHECKING:
     from mmgen.export.base.model import Model, Output
     from mmgen.export.exporter import export
+    from mmgen.export.graph_files.module import OnnxModule
     from mmgen.export.sources import resolve
 
 __all__ = [
-    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output", "export",
-    "resolve",
+    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "OnnxModule",
+    "Output", "export", "resolve",
 ]  # fmt: skip
 _LATER = {  # by name, the module that has it
-    "Model": "base.model", "Output": "base.model", "export": "exporter", "resolve": "sources",
+    "Model": "base.model", "OnnxModule": "graph_files.module", "Output": "base.model", "export": "exporter",
+    "resolve": "sources",
 }  # fmt: skip
 
 

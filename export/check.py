@@ -225,6 +225,8 @@ def _ascend(ends: object) -> bool:
 def _call(part: str, module: nn.Module, *inputs: Tensor) -> Any:
     try:
         return module(*inputs)
+    except MmgenError:  # of an ONNX file, which says what it is about
+        raise
     except Exception as error:
         shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,4 +1,4 @@
-"""An ONNX file as a torch module: ONNX Runtime runs it in torch, and the exporter puts its graph into what it traces."""
+"""An ONNX file as a torch module: ONNX Runtime runs it, and the exporter puts its graph into what it traces."""
 
 import itertools
 import re
@@ -57,7 +57,8 @@ class OnnxModule(nn.Module):
         self.inputs: tuple[TensorSpec, ...] = tuple(named(name, "input", n, self.file.inputs) for n in given)
         self.outputs: tuple[TensorSpec, ...] = tuple(named(name, "output", n, self.file.outputs) for n in wanted)
         if left := [n for n in self.file.inputs if n not in given]:
-            raise MmgenError(f"{name}: input {left[0]!r} is left out", got=either(given), wanted=either(self.file.inputs))
+            what = f"{name}: input {left[0]!r} is left out"
+            raise MmgenError(what, got=either(given), wanted=either(self.file.inputs))
         for what, spec in (*(("input", s) for s in self.inputs), *(("output", s) for s in self.outputs)):
             if not spec.shape or isinstance(spec.shape[0], int):
                 raise MmgenError(

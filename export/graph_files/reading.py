@@ -155,7 +155,7 @@ def _spec(path: Path, what: str, value: ir.Value) -> TensorSpec:
     if value.dtype not in DTYPES or isinstance(value.type, (ir.SequenceType, ir.OptionalType)):
         got = "no tensor" if value.dtype is None else name_of(value.dtype)
         wanted = " or ".join(map(name_of, DTYPES))
-        raise MmgenError(where, got=got, wanted=wanted, remedy="export the model with inputs and outputs of these types")
+        raise MmgenError(where, got=got, wanted=wanted, remedy="export the model with inputs and outputs of those")
     if value.shape is None:
         raise MmgenError(f"{where} has no shape", remedy="export the model with the shapes of its inputs and outputs")
     shape = tuple(size if isinstance(size, int) else str(size.value or f"?{i}") for i, size in enumerate(value.shape))

@@ -13,8 +13,8 @@ RUNTIME = {
     "Progress", "Request", "Result", "Stream", "Timings", "__version__", "load",
 }  # fmt: skip
 EXPORT = {
-    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "Output", "export",
-    "resolve",
+    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "OnnxModule",
+    "Output", "export", "resolve",
 }  # fmt: skip
 OLDER = {  # paths that README showed before there were rooms
     "mmgen.runtime.bundle": "Condition Defaults Media read_bundle",

@@ -33,13 +33,14 @@ RUNTIME = {
 EXPORT = {
     "base": "",
     "networks": "base",
-    "sources": "base networks",
+    "graph_files": "base",
+    "sources": "base networks graph_files",
     "graphs": "base",
-    "tracing": "base graphs",
+    "tracing": "base graphs graph_files",
     "hoisting": "base tracing",
     "half": "base tracing hoisting",
     "proof": "base graphs tracing hoisting half",
-    "": "base sources graphs tracing hoisting half proof",
+    "": "base graph_files sources graphs tracing hoisting half proof",
 }
 PACKAGES = {"runtime": "", "export": "runtime", "engines": "runtime"}
 ROOMS = [("runtime", room) for room in RUNTIME] + [("export", room) for room in EXPORT] + [("engines", "")]
