@@ -67,6 +67,10 @@ LIMITS: dict[str, float] = {
     "several outputs, half, media encoded": 1e-3,  # 1.5e-4, latents: one picture that torch encoded, one that did half
     "several outputs, guided": 1e-5,  # 1.2e-7, latents of about 1: a step with guidance, from two steps without
     "several outputs, half, embedding": 1e-3,  # 1.6e-4, against torch; vectors of length 1
+    "ONNX file": 1e-5,  # 0.0, media after four steps, against the file in ONNX Runtime
+    "ONNX file, half": 1e-2,  # 1.0e-4
+    "terrain, fp32": 1e-4,  # 1.0e-6, against the file in ONNX Runtime
+    "terrain, fp16": 5e-2,  # 2.8e-2, one step from noise of 80; a trained U-Net of 10 million weights
     "features": 1e-5,  # 2.4e-7, of about 1, against torch, float32
     "sound in sixteen bits, latents": 1e-4,  # 1.2e-6, of about 1
     "length of an embedding": 1e-6,  # 0.0; 6e-8 is one bit
