@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.library import custom_op
 
 from mmgen.export.base.answer import answers
 from mmgen.export.graph_files.reading import GraphFile, read_graph_file
@@ -153,7 +154,7 @@ def _written(shape: Sequence[Any]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-@torch.library.custom_op("mmgen::onnx_file", mutates_args=())
+@custom_op("mmgen::onnx_file", mutates_args=())
 def run_file(inputs: list[Tensor], weights: list[Tensor], file: str) -> list[Tensor]:
     """Run an ONNX file; ``weights`` go into the traced graph, and aren't needed here, where the file has them."""
     return opened(file).run(inputs)
