@@ -52,6 +52,7 @@ print(json.dumps(found))
     return json.loads(ran.stdout)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_numpy_alone_and_click_where_it_speaks_to_people(
     module: str, brought_in: dict[str, list[str]]
