@@ -15,7 +15,7 @@ from mmgen.runtime.files.regular import read_regular
 from mmgen.runtime.storage.process import Masked, Process
 from mmgen.runtime.storage.schema import Condition, Defaults, Media
 
-LARGEST = 1 << 20  # bytes of a description
+LARGEST, LARGEST_TOKENIZER = 1 << 20, 40 << 20  # bytes of a description, and of a tokenizer
 SEE = "docs/exporting.md shows a description"
 
 
@@ -68,7 +68,7 @@ def load(path: Path, description: Path) -> Model:
         decoder=None if said.media.kind in ("text", "codes") else decoder,
         encoder=None if said.encoder is None else _module(folder, said.encoder),
         condition=condition, conditioning=conditioning, guided_channels=said.guided_channels,
-        tokenizer=None if said.tokenizer is None else (folder / said.tokenizer).read_bytes(),
+        tokenizer=None if said.tokenizer is None else _tokenizer(folder / said.tokenizer),
         licence=said.licence, source=said.source or str(path),
     )  # fmt: skip
 
@@ -91,3 +91,7 @@ def _read(path: Path) -> Description:
 
 def _module(folder: Path, file: str, inputs: list[str] | None = None) -> OnnxModule:
     return OnnxModule(folder / file, inputs=inputs)
+
+
+def _tokenizer(path: Path) -> bytes:
+    return read_regular(path, LARGEST_TOKENIZER, remedy=SEE)

@@ -115,6 +115,7 @@ def test_a_file_is_a_module_of_any_model(folder: Path, tmp_path: Path) -> None:
         (lambda text: text.replace("latent_shape = [2, 6]", "latent_shape = [2, 7]"), "sample"),
         (lambda text: text + 'decoder = "nowhere.onnx"\n', r"nowhere\.onnx"),
         (lambda text: text + 'output = "speed"\n', "no output 'speed'"),
+        (lambda text: text + 'tokenizer = "nowhere.json"\n', r"nowhere\.json can't be read"),
         (lambda text: text + "name =\n", "is not TOML"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
