@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -132,37 +132,49 @@ def _part(progress: Report, name: str, start: float, share: float, stage: str, d
 
 def _combined(bundles: Mapping[str, Bundle], folder: Path) -> dict[str, Bundle]:
     """Move the files of outputs together, with every weight once, and return the outputs with the new names."""
-    for name in (GRAPHS, GOLDENS):
-        (folder / name).mkdir()
-    written: dict[bytes, str] = {}  # file by its content's hash
+    (folder / GOLDENS).mkdir()
+    for bundle in bundles.values():
+        for file in bundle.tokenizer_files:
+            shutil.copyfile(bundle.path(file), folder / file)
+    graphs = _shared_graphs(bundles, folder)
+    return {
+        name: dataclasses.replace(
+            bundle, output=name, graphs=graphs[name],
+            golden=_moved(bundle.path(bundle.golden), folder / GOLDENS / f"{name}.npz"),
+            conditions=tuple(_with_null(bundle, condition, folder) for condition in bundle.conditions),
+        )
+        for name, bundle in bundles.items()
+    }  # fmt: skip
+
+
+def _shared_graphs(bundles: Mapping[str, Bundle], folder: Path) -> dict[str, dict[str, Graph]]:
+    """Write the graphs of all outputs, equal ones once, with one file of weights; return them by output and role."""
+    (folder / GRAPHS).mkdir()
+    files: dict[bytes, str] = {}  # by the hash of what is in it
     graphs: dict[str, dict[str, Graph]] = {name: {} for name in bundles}
     with (folder / WEIGHTS).open("wb") as data:
         places: dict[bytes, int] = {}  # of weights, by their hash
-        for name, bundle in bundles.items():
-            for role, graph in bundle.graphs.items():
-                file = f"{GRAPHS}/{role if role.startswith((INPUT, EMBED)) else f'{name}.{role}'}.onnx"
-                content, shares = _with_shared_weights(bundle.path(graph.file), places, data)
-                digest = hashlib.sha256(content).digest()
-                if digest not in written:
-                    while file in written.values():  # an input whose graph differs between outputs
-                        file = file.replace(f"{GRAPHS}/", f"{GRAPHS}/{name}.")
-                    (folder / file).write_bytes(content)
-                    written[digest] = file
-                graphs[name][role] = dataclasses.replace(
-                    graph, file=written[digest], sha256=digest.hex(), data=WEIGHTS if shares else None, data_sha256=None
-                )
+        for name, role, graph in ((n, role, graph) for n, b in bundles.items() for role, graph in b.graphs.items()):
+            content, shares = _with_shared_weights(bundles[name].path(graph.file), places, data)
+            digest = hashlib.sha256(content).digest()
+            if digest not in files:
+                files[digest] = _free_name(name, role, files.values())
+                (folder / files[digest]).write_bytes(content)
+            weights = WEIGHTS if shares else None
+            graphs[name][role] = dataclasses.replace(graph, file=files[digest], sha256=digest.hex(), data=weights)
     if not places:
         (folder / WEIGHTS).unlink()
     hashed = sha256(folder / WEIGHTS) if places else None
     return {
-        name: dataclasses.replace(
-            bundle, output=name, golden=_moved(bundle.path(bundle.golden), folder / GOLDENS / f"{name}.npz"),
-            graphs={r: dataclasses.replace(g, data_sha256=hashed if g.data else None) for r, g in graphs[name].items()},
-            conditions=tuple(_with_null(bundle, condition, folder) for condition in bundle.conditions),
-            tokenizers=_with_tokenizers(bundle, folder),
-        )
-        for name, bundle in bundles.items()
-    }  # fmt: skip
+        name: {role: dataclasses.replace(g, data_sha256=hashed if g.data else None) for role, g in of_output.items()}
+        for name, of_output in graphs.items()
+    }
+
+
+def _free_name(output: str, role: str, taken: Collection[str]) -> str:
+    """Return a graph's file: an input's is for all outputs, but for one whose graph differs."""
+    own, shared = (f"{GRAPHS}/{name}.onnx" for name in (f"{output}.{role}", role))
+    return shared if role.startswith((INPUT, EMBED)) and shared not in taken else own
 
 
 def _with_shared_weights(path: Path, places: dict[bytes, int], data: BinaryIO) -> tuple[bytes, bool]:
@@ -206,10 +218,3 @@ def _with_null(bundle: Bundle, condition: Condition, folder: Path) -> Condition:
     (folder / NULLS).mkdir(exist_ok=True)
     shutil.copyfile(bundle.path(condition.null_file), folder / file)
     return dataclasses.replace(condition, null=file)
-
-
-def _with_tokenizers(bundle: Bundle, folder: Path) -> dict[str, str]:
-    files = dict(bundle.tokenizers) | ({TOKENIZER: bundle.tokenizer_sha256} if bundle.tokenizer_sha256 else {})
-    for file in files:
-        shutil.copyfile(bundle.path(file), folder / file)
-    return dict(bundle.tokenizers)

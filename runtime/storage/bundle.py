@@ -13,7 +13,7 @@ from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.storage.consistency import check_parts
 from mmgen.runtime.storage.hashes import BRIEF, CHANGED, CHECKSUM, checksum_of, sha256
 from mmgen.runtime.storage.manifest import Manifest, bundles_of
-from mmgen.runtime.storage.schema import FORMAT, FORMAT_2, MANIFEST, TOKENIZER, Bundle
+from mmgen.runtime.storage.schema import FORMAT, FORMAT_2, MANIFEST, Bundle
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -130,9 +130,7 @@ def _files(bundle: Bundle) -> list[tuple[str, str | None]]:
         files.append((graph.file, graph.sha256))
         if graph.data:
             files.append((graph.data, graph.data_sha256))
-    if bundle.tokenizer_sha256:
-        files.append((TOKENIZER, bundle.tokenizer_sha256))
-    files += bundle.tokenizers.items()
+    files += bundle.tokenizer_files.items()
     if bundle.golden_sha256:
         files.append((bundle.golden, bundle.golden_sha256))
     files += [(c.null_file, c.null_sha256) for c in bundle.conditions if c.null_file is not None]

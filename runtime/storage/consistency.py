@@ -214,7 +214,7 @@ def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
 
 def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     """Yield checks of nulls, and of what a kind of condition needs."""
-    tokenizers = bundle.tokenizers | ({TOKENIZER: bundle.tokenizer_sha256} if bundle.tokenizer_sha256 else {})
+    tokenizers = bundle.tokenizer_files
     if (end := bundle.media.end_id) is not None:
         yield "media: kind, where there is an end_id", bundle.media.kind, "text"
         most = bundle.process.codes if isinstance(bundle.process, Masked) else MOST

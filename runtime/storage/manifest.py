@@ -71,9 +71,7 @@ def manifest_of(bundles: Mapping[str, Bundle], default: str) -> Manifest:
             if inputs.setdefault(condition.name, condition) != condition:
                 what = f"input {condition.name!r} differs between outputs"
                 raise MmgenError(what, got=shown(condition), wanted=shown(inputs[condition.name]))
-        tokenizers |= bundle.tokenizers
-        if bundle.tokenizer_sha256 is not None:
-            tokenizers[TOKENIZER] = bundle.tokenizer_sha256
+        tokenizers |= bundle.tokenizer_files
     outputs = {name: _output(bundle) for name, bundle in bundles.items()}
     return Manifest(first.name, first.licence, first.provenance, tuple(inputs.values()), outputs, default, tokenizers)
 

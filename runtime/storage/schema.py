@@ -240,6 +240,12 @@ class Bundle:
         default_factory=dict, metadata={"transient": True}, compare=False, repr=False
     )
 
+    @property
+    def tokenizer_files(self) -> dict[str, str]:
+        """SHA-256 of all tokenizers, by file."""
+        first = {TOKENIZER: self.tokenizer_sha256} if self.tokenizer_sha256 else {}
+        return first | self.tokenizers
+
     def path(self, relative: str) -> Path:
         """Return the path of a file of the bundle."""
         return self.folder / relative
