@@ -16,6 +16,7 @@ WHICH ?=# tests that test-runtime leaves out or takes, as options of pytest
 SECONDS ?= 600
 SEED ?= 0
 BACKENDS ?= ort# extras that test-runtime installs: ort,openvino tests both backends of the CPU
+CLEAN ?= .venv/clean# where test-runtime has its environment; of another name, two can run side by side
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
 
@@ -30,6 +31,7 @@ EXTRA_gpu = $(if $(RTX),ort-cuda$(RTX),ort,tensorrt)
 BUNDLE = build/emoji.mmgen
 TEST_BUNDLE = build/test.mmgen
 SOURCES = $(wildcard export/*.py export/*/*.py runtime/*.py runtime/*/*.py runtime/*/*/*.py tests/models/tiny*.py)
+PACKAGED = $(shell find export engines runtime -type f -not -name '*.pyc')
 
 # Of every generation that the runtime and the builder are for; tests read what they have, a folder each.
 TENSORRT = 10.3.0 10.7.0 10.9.0.34 10.13.3.9 11.4.0.106
@@ -54,11 +56,17 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	    .venv/dev/bin/pytest -n 2 --dist loadfile $(if $(GRID),,-m 'not grid')
 
 # Not editable and without constraints: the wheel, with what pip finds for this Python.
-test-runtime: $(TEST_BUNDLE)/bundle.json
-	rm -rf .venv/clean build/lib build/bdist.*
-	$(PYTHON) -m venv .venv/clean
-	.venv/clean/bin/pip install --quiet --disable-pip-version-check '.[$(BACKENDS),images]' pytest pytest-timeout
-	OMP_NUM_THREADS=1 MMGEN_TEST_SECONDS=6 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) .venv/clean/bin/pytest $(WHICH)
+test-runtime: $(TEST_BUNDLE)/bundle.json build/wheel/ready
+	rm -rf $(CLEAN)
+	$(PYTHON) -m venv $(CLEAN)
+	$(CLEAN)/bin/pip install --quiet --disable-pip-version-check --no-compile "$$(echo build/wheel/*.whl)[$(BACKENDS),media]" \
+	    pytest pytest-timeout
+	OMP_NUM_THREADS=1 MMGEN_TEST_SECONDS=6 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(CLEAN)/bin/pytest $(WHICH)
+
+build/wheel/ready: .venv/dev/ready pyproject.toml README.md $(PACKAGED)
+	rm -rf $(@D) build/lib build/bdist.*
+	.venv/dev/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir $(@D) .
+	touch $@
 
 # TensorRT itself is the system's; on a Jetson, which has no torch, copy BUNDLE there first.
 test-gpu: $(if $(wildcard $(BUNDLE)/bundle.json),,$(BUNDLE)/bundle.json)
@@ -96,7 +104,7 @@ $(TEST_BUNDLE)/bundle.json: .venv/dev/ready $(SOURCES)
 .venv/%/ready: pyproject.toml constraints.txt
 	rm -rf $(@D)
 	$(TORCH_PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA_$*)]'
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(EXTRA_$*)]'
 	touch $@
 
 clean:

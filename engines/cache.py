@@ -26,7 +26,7 @@ from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.files.links import own
 from mmgen.runtime.files.locks import lock_of, locked
 from mmgen.runtime.files.unfinished import LABEL, leftovers, unfinished
-from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.bundle import output_of, read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
@@ -171,7 +171,7 @@ def _graph_bytes(bundle: Bundle) -> int:
 
 def _unchanged(bundle: Bundle, identity: Identity) -> None:
     """Check that the graphs are still those of the identity: somebody may have exported again meanwhile."""
-    if graph_hashes(read_bundle(bundle.folder)) != identity.graphs:
+    if graph_hashes(output_of(read_bundle(bundle.folder), bundle.output or None)) != identity.graphs:
         raise MmgenError(f"{bundle.folder} changed while it was being built", remedy=build_command(bundle))
 
 
@@ -203,7 +203,7 @@ def _stale(folder: Path, bundle: Bundle, places: Sequence[Place]) -> str | None:
     """Return why a build can't be used any more; None if it can."""
     try:
         build = store.read_build(folder)
-        if changed := store.changed_graphs(bundle, build):
+        if changed := store.outdated(bundle, build):
             return f"made from other graphs: {changed[0]}"
         store.check_engines(folder, build)
     except MmgenError as error:

@@ -14,8 +14,8 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Place, require_buildable
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show, tell
 from mmgen.runtime.files.json_records import to_json
-from mmgen.runtime.storage.bundle import read_bundle
-from mmgen.runtime.storage.schema import Axis
+from mmgen.runtime.storage.bundle import output_of, outputs_of, read_bundle
+from mmgen.runtime.storage.schema import Axis, Bundle
 
 Report = Callable[[str, float], None]
 
@@ -52,6 +52,8 @@ def _axes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
               help="Device memory that the compiler may use for a layer; all of it unless given.")  # fmt: skip
 @click.option("--optimization-level", "level", type=click.IntRange(0, 5),
               help="TensorRT's: 0 builds fastest, 5 searches longest; 3 unless given.")  # fmt: skip
+@click.option("--want", "output_names", multiple=True, metavar="NAME",
+              help="Output to build for; may be repeated; all of the bundle unless given.")  # fmt: skip
 @click.option("--prune", is_flag=True,
               help="First remove engines that can't be used any more: of graphs that changed, of other releases of "
               "TensorRT for this device, damaged or unfinished ones; and graphs that ONNX Runtime optimised, likewise. "
@@ -64,6 +66,7 @@ def main(
     workspace: int | None,
     level: int | None,
     prune: bool,
+    output_names: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Compile a bundle's graphs to TensorRT engines, or optimise them for this processor, into the bundle.
@@ -77,7 +80,8 @@ def main(
         raise click.UsageError("--target cpu goes with no other target, and with no option of TensorRT; build twice")
     wanted = None
     if not cpu and (names or options or not prune):
-        require_buildable(read_bundle(folder, verify=False))
+        for output in _outputs(read_bundle(folder, verify=False), output_names):
+            require_buildable(output)
         wanted = targets.parse(names or _possible())
     record: dict[str, Any] = {"bundle": str(folder)}
     texts = []
@@ -88,14 +92,18 @@ def main(
             removed = cache.prune(bundle, _places(), ort.installed())
             record["removed"] = [{"path": str(r.path), "bytes": r.bytes, "reason": r.reason} for r in removed]
             texts.append(report.removed_text(removed))
+        outputs = _outputs(bundle, output_names)
         if cpu:
-            made = ort.optimise(bundle, progress)
+            made = [graph for output in outputs for graph in ort.optimise(output, progress)]
             record["optimised"] = [{"folder": str(folder), "reused": reused} for folder, reused in made]
             texts.append(_optimised_text(made))
         if wanted:
-            place, build, reused = builder.build(bundle, wanted, progress=progress, **options)
-            record |= {"folder": str(place), "reused": reused, "build": to_json(build)}
-            texts.append(report.text(bundle, place, build, reused))
+            built = {}
+            for output in outputs:
+                place, build, reused = builder.build(output, wanted, progress=progress, **options)
+                built[output.output] = {"folder": str(place), "reused": reused, "build": to_json(build)}
+                texts.append(_titled(output, report.text(output, place, build, reused)))
+            record |= {"outputs": built} if len(bundle.outputs) > 1 else next(iter(built.values()))
     show(record, as_json, lambda: "\n\n".join(texts))
 
 
@@ -114,7 +122,9 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
         MmgenError: a target that can't be built here.  The function raises what ``builder.build`` does.
     """
     if set(names) == {targets.CPU}:
-        return lambda folder, progress: _optimised_text(ort.optimise(read_bundle(folder, verify=False), progress))
+        return lambda folder, progress: _optimised_text([
+            graph for output in _outputs(read_bundle(folder, verify=False)) for graph in ort.optimise(output, progress)
+        ])
     found = targets.Possible(tuple(names), "") if names else targets.possible()
     wanted = targets.parse(found.names) if found.names else None
 
@@ -123,9 +133,21 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
             tell(found.reason)
             return ""
         bundle = read_bundle(folder, verify=False)  # it has just been written
-        return report.text(bundle, *builder.build(bundle, wanted, progress=progress))
+        return "\n\n".join(
+            _titled(output, report.text(output, *builder.build(output, wanted, progress=progress)))
+            for output in _outputs(bundle)
+        )
 
     return finish
+
+
+def _outputs(bundle: Bundle, names: Sequence[str] = ()) -> list[Bundle]:
+    """Return the outputs of these names, or all of a bundle."""
+    return [output_of(bundle, name) for name in names] or list(outputs_of(bundle).values())
+
+
+def _titled(bundle: Bundle, text: str) -> str:
+    return f"output {bundle.output}:\n{text}" if len(bundle.outputs) > 1 else text
 
 
 def _optimised_text(made: Sequence[tuple[Path, bool]]) -> str:

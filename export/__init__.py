@@ -7,17 +7,22 @@ is asked for, so that ``mmgen-export --help`` need not wait for it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmgen.runtime import Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
+from mmgen.runtime import EDM, Condition, Defaults, Diffusion, Flow, Masked, Media, MmgenError
 
 if TYPE_CHECKING:
-    from mmgen.export.base.model import Model
+    from mmgen.export.base.model import Model, Output
     from mmgen.export.exporter import export
+    from mmgen.export.graph_files.module import OnnxModule
     from mmgen.export.sources import resolve
 
 __all__ = [
-    "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "export", "resolve",
+    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "OnnxModule",
+    "Output", "export", "resolve",
 ]  # fmt: skip
-_LATER = {"Model": "base.model", "export": "exporter", "resolve": "sources"}  # by the module that has it
+_LATER = {  # by name, the module that has it
+    "Model": "base.model", "OnnxModule": "graph_files.module", "Output": "base.model", "export": "exporter",
+    "resolve": "sources",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Checks that a ``Model`` is what it says, in types, numbers and shapes, before the long work."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model, modules
+from mmgen.export.graphs.inputs import completed
 from mmgen.export.graphs.latent import example
+from mmgen.export.graphs.media import module_dtype, module_shape
 from mmgen.export.sources.weights import check_finite
+from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.request.nulls import null_array
 from mmgen.runtime.solvers import masked
 from mmgen.runtime.solvers.registry import table
 from mmgen.runtime.storage.process import Masked
+from mmgen.runtime.storage.schema import CODES, MEDIA_KINDS, TOKENIZER, Media
+
+LAYOUTS = {  # axes and dtype of kinds of media
+    "image": ("height, width, 3", "uint8"),
+    "video": ("frames, height, width, 3", "uint8"),
+    "audio": ("samples, channels", "float32"),
+    "series": ("samples, channels", "float32"),
+}
+PLAIN = r"[A-Za-z0-9_-]+"
 
 
 def check(model: Model) -> None:
@@ -25,7 +38,11 @@ def check(model: Model) -> None:
         MmgenError: a weight that is not a finite float32 on the CPU, a part that fails or gives another shape or type
             than ``Model`` says, a condition without what its kind needs, a solver that doesn't fit the process.
     """
+    for name in ("process", "latent_shape", "denoiser", "media", "defaults"):
+        if getattr(model, name) is None:
+            raise MmgenError(f"model {model.name} has no {name}", remedy=f"give Model.{name}")
     _check_conditions(model)
+    model = completed(model)
     for part, module in modules(model).items():
         _check_weights(f"{part} of {model.name}", module)
         module.eval()
@@ -73,10 +90,23 @@ def _check_conditions(model: Model) -> None:
                 raise MmgenError(f"{what}: count", got=c.count, wanted="the number of classes, at least 1")
             case "class" if c.null is not None:
                 whole(f"{what}: null", c.null, "the number of the null class, or None")
+            case "image" | "video" | "audio" | "series" if c.media is None or c.media.kind != c.kind:
+                raise MmgenError(f"{what}: media", got=shown(c.media), wanted=f"Media of kind {c.kind!r}")
             case "array" if np.dtype(c.dtype).kind not in "fiub":
                 raise MmgenError(f"{what}: dtype", got=c.dtype, wanted="floats, whole numbers or bool")
             case "array" if c.null is not None:
                 null_array(c, c.null, f"{what}: null")
+        if c.media is not None:
+            _check_layout(what, c.media)
+    known = {c.name: c for c in model.conditions}
+    for field, named in (("encoders", model.encoders), ("embeds", model.embeds)):
+        for name in named:
+            if name not in known or (field == "encoders" and known[name].media is None):
+                wanted = "an input" if field == "embeds" else f"an input of a medium: {', '.join(MEDIA_KINDS)}"
+                raise MmgenError(f"{field}: name", got=shown(name), wanted=wanted, remedy=did_you_mean(name, known))
+            if not re.fullmatch(PLAIN, name):
+                wanted = "letters, digits, _ and -: it is part of a file's name"
+                raise MmgenError(f"{field}: name", got=shown(name), wanted=wanted)
     if model.condition is not None and not model.conditioning:
         raise MmgenError(f"model {model.name} has a condition module and no names in conditioning")
     if model.defaults.guidance != 1 and not model.conditions:
@@ -129,15 +159,59 @@ def _check_media(model: Model) -> None:
         real("media: rate", media.rate, "more than 0 a second", lambda rate: 0 < rate < math.inf)
     if media.range is not None and not _ascend(media.range):
         raise MmgenError("media: range", got=shown(media.range), wanted="the least and the largest value")
-    shape, dtype = media.shape, getattr(torch, media.dtype)
-    if media.kind == "image":
-        if media.dtype != "uint8" or len(shape) != 3 or shape[2] != 3:
-            raise MmgenError("media of kind image", got=f"{media.dtype} {shape}", wanted="uint8 (height, width, 3)")
-        shape, dtype = (3, *shape[:2]), torch.float32
+    _check_layout("media", media)
+    if isinstance(process := model.process, Masked) and media.kind in CODES:
+        _check_codes(model, process)
+        return
+    if model.decoder is None:
+        raise MmgenError(f"model {model.name} has no decoder", remedy="give Model.decoder")
+    shape, dtype = module_shape(media), module_dtype(media)
     _want("decoder", _call("decoder", model.decoder, entries), (1, *shape), None if dtype == torch.float32 else dtype)
     if model.encoder is not None:
         encoded = _call("encoder", model.encoder, torch.zeros(1, *shape, dtype=dtype))
         _want("encoder", encoded, (1, *model.latent_shape), latents.dtype)
+
+
+def _check_codes(model: Model, process: Masked) -> None:
+    """Check media that are the codes of a masked process: nothing decodes them."""
+    media, what = model.media, f"media of kind {model.media.kind}"
+    for part in ("decoder", "encoder"):
+        if getattr(model, part) is not None:
+            raise MmgenError(f"{what} with a module {part}: they are what the loop makes", remedy="leave it out")
+    if (media.dtype, media.shape) != ("int64", model.latent_shape):
+        wanted = f"int64 {model.latent_shape}, the latent_shape"
+        raise MmgenError(what, got=f"{media.dtype} {media.shape}", wanted=wanted)
+    if media.kind != "text":
+        return
+    if len(media.shape) != 1:
+        raise MmgenError(what, got=f"int64 {media.shape}", wanted="int64 (length,)")
+    if (model.tokenizer if media.tokenizer == TOKENIZER else model.tokenizers.get(media.tokenizer)) is None:
+        raise MmgenError(f"{what} and no {media.tokenizer}", remedy="give Model.tokenizer")
+    if media.end_id is not None:
+        wanted = f"a token from 0 to {process.codes - 1}, not the mask"
+        end = whole("media: end_id", media.end_id, wanted, 0, process.codes - 1)
+        if end == process.mask_id:
+            raise MmgenError("media: end_id", got=end, wanted=wanted)
+
+
+def _check_layout(what: str, media: Media) -> None:
+    """Check that media have the dtype and the axes of their kind."""
+    if media.end_id is not None and media.kind != "text":
+        raise MmgenError(f"{what} of kind {media.kind}: end_id", got=media.end_id, wanted="None: only a text ends")
+    layout = LAYOUTS.get(media.kind)
+    if layout is None:
+        return
+    wanted, dtype = layout
+    fits = media.dtype == dtype and len(media.shape) == wanted.count(",") + 1
+    if media.kind in ("image", "video"):
+        fits = fits and media.shape[-1] == 3
+    if not fits:
+        got = f"{media.dtype} {media.shape}"
+        raise MmgenError(f"{what} of kind {media.kind}", got=got, wanted=f"{dtype} ({wanted})")
+    for name in ("labels", "units"):
+        told = getattr(media, name)
+        if told and (media.kind != "series" or len(told) != media.shape[-1]):
+            raise MmgenError(f"{what}: {name}", got=shown(told), wanted="one for each channel of a series")
 
 
 def _ascend(ends: object) -> bool:
@@ -151,6 +225,8 @@ def _ascend(ends: object) -> bool:
 def _call(part: str, module: nn.Module, *inputs: Tensor) -> Any:
     try:
         return module(*inputs)
+    except MmgenError:  # of an ONNX file, which says what it is about
+        raise
     except Exception as error:
         shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" for x in inputs)
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -24,6 +24,8 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
 @click.argument("source", required=False)
 @click.option("--model", "name", type=click.Choice(embedded.names()),
               help=f"The embedded model to export, in place of SOURCE; else {embedded.DEFAULT}.")  # fmt: skip
+@click.option("--describe", "description", type=click.Path(path_type=Path), metavar="FILE.toml",
+              help="Of an ONNX file: what it is for, which no graph says; docs/exporting.md shows one.")  # fmt: skip
 @click.option("--variant", metavar="NAME",
               help="Which weights of a diffusers folder to read, such as fp16; else those of no variant.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT", help="The bundle; else NAME.mmgen.")
@@ -42,6 +44,7 @@ def main(
     source: str | None,
     name: str | None,
     variant: str | None,
+    description: Path | None,
     output: Path | None,
     policy: Literal["fp16", "fp32"],
     targets: tuple[str, ...],
@@ -52,8 +55,8 @@ def main(
 ) -> None:
     """Turn a trained model into a bundle, validated against torch.
 
-    SOURCE is a diffusers folder, an mmgen checkpoint folder, or module:function or file.py:function that returns an
-    mmgen.export.Model.  Without it, an embedded model is exported: --model says which.
+    SOURCE is a diffusers folder, an mmgen checkpoint folder, an ONNX file with --describe, or module:function or
+    file.py:function that returns an mmgen.export.Model.  Without it, an embedded model is exported: --model says which.
 
     An fp16 bundle gets TensorRT engines where there is a compiler: TensorRT for RTX needs no GPU.
     """
@@ -76,7 +79,7 @@ def main(
     engines = ""
     with nothing_left(), Progress() as progress:
         progress("reading the model", 0.0)
-        model = resolve(str(embedded.folder(name)) if name else source, variant=variant)
+        model = resolve(str(embedded.folder(name)) if name else source, variant=variant, description=description)
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
             model,

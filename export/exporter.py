@@ -6,6 +6,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mmgen.export.base.naming import named
 from mmgen.export.base.origins import forget
 from mmgen.export.base.place import placed
 from mmgen.export.check import check, weight_bytes
+from mmgen.export.graphs.inputs import completed
 from mmgen.export.half.emulate import EmulatedHalf
 from mmgen.export.half.precision import to_half
 from mmgen.export.half.ranges import measure_ranges
@@ -27,6 +29,7 @@ from mmgen.export.proof.invariants import follow
 from mmgen.export.proof.parts import run_torch, sources
 from mmgen.export.proof.receipts import Policy, against_float, against_torch, of_trace
 from mmgen.export.proof.torch_run import TorchRun
+from mmgen.export.several import export_outputs
 from mmgen.export.sources.weights import check_loaded
 from mmgen.export.tracing.trace import describe, trace
 from mmgen.runtime.backends.ort.cpu import open_backend
@@ -92,6 +95,9 @@ def export(
             fails, or ``out`` can't be written.  Nothing is left behind then, and an older bundle stays.
     """
     report = progress or (lambda stage, fraction: None)
+    if model.outputs:
+        one = partial(export, policy=policy, islands=islands, hoist=hoist, cpu_only=cpu_only)
+        return export_outputs(model, out, one, report)
     for part, module in modules(model).items():
         check_loaded(module, f"{part} of {model.name}")
     check_graph = lint_for_cpu if cpu_only else lint
@@ -103,7 +109,7 @@ def export(
         folder = manifest.parent
         report("checking the model", 0.0)
         check(model)
-        model = named(model)
+        model = named(completed(model))
         bundle = _manifest(model, folder, policy)
         if bundle.made_up:
             invented = " and ".join(bundle.made_up)
@@ -225,7 +231,7 @@ def _unprocessed_names(bundle: Bundle, graphs: Iterable[Path]) -> frozenset[str]
         graphs: in the order in which a request runs them.
     """
     given = {condition.tensor for condition in bundle.conditions}
-    given |= {names.STATE, names.TIMESTEP, names.LATENTS, names.MEDIA, names.CODES}
+    given |= {names.STATE, names.TIMESTEP, names.LATENTS, names.MEDIA, names.CODES, names.FEATURES}
     for path in graphs:
         graph = load(path).graph
         passing = unprocessed(graph, given)
@@ -254,8 +260,10 @@ def _validate_loop(bundle: Bundle, folder: Path) -> Bundle:
 
 def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
     """Build the manifest as far as it is known before there are graphs; write the tokenizer and array nulls."""
-    if model.tokenizer is not None:
-        (folder / TOKENIZER).write_bytes(model.tokenizer)
+    tokenizers = dict(model.tokenizers) | ({TOKENIZER: model.tokenizer} if model.tokenizer is not None else {})
+    for file, content in tokenizers.items():
+        (folder / file).write_bytes(content)
+    hashes = {file: sha256(folder / file) for file in tokenizers}
     defaults = model.defaults
     guided = defaults.guidance != 1 or any(c.null is not None for c in model.conditions)
     usual, most = 2 if guided else 1, MAX_G if model.conditions else 1
@@ -286,7 +294,8 @@ def _manifest(model: Model, folder: Path, policy: Policy) -> Bundle:
         receipts=(),
         defaults=model.defaults,
         made_up=made_up(model),
-        tokenizer_sha256=sha256(folder / TOKENIZER) if model.tokenizer is not None else None,
+        tokenizer_sha256=hashes.pop(TOKENIZER, None),
+        tokenizers=hashes,
         folder=folder,
     )
 

@@ -8,12 +8,12 @@ from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.loop.results import Progress, Result, Timings
 from mmgen.runtime.loop.stream import Stream
 from mmgen.runtime.request.request import Request
-from mmgen.runtime.storage.process import Diffusion, Flow, Masked
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow, Masked
 from mmgen.runtime.storage.schema import Condition, Defaults, Media
 
 __all__ = [
-    "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError", "Progress",
-    "Request", "Result", "Stream", "Timings", "__version__", "load",
+    "EDM", "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError",
+    "Progress", "Request", "Result", "Stream", "Timings", "__version__", "load",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from mmgen.runtime.backends.registry import log, open_backend
 from mmgen.runtime.base.children import python
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import FLAVOURS, require_buildable
+from mmgen.runtime.storage.bundle import outputs_of
 from mmgen.runtime.storage.schema import Bundle
 
 MMGEN = python("from mmgen.runtime.cli.main import main; main()")  # of this environment
@@ -27,7 +28,7 @@ def ensure_built(bundle: Bundle, backend: str) -> None:
     if backend == "ort-cpu":
         run_build([str(bundle.folder), "--target", "cpu"], log.info)
     wanted = [flavour for flavour in FLAVOURS if backend in ("auto", flavour)]
-    if not wanted or any(_opens(flavour, bundle) for flavour in wanted):
+    if not wanted or any(all(_opens(flavour, output) for output in outputs_of(bundle).values()) for flavour in wanted):
         return
     try:
         require_buildable(bundle)

@@ -10,40 +10,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.generator import Generator, load
+from mmgen.runtime.generator import Generator, every_evaluation, load
 from mmgen.runtime.loop.results import Progress
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage.bundle import AnyPath
 from mmgen.runtime.storage.golden import Golden, golden_of
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import GOLDEN, Receipt, Role
+from mmgen.runtime.storage.schema import Receipt, Role
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
 
 
-def verify(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def verify(
+    folder: AnyPath, backend: str = "auto", *, threads: int | None = None, output: str | None = None
+) -> tuple[Receipt, ...]:
     """Repeat the comparisons of levels 3 and 4 on a backend, and raise if one fails: ``repeat``, then ``require``.
 
     Raises:
         MmgenError: the bundle or the backend can't be opened, or a comparison fails.
     """
-    return require(repeat(folder, backend, threads=threads))
+    return require(repeat(folder, backend, threads=threads, output=output))
 
 
-def repeat(folder: AnyPath, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
+def repeat(
+    folder: AnyPath, backend: str = "auto", *, threads: int | None = None, output: str | None = None
+) -> tuple[Receipt, ...]:
     """Measure the receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
         folder: the ``.mmgen`` folder.
-        backend, threads: as for ``load``.
+        backend, threads, output: as for ``load``.
 
     Raises:
         MmgenError: the bundle or the backend can't be opened.
     """
-    with load(folder, backend, threads=threads) as generator:
+    with load(folder, backend, threads=threads, output=output) as generator:
         if generator.bundle.golden_sha256 is None:
-            raise MmgenError(f"bundle {generator.bundle.folder} has no {GOLDEN}", remedy="export the bundle again")
+            bundle = generator.bundle
+            raise MmgenError(f"bundle {bundle.folder} has no {bundle.golden}", remedy="export the bundle again")
         return measure(generator, golden_of(generator.bundle))
 
 
@@ -54,11 +59,13 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     for progress in _evaluations(generator, golden):
         states.append(progress.latents())
         if (made := states[0].shape) != golden.other.shape:
-            what = f"{generator.bundle.path(GOLDEN)}: what its request makes"
+            what = f"{generator.bundle.path(generator.bundle.golden)}: what its request makes"
             raise MmgenError(what, got=made, wanted=golden.other.shape, remedy="export the bundle again")
     masked = isinstance(generator.bundle.process, Masked)
     trajectory = _tokens(generator, golden, policy, states) if masked else (_latents(golden, policy, states),)
 
+    if "decode" not in generator.bundle.graphs:
+        return *trajectory, *_codes(generator, golden, states[-1])
     media, codes = generator.decode(golden.trajectory[-1])
     alone = compare_media(4, "decode", policy, media, golden.media, codes, golden.codes)
     if not np.isfinite(states[-1]).all():  # these can't be decoded; the trajectory's receipt reports them
@@ -70,6 +77,22 @@ def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:
     return *trajectory, *alone, *end
 
 
+def _codes(generator: Generator, golden: Golden, tokens: NDArray[np.int64]) -> tuple[Receipt, Receipt, Receipt]:
+    """Compare at level 4 media that are the codes: a text up to its end, made by no more evaluations than it needs.
+
+    Args:
+        tokens: (B, *L) that all evaluations made here.
+    """
+    torchs, own = (generator.decode(made)[0] for made in (golden.trajectory[-1], tokens))
+    made = generator.generate(None, None, **golden.request).media
+    share_of = partial(Receipt, 4, "loop", "share", at_least=True)
+    return (
+        share_of(share(torchs, golden.media), 1.0, "codes of torch's tokens"),
+        share_of(share(made, own), 1.0, "codes of the evaluations that are needed"),
+        share_of(share(own, golden.media), None, "codes from masks"),
+    )
+
+
 def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
     """Play the golden request, evaluation by evaluation, if it has as many as torch made.
 
@@ -77,9 +100,9 @@ def _evaluations(generator: Generator, golden: Golden) -> Iterator[Progress]:
         MmgenError: it has another number of them, or isn't a request that the bundle takes.
     """
     try:
-        stream = generator.stream(**golden.request)
+        stream = every_evaluation(generator, **golden.request)
     except MmgenError as error:
-        what = f"the request in {generator.bundle.path(GOLDEN)} is none of this bundle ({error})"
+        what = f"the request in {generator.bundle.path(generator.bundle.golden)} is none of this bundle ({error})"
         raise MmgenError(what, remedy="export the bundle again") from error
     with stream:
         for progress in stream:

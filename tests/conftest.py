@@ -26,16 +26,6 @@ COME_WITH_TORCH = {"torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "trans
 without_torch = importlib.util.find_spec("torch") is None
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _torchs_operators_are_looked_up_once() -> None:
-    """Torch builds its registry of ONNX translations for every graph anew, for half a second each."""
-    if not without_torch and importlib.util.find_spec("onnxscript"):
-        from torch.onnx._internal.exporter import _registration
-
-        lookup = functools.cache(_registration.onnxscript_apis.get_torchlib_ops)
-        _registration.onnxscript_apis.get_torchlib_ops = lookup
-
-
 @pytest.fixture(scope="session")
 def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The fp16 bundle of ``tiny_text``: the one that the environment names, or made here.  No test may change it."""
@@ -60,17 +50,23 @@ def _bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Export a model that a function of the tests makes, once for all processes of a run; the bundle is read only."""
+    from traced_once import remembering
+
+    from mmgen.export import exporter
+
+    trace = remembering(tmp_path_factory.mktemp("traces"))
+    models = functools.cache(lambda make: make())
     own = tmp_path_factory.getbasetemp()
     root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
     def exported(make: Callable[[], Any], policy: str = "fp32") -> Path:
-        from mmgen.export.exporter import export
-
         folder = root / f"{make.__module__}.{make.__name__}.{policy}.mmgen"
         with (root / f"{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
-                export(make(), folder, policy=policy)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(exporter, "trace", trace)
+                    exporter.export(models(make), folder, policy=policy)
         return folder
 
     return exported

@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 from mmgen.export.base.model import Model
+from mmgen.runtime.storage.schema import Condition
 from mmgen.runtime.storage.tensors import TENSORS
 
 TYPES = ("_fp16", "_fp32")  # how tensors end that are made when types change
@@ -16,16 +17,27 @@ def named(model: Model) -> Model:
     All graphs of a bundle share one namespace: what the condition graph returns is what the step graph takes.
     """
     taken = set(TENSORS)
-    conditions = []
-    for condition in model.conditions:
-        name = free(_plain(condition.name), taken)
-        taken.add(name)
-        conditions.append(dataclasses.replace(condition, graph_name=None if name == condition.name else name))
+    conditions = _named(model.conditions, taken)
     conditioning = []
     for given in model.conditioning:
         conditioning.append(free(_plain(given), taken))
         taken.add(conditioning[-1])
-    return dataclasses.replace(model, conditions=tuple(conditions), conditioning=tuple(conditioning))
+    return dataclasses.replace(model, conditions=conditions, conditioning=tuple(conditioning))
+
+
+def inputs_named(model: Model) -> tuple[Condition, ...]:
+    """Return the inputs of a model with several outputs, each with the name that its tensor has in all of them."""
+    return _named(model.inputs, set(TENSORS))
+
+
+def _named(conditions: Iterable[Condition], taken: set[str]) -> tuple[Condition, ...]:
+    """Name the tensors of conditions that have no name yet, and add all names to those taken."""
+    made = []
+    for condition in conditions:
+        name = condition.graph_name or free(_plain(condition.name), taken)
+        taken.add(name)
+        made.append(dataclasses.replace(condition, graph_name=None if name == condition.name else name))
+    return tuple(made)
 
 
 def free(name: str, taken: Container[str]) -> str:

@@ -24,7 +24,7 @@ def save(model: ir.Model, path: Path, written: Written | None = None) -> None:
     """
     values = (value for graph in model.graphs() for value in graph.initializers.values())
     before = {value: value.const_value for value in values if value.const_value is not None}
-    leaving = {value: tensor for value, tensor in before.items() if _leaves(tensor)}
+    leaving = {value: tensor for value, tensor in before.items() if leaves(tensor)}
     coming = {v: t for v, t in before.items() if v not in leaving and isinstance(t, ir.ExternalTensor)}
     try:
         _replace(coming, external_data.convert_tensors_from_external(list(coming.values())))
@@ -36,7 +36,8 @@ def save(model: ir.Model, path: Path, written: Written | None = None) -> None:
         _replace(before, before.values())
 
 
-def _leaves(tensor: ir.TensorProtocol) -> bool:
+def leaves(tensor: ir.TensorProtocol) -> bool:
+    """Return whether a weight is for the second file."""
     return tensor.nbytes > (EXTERNAL_BYTES if tensor.dtype.is_floating_point() else SHAPE_BYTES)
 
 

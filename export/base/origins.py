@@ -22,6 +22,7 @@ _LIBRARIES = tuple(str(Path(module).resolve().parent) + os.sep for module in (to
 _STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGES = ("site-packages", "dist-packages")  # which may lie below it
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep  # the exporter, all rooms of it
+_QUOTED = re.compile("'([^']*)'|\"([^\"]*)\"")  # the items of a list; a name may have commas, as of a slice
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*(?:\n\s+(?P<text>[^\n]+))?')
 
 
@@ -64,7 +65,7 @@ def note(model: ir.Model) -> None:
 
 def module_of(node: ir.Node) -> str:
     """Return the path of the submodule that a node is in, such as ``blocks.3.attn``."""
-    parts = [part.strip("'\" ") for part in node.metadata_props.get(SCOPES, "").strip("[]").split(",")]
+    parts = [a or b for a, b in _QUOTED.findall(node.metadata_props.get(SCOPES, ""))]
     return parts[-2] if len(parts) > 1 else ""  # the last one is the operation
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model
+from mmgen.export.graphs.media import dtype_of, from_module, to_module
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Condition, Media, Role
+from mmgen.runtime.storage.schema import EMBED, INPUT, Condition, Media, Role
 from mmgen.runtime.storage.tensors import K
 
+SHORTEST = 1e-6  # length of a vector that is embedded; a shorter one stays shorter than 1
 SMALLEST_VARIANCE = 1e-12  # an output that is the same everywhere has no spread to rescale
 EXAMPLE_B, EXAMPLE_G = 3, 2  # sizes to trace with: neither 0 nor 1, which torch specialises on, and not equal
 
@@ -106,7 +108,7 @@ def variance(x: Tensor) -> Tensor:
 
 
 class DecodeGraph(nn.Module):
-    """Latents (B, *L) to media: nearest code, decoder, and for pictures [-1, 1] to uint8 (B, H, W, 3)."""
+    """Latents (B, *L) to media: nearest code, decoder, and the media as files hold them."""
 
     def __init__(self, decoder: nn.Module, quantiser: nn.Module | None, media: Media) -> None:
         super().__init__()
@@ -117,10 +119,7 @@ class DecodeGraph(nn.Module):
         if self.quantiser is not None:
             latents, found = self.quantiser(latents)
             codes = (found,)
-        out = self.decoder(latents)
-        if self.media.kind == "image":
-            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
-        return out.to(getattr(torch, self.media.dtype)), *codes
+        return from_module(self.decoder(latents), self.media), *codes
 
 
 class EncodeGraph(nn.Module):
@@ -131,10 +130,20 @@ class EncodeGraph(nn.Module):
         self.encoder, self.media = encoder, media
 
     def forward(self, media: Tensor) -> Tensor:
-        if self.media.kind == "image":
-            media = media.float().permute(0, 3, 1, 2) / 127.5 - 1
-        out: Tensor = self.encoder(media)
+        out: Tensor = self.encoder(to_module(media, self.media))
         return out
+
+
+class EmbedGraph(nn.Module):
+    """What an input was encoded to (B, ...) to vectors (B, D) of length 1."""
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed = embed
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.embed(features)
+        return out / out.square().sum(1, keepdim=True).sqrt().clamp_min(SHORTEST)
 
 
 def condition_source(model: Model) -> Source | None:
@@ -178,6 +187,7 @@ def step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]]) -> Sou
 
 def decode_source(model: Model) -> Source:
     """Build the decode graph."""
+    assert model.decoder is not None
     inputs = {names.LATENTS: torch.zeros(EXAMPLE_B, *model.latent_shape)}
     outputs = (names.MEDIA, names.CODES) if model.quantiser is not None else (names.MEDIA,)
     module = DecodeGraph(model.decoder, model.quantiser, model.media)
@@ -188,9 +198,37 @@ def encode_source(model: Model) -> Source | None:
     """Build the encode graph; None where the model has no encoder."""
     if model.encoder is None:
         return None
-    inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=getattr(torch, model.media.dtype))}
+    inputs = {names.MEDIA: torch.zeros(EXAMPLE_B, *model.media.shape, dtype=dtype_of(model.media))}
     made = names.CODES if isinstance(model.process, Masked) else names.LATENTS
     return Source("encode", EncodeGraph(model.encoder, model.media), inputs, {names.MEDIA: ("B",)}, (made,))
+
+
+def input_sources(model: Model) -> list[Source]:
+    """Build the graphs of inputs: from media to what the other graphs take, and from that to vectors."""
+    found = []
+    for c in model.conditions:
+        if c.name in model.encoders and c.media is not None:
+            given = {names.MEDIA: torch.from_numpy(np.stack(media_examples(model, c, EXAMPLE_B)))}
+            module = EncodeGraph(model.encoders[c.name], c.media)
+            found.append(Source(INPUT + c.name, module, given, {names.MEDIA: ("B",)}, (names.FEATURES,)))
+        if c.name in model.embeds:
+            features = {names.FEATURES: example(model, c, EXAMPLE_B)}
+            module_ = EmbedGraph(model.embeds[c.name])
+            found.append(Source(EMBED + c.name, module_, features, {names.FEATURES: ("B",)}, (names.EMBEDDING,)))
+    return found
+
+
+def media_examples(model: Model, condition: Condition, count: int) -> list[np.ndarray]:
+    """Return media for an input: the model's examples, or made-up ones, which are neither flat nor noise."""
+    media = condition.media
+    assert media is not None
+    given = [np.asarray(request[condition.name]) for request in model.examples if condition.name in request]
+    if given:
+        return [given[i % len(given)] for i in range(count)]
+    waves = [np.sin(np.indices(media.shape).sum(0) * (0.1 + 0.05 * i)) for i in range(count)]
+    if np.dtype(media.dtype).kind == "u":
+        waves = [127.5 + 127.5 * wave for wave in waves]
+    return [wave.astype(media.dtype) for wave in waves]
 
 
 def example(model: Model, condition: Condition, count: int) -> Tensor:
@@ -200,6 +238,11 @@ def example(model: Model, condition: Condition, count: int) -> Tensor:
     an attention to nothing but padding.
     """
     given = [request[condition.name] for request in model.examples if condition.name in request]
+    if condition.name in model.encoders and condition.media is not None:
+        media = torch.from_numpy(np.stack(media_examples(model, condition, count)))
+        with torch.no_grad():
+            features: Tensor = EncodeGraph(model.encoders[condition.name], condition.media)(media)
+        return features
     match condition.kind:
         case "text":
             return torch.zeros(count, condition.length or 1, dtype=torch.int64)
@@ -227,5 +270,7 @@ def sources(model: Model) -> dict[Role, Source]:
     """Build every graph of a model, in the order in which a request runs them, with encode last."""
     condition = condition_source(model)
     conditioning = conditioning_examples(model, condition)
-    found = (condition, step_source(model, conditioning), decode_source(model), encode_source(model))
+    found = (
+        *input_sources(model), condition, step_source(model, conditioning), decode_source(model), encode_source(model)
+    )  # fmt: skip
     return {source.role: source for source in found if source is not None}

@@ -17,7 +17,9 @@ from mmgen.export.graphs.latent import (
     condition_source,
     conditioning_examples,
     encode_source,
+    input_sources,
 )
+from mmgen.export.graphs.media import from_module
 from mmgen.runtime.loop.masked_plan import ROWS
 from mmgen.runtime.solvers.masked_reference import FAR, TINY
 from mmgen.runtime.storage import tensors as names
@@ -51,6 +53,7 @@ class MaskedStepGraph(nn.Module):
         stay: Tensor,  # (1,)
         window: Tensor,  # (1,)
         redraw: Tensor,  # (1,)
+        threshold: Tensor,  # (1,)
         guidance: Tensor,  # (G,)
         choice: Tensor,  # (B, *L) in [0, 1)
         order: Tensor,  # (B, *L) in [0, 1)
@@ -74,17 +77,19 @@ class MaskedStepGraph(nn.Module):
         log_p = (logits.gather(-1, drawn[..., None]) - best)[..., 0] - (logits - best).exp().sum(-1).log()
         gumbel = -(-order.clamp_min(TINY).log()).clamp_min(TINY).log()
         score = confidence[0] * log_p + confidence[1] * gumbel
-        score = torch.where(torch.arange(flat.shape[1], dtype=torch.float32) < window, score, -FAR)
+        positions = torch.arange(flat.shape[1], dtype=torch.float32)
+        score = torch.where(positions < window, score, -FAR)
         score = torch.where(is_masked, score, FAR)
 
-        target = torch.minimum(masked, (is_masked.float().sum(1, keepdim=True) - 1).clamp_min(1))  # (B, 1)
+        left = is_masked.float().sum(1, keepdim=True) - 1  # (B, 1) masked, if one position is unmasked
+        target = torch.minimum(masked, torch.maximum(left, (threshold > 0).float()))
         mine, others = score[:, :, None], score[:, None]
-        positions = torch.arange(flat.shape[1], dtype=torch.float32)
         behind = positions[:, None] <= positions  # (N, N)
         lower = torch.logical_or(others < mine, torch.logical_and(others == mine, behind))
         rank = lower.float().sum(-1)  # (B, N)
-        again = torch.logical_and(is_masked, torch.logical_or(rank <= target, order < stay))
-        next_tokens = torch.where(again, self.mask_id, codes)
+        again = torch.logical_and(torch.logical_or(rank <= target, order < stay), log_p < threshold)
+        again = torch.logical_or(again, positions >= window)
+        next_tokens = torch.where(torch.logical_and(is_masked, again), self.mask_id, codes)
         return next_tokens.reshape(tokens.shape), codes.reshape(tokens.shape)
 
     def logits(self, tokens: Tensor, guidance: Tensor, more: Sequence[Tensor]) -> Tensor:
@@ -99,17 +104,14 @@ class MaskedStepGraph(nn.Module):
 
 
 class CodesDecodeGraph(nn.Module):
-    """Codes (B, *L) int64 to media; pictures from [-1, 1] to uint8 (B, H, W, 3)."""
+    """Codes (B, *L) int64 to media as files hold them."""
 
     def __init__(self, decoder: nn.Module, media: Media) -> None:
         super().__init__()
         self.decoder, self.media = decoder, media
 
     def forward(self, codes: Tensor) -> Tensor:
-        out: Tensor = self.decoder(codes)
-        if self.media.kind == "image":
-            out = ((out / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
-        return out.to(getattr(torch, self.media.dtype))
+        return from_module(self.decoder(codes), self.media)
 
 
 def running_sum(x: Tensor) -> Tensor:
@@ -149,8 +151,10 @@ def masked_step_source(model: Model, conditioning: Sequence[tuple[str, Tensor]])
     return Source("step", module, fixed | varying, axes, (names.NEXT_TOKENS, names.CODES))
 
 
-def codes_decode_source(model: Model) -> Source:
-    """Build the decode graph."""
+def codes_decode_source(model: Model) -> Source | None:
+    """Build the decode graph; None where the codes are the media."""
+    if model.decoder is None:
+        return None
     inputs = {names.CODES: torch.zeros(EXAMPLE_B, *model.latent_shape, dtype=torch.int64)}
     return Source(
         "decode", CodesDecodeGraph(model.decoder, model.media), inputs, {names.CODES: ("B",)}, (names.MEDIA,)
@@ -161,5 +165,8 @@ def sources(model: Model) -> dict[Role, Source]:
     """Build every graph of a masked-token model, in the order in which a request runs them, with encode last."""
     condition = condition_source(model)
     conditioning = conditioning_examples(model, condition)
-    found = (condition, masked_step_source(model, conditioning), codes_decode_source(model), encode_source(model))
+    found = (
+        *input_sources(model), condition, masked_step_source(model, conditioning), codes_decode_source(model),
+        encode_source(model),
+    )  # fmt: skip
     return {source.role: source for source in found if source is not None}

@@ -29,7 +29,7 @@ from mmgen.export.base.origins import module_of
 from mmgen.export.hoisting.unprocessed import unprocessed
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage import tensors
-from mmgen.runtime.storage.schema import Island, Role
+from mmgen.runtime.storage.schema import INPUT, Island, Role
 
 LARGEST = 65504.0  # of float16
 # A tensor whose measured range passes this stays float32.  Three bits are kept for what was not measured: other
@@ -48,7 +48,7 @@ SOLVER = frozenset((
     tensors.TRANSITION, tensors.PREDICTION, tensors.X0_LIMIT, tensors.GUIDANCE, tensors.NOISE, tensors.KNOWN,
     tensors.KEEP, tensors.NEXT_LEVEL,
     tensors.SHARPNESS, tensors.TOP_K, tensors.CONFIDENCE, tensors.MASKED, tensors.STAY, tensors.WINDOW,
-    tensors.REDRAW, tensors.CHOICE, tensors.ORDER,
+    tensors.REDRAW, tensors.THRESHOLD, tensors.CHOICE, tensors.ORDER,
 ))  # fmt: skip
 
 
@@ -191,7 +191,7 @@ def _structure(flow: _Flow) -> None:
         flow.island(flow.before_layers([tensors.INPUT_SCALE]), "scaling of the denoiser's input")
     if flow.role in ("step", "timestep"):
         flow.island(flow.before_layers([tensors.TIMESTEP]), "arithmetic on the timestep before its first layer")
-    if flow.role in ("decode", "encode"):
+    if flow.role in ("decode", "encode") or flow.role.startswith(INPUT):
         searches = (node for node in flow.nodes if node.op_type in ("ArgMax", "ArgMin"))
         flow.island(flow.above(searches, layers=1), "nearest-code search")
     if flow.role == "decode":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmgen.export.base.model import Model
+from mmgen.export.graphs.latent import media_examples
 from mmgen.runtime.storage.schema import Condition
 
 EXTREME = 4.0  # how many times as far from the mean as an example an unusual request is
@@ -29,14 +30,14 @@ def examples(model: Model, count: int, *, negative: bool = False) -> dict[str, A
         given = [request[condition.name] for request in model.examples if condition.name in request]
         turns = range(int(negative), count + int(negative))
         rows = [given[i % len(given)] if given else _made_up(model, condition, i, count, rng) for i in turns]
-        values[condition.name] = np.stack(rows) if condition.kind == "array" else rows
+        values[condition.name] = rows if condition.kind in ("text", "class") else np.stack(rows)
     return values
 
 
 def made_up(model: Model) -> tuple[str, ...]:
-    """Return the names of the array conditions of which the model gives no example."""
+    """Return the names of the conditions, neither text nor classes, of which the model gives no example."""
     given = {name for request in model.examples for name in request}
-    return tuple(c.name for c in model.conditions if c.kind == "array" and c.name not in given)
+    return tuple(c.name for c in model.conditions if c.kind not in ("text", "class") and c.name not in given)
 
 
 def unusual(model: Model, inputs: dict[str, NDArray[Any]]) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
@@ -102,6 +103,8 @@ def _scale(middle: str, spread: str, first: torch.Tensor, second: torch.Tensor, 
 
 
 def _made_up(model: Model, condition: Condition, index: int, count: int, rng: np.random.Generator) -> Any:
+    if condition.media is not None:
+        return media_examples(model, condition, count + 1)[index]
     match condition.kind:
         case "text":
             return ("a photo", "two lines of text")[index % 2]
@@ -111,5 +114,5 @@ def _made_up(model: Model, condition: Condition, index: int, count: int, rng: np
         case "array" if np.issubdtype(np.dtype(condition.dtype), np.floating):
             mean, deviation = scale_of(model, condition) or (np.float32(0), np.float32(1))
             return (mean + deviation * rng.standard_normal(condition.shape)).astype(condition.dtype)
-        case "array":
+        case _:
             return np.zeros(condition.shape, condition.dtype)

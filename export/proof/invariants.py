@@ -17,7 +17,7 @@ from mmgen.export.hoisting.assemble import CONDITION, TIMESTEP
 from mmgen.export.hoisting.hoist import Pack
 from mmgen.export.proof.torch_run import Arrays, Sample, TorchRun
 from mmgen.runtime.storage import tensors as names
-from mmgen.runtime.storage.schema import Role
+from mmgen.runtime.storage.schema import ROLES
 
 
 def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> TorchRun:
@@ -60,7 +60,7 @@ def follow(run: TorchRun, traced: Path, folder: Path, packs: Sequence[Pack]) -> 
     ]
     feeds["step"] = [graphs.step_inputs(usual, feed, row) for row, feed in enumerate(loop)]
     feeds["step"] += [sample.inputs for sample in samples["step"] if sample.conditions is not None]
-    order: tuple[Role, ...] = ("condition", "timestep", "step", "decode", "encode")
+    order = [*(role for role in samples if role not in ROLES), *ROLES]
     return dataclasses.replace(
         run,
         samples={role: samples[role] for role in order if role in samples},

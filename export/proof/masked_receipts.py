@@ -12,7 +12,7 @@ from mmgen.export.base.dtypes import load
 from mmgen.export.proof.torch_run import Arrays, Sample
 from mmgen.runtime.loop.masked_plan import ROWS
 from mmgen.runtime.solvers.masked import MaskedTable
-from mmgen.runtime.solvers.masked_reference import draw, unmask
+from mmgen.runtime.solvers.masked_reference import Draw, draw, unmask
 from mmgen.runtime.storage import limits
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
@@ -38,16 +38,19 @@ def compare(level: int, policy: str, process: Masked, got: Arrays, sample: Sampl
     truth, logits = sample.outputs[LOGITS], got[LOGITS]  # (B, N, codes)
     tokens = sample.inputs[names.TOKENS].reshape(truth.shape[:2])
     choice, order = (sample.inputs[name].reshape(tokens.shape) for name in (names.CHOICE, names.ORDER))
-    drawn = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
-    error = relative_rms(*_centred(logits[drawn], truth[drawn]))
+    replaced = (tokens == process.mask_id) | (order < sample.inputs[names.REDRAW])
+    error = relative_rms(*_centred(logits[replaced], truth[replaced]))
 
     row = _row(sample.inputs)
-    codes, score, stays = draw(process, row, 0, tokens, logits, choice, order)
-    after = unmask(process, row, 0, tokens, codes, score, stays, order)
+    drawn = draw(process, row, 0, tokens, logits, choice, order)
+    codes = drawn.codes
+    after = unmask(process, row, 0, tokens, drawn, order)
     made, found = (got[name].reshape(tokens.shape) for name in (names.NEXT_TOKENS, names.CODES))
-    either = tied(score, stays, limits.TIED_SCORES["fp32"])
+    possible = (made == process.mask_id) | (made == codes)
+    after = np.where(at_threshold(process, row, tokens, drawn, limits.TIED_SCORES["fp32"]) & possible, made, after)
+    either = tied(drawn.score, drawn.stays, limits.TIED_SCORES["fp32"])
     if ((made == process.mask_id).sum(-1) == (after == process.mask_id).sum(-1)).all():
-        after = np.where(either & ((made == process.mask_id) | (made == codes)), made, after)
+        after = np.where(either & possible, made, after)
     return [
         Receipt(level, "step", "relative RMS", error, limits.GRAPH_RMS[policy], LOGITS),
         *(
@@ -63,8 +66,10 @@ def undecided(process: Masked, sample: Sample) -> np.ndarray:
     tokens, choice, order = (
         sample.inputs[name].reshape(logits.shape[:2]) for name in (names.TOKENS, names.CHOICE, names.ORDER)
     )
-    _, score, stays = draw(process, _row(sample.inputs), 0, tokens, logits, choice, order)
-    return tied(score, stays, limits.TIED_SCORES["fp16"]).reshape(sample.inputs[names.TOKENS].shape)
+    row, near = _row(sample.inputs), limits.TIED_SCORES["fp16"]
+    drawn = draw(process, row, 0, tokens, logits, choice, order)
+    found = tied(drawn.score, drawn.stays, near) | at_threshold(process, row, tokens, drawn, near)
+    return found.reshape(sample.inputs[names.TOKENS].shape)
 
 
 def _row(inputs: Arrays) -> MaskedTable:
@@ -90,6 +95,13 @@ def tied(score: np.ndarray, stays: np.ndarray, near: float) -> np.ndarray:
     high = np.take_along_axis(ranked, np.minimum(at, score.shape[-1] - 1), -1)  # the worst that is unmasked
     reach = near * np.maximum(1, np.abs(low))
     found: np.ndarray = (high - low <= reach) & (score >= low - reach) & (score <= high + reach)
+    return found
+
+
+def at_threshold(process: Masked, row: MaskedTable, tokens: np.ndarray, drawn: Draw, near: float) -> np.ndarray:
+    """Find masked positions (B, N) where rounding decides whether a row's one threshold is reached."""
+    reach = near * np.maximum(1, np.abs(drawn.log_p))
+    found: np.ndarray = (tokens == process.mask_id) & (np.abs(drawn.log_p - row.threshold[0]) <= reach)
     return found
 
 

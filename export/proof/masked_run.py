@@ -29,6 +29,7 @@ from mmgen.runtime.request.branches import Branches
 from mmgen.runtime.request.start import of_tokens
 from mmgen.runtime.request.tokens import uniforms
 from mmgen.runtime.solvers.masked import MaskedTable, table
+from mmgen.runtime.solvers.masked_reference import ended
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.golden import Golden
 from mmgen.runtime.storage.process import Masked
@@ -52,9 +53,11 @@ def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> T
     other = _loop(sources["step"], model.process, rows, branches, conditioning, shape, OTHER_SEED)[1][-1]
     samples["step"] = [_with_logits(sources["step"], *sample) for sample in _step_inputs(feeds["step"])]
     add_unusual(model, sources, request, samples, feeds, _with_logits)
-    samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
-    feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
-    media = samples["decode"][0].outputs[names.MEDIA]
+    media = ended(trajectory[-1], model.media.end_id)
+    if "decode" in sources:
+        samples["decode"] = [call(sources["decode"], {names.CODES: trajectory[-1]})]
+        feeds["decode"] = [{names.CODES: trajectory[-1]}, {names.CODES: other}]
+        media = samples["decode"][0].outputs[names.MEDIA]
     if "encode" in sources:
         samples["encode"] = [call(sources["encode"], {names.MEDIA: media})]
         feeds["encode"] = [{names.MEDIA: media}]

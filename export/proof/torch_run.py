@@ -21,16 +21,20 @@ from mmgen.runtime.request.branches import Branches
 from mmgen.runtime.request.branches import branches as encode_branches
 from mmgen.runtime.request.conditions import open_inputs
 from mmgen.runtime.request.noise import noise as seeded_noise
+from mmgen.runtime.request.prepare import fewest_steps
+from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.registry import table as solver_table
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.golden import Golden
-from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Bundle, Role
+from mmgen.runtime.storage.process import EDM, Masked
+from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 from mmgen.runtime.storage.tensors import K
 
 B = 2  # samples of the golden request
-STEPS = 8  # of its solver, or the model's default where that is less
+STEPS = 8  # of its solver, or the model's default where that is less; more where each block of tokens takes one
+# On an EDM process always: its denoiser is one for every sigma, where activations may be larger than at the start, and
+# a consistency model whose default is one step is asked for others by image to image.
 GUIDANCE = 2.0  # where the model has conditions and its default is no guidance
 SEED, OTHER_SEED = 0, 1
 
@@ -81,15 +85,38 @@ def golden_request(model: Model, sources: Mapping[Role, Source], bundle: Bundle)
     conditions, defaults = examples(model, B), model.defaults
     guidance = GUIDANCE if model.conditions and defaults.guidance == 1 else defaults.guidance
     negative = {} if any(c.null is not None for c in model.conditions) else examples(model, B, negative=True)
-    encoded = encode_branches(open_inputs(bundle), conditions, guidance, None if conditions else B, negative)
-    steps = min(defaults.steps, STEPS)
+    samples = input_samples(sources)
+
+    def encode(name: str, media: NDArray[Any]) -> NDArray[Any]:
+        if INPUT + name not in sources:
+            return media
+        samples[INPUT + name].append(call(sources[INPUT + name], {names.MEDIA: media}))
+        return samples[INPUT + name][-1].outputs[names.FEATURES]
+
+    inputs = open_inputs(bundle, encode)
+    encoded = encode_branches(inputs, conditions, guidance, None if conditions else B, negative)
+    usual = STEPS if isinstance(model.process, EDM) else min(defaults.steps, STEPS)
+    steps = max(usual, fewest_steps(bundle, Request()))
+    feeds = {role: [sample.inputs for sample in found] for role, found in samples.items()}
     if "condition" not in sources:
-        return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, {}, {})
+        return GoldenRequest(conditions, negative, guidance, steps, encoded, encoded.inputs, samples, feeds)
     sample = call(sources["condition"], encoded.inputs)
-    samples: dict[Role, list[Sample]] = {"condition": [sample]}
-    return GoldenRequest(
-        conditions, negative, guidance, steps, encoded, sample.outputs, samples, {"condition": [encoded.inputs]}
-    )
+    samples |= {"condition": [sample]}
+    feeds |= {"condition": [encoded.inputs]}
+    return GoldenRequest(conditions, negative, guidance, steps, encoded, sample.outputs, samples, feeds)
+
+
+def input_samples(sources: Mapping[Role, Source]) -> dict[Role, list[Sample]]:
+    """Run the graphs of inputs on their examples; those of media also on zeros, a black picture or silence."""
+    samples: dict[Role, list[Sample]] = {}
+    for role, source in sources.items():
+        if role.startswith((INPUT, EMBED)):
+            given = {name: tensor.numpy() for name, tensor in source.inputs.items()}
+            samples[role] = [call(source, given)]
+        if role.startswith(INPUT):
+            zeros = call(source, {name: np.zeros_like(array) for name, array in given.items()}, "zeros")
+            samples[role] += [zeros] if all(np.isfinite(x).all() for x in zeros.outputs.values()) else []
+    return samples
 
 
 def run_torch(model: Model, sources: Mapping[Role, Source], bundle: Bundle) -> TorchRun:

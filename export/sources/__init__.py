@@ -5,30 +5,41 @@ from pathlib import Path
 
 from mmgen.export.base import embedded
 from mmgen.export.base.model import Model, modules
-from mmgen.export.sources import amused_folder, checkpoint, diffusers_folder, user_code, vq_diffusion_folder
+from mmgen.export.sources import (
+    amused_folder,
+    checkpoint,
+    described,
+    diffusers_folder,
+    user_code,
+    vq_diffusion_folder,
+)
 from mmgen.export.sources.weights import check_finite, check_loaded, read_json, tensors_sha256
 from mmgen.runtime.base.errors import MmgenError
 
 ACCEPTED = (
     "nothing (the embedded default), an mmgen checkpoint folder (config.json), a diffusers DiTPipeline, "
-    "AmusedPipeline or VQDiffusionPipeline folder (model_index.json), package.module:function, or file.py:function"
+    "AmusedPipeline or VQDiffusionPipeline folder (model_index.json), package.module:function, file.py:function, or an "
+    "ONNX file with --describe"
 )
 INDEX = "model_index.json"  # of a diffusers folder
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".onnx", ".gguf")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")
 
 
-def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
+def resolve(
+    source: str | None = None, *, variant: str | None = None, description: Path | None = None
+) -> Model:
     """Load the model that a source names, in evaluation mode, and check its weights.
 
     Args:
         source: None for the embedded default; a folder; ``module:function``.  A folder wins over a module.
         variant: of a diffusers folder's weights, such as ``fp16``; None: those that are no variant, or the only one.
+        description: of an ONNX file: a TOML file that says what it is.
 
     Raises:
         MmgenError: no such source, a source of no known kind, a damaged or unsupported model, weights without values,
             or NaN or infinity in them.
     """
-    model = _load(source, variant)
+    model = _load(source, variant) if description is None else _described(source, description)
     for role, module in modules(model).items():
         check_loaded(module, f"{role} of {model.name}")
     for role, module in modules(model).items():
@@ -37,6 +48,12 @@ def resolve(source: str | None = None, *, variant: str | None = None) -> Model:
     if not model.source_sha256:
         model = dataclasses.replace(model, source_sha256=tensors_sha256(modules(model).values()))
     return model
+
+
+def _described(source: str | None, description: Path) -> Model:
+    if source is None or Path(source).suffix != ".onnx":
+        raise MmgenError(f"{source or 'the embedded default'} needs no description", wanted="an ONNX file")
+    return described.load(Path(source), description)
 
 
 def _load(source: str | None, variant: str | None) -> Model:
@@ -52,6 +69,10 @@ def _load(source: str | None, variant: str | None) -> Model:
     if parts := user_code.split(source):
         model = user_code.load(*parts)
         return model if model.source else dataclasses.replace(model, source=source)
+    if path.suffix == ".onnx":
+        remedy = f"mmgen-export {source} --describe model.toml; docs/exporting.md shows one"
+        what = f"{source} is a graph, which doesn't say what it is for"
+        raise MmgenError(what, wanted="a description", remedy=remedy)
     if path.suffix in WEIGHTS:
         raise MmgenError(
             f"{source} is a file of weights, which doesn't say what network they belong to",

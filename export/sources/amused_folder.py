@@ -18,15 +18,15 @@ from mmgen.export.sources.diffusers_parts import (
     class_name,
     config_of,
     import_library,
-    name_and_source,
+    token_model,
     token_parts,
     want,
 )
 from mmgen.export.sources.weight_files import DIFFUSERS, TRANSFORMERS, weights_of
-from mmgen.export.sources.weights import files_sha256, read_json
+from mmgen.export.sources.weights import read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Condition, Defaults, Media
+from mmgen.runtime.storage.schema import Condition, Defaults
 
 # diffusers' own defaults, from the signature of AmusedPipeline.__call__
 STEPS, GUIDANCE, AESTHETIC_SCORE, CROP = 12, 10.0, 6, (0, 0)
@@ -130,27 +130,18 @@ def load(folder: Path, variant: str | None = None) -> Model:
     vqvae, encoder, tokenizer = parts.vqvae, parts.text_encoder, parts.tokenizer
 
     codebook = vqvae.quantize.embedding.weight
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
-    side = uvit["sample_size"]  # positions along an axis
-    size = side * scale
-    name, source = name_and_source(folder)
-    micro = torch.tensor([[size, size, *CROP, AESTHETIC_SCORE]], dtype=torch.float32)
+    fields = token_model(folder, parts, weights, side=uvit["sample_size"])
+    micro = torch.tensor([[*fields["media"].shape[:2], *CROP, AESTHETIC_SCORE]], dtype=torch.float32)
     return Model(
-        name=name,
+        **fields,
         process=Masked(codes=codes, mask_id=mask_id, schedule=scheduler["masking_schedule"]),
-        latent_shape=(side, side),
         denoiser=TokenDenoiser(parts.transformer, micro),
         conditions=(Condition("prompt", "text", null="", length=parts.length, pad_id=tokenizer.pad_token_id),),
-        media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("amused", STEPS, guidance=GUIDANCE),
         decoder=CodesDecoder(Decoder(vqvae), codebook),
         encoder=CodesEncoder(Encoder(vqvae), codebook),
         condition=Text(encoder),
         conditioning=("text", "text_embeds"),
-        tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
-        source=source,
-        source_sha256=files_sha256(file for part in weights.values() for file in part.files),
-        versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 
 

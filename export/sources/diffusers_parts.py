@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from mmgen.export.sources.weight_files import Weights, laid_out
-from mmgen.export.sources.weights import read_json
+from mmgen.export.sources.weights import files_sha256, read_json
 from mmgen.runtime.base.distribution import extra
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.storage.schema import Media
 
 DOWN_BLOCKS, UP_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 AS_FLOAT = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}  # options of diffusers' loaders
@@ -147,6 +148,29 @@ def _clip_tokenizer(transformers: Any, folder: Path) -> Any:
         if (got := getattr(tokenizer, side)) != "right":
             raise MmgenError(f"{folder}/tokenizer_config.json: {side}", got=repr(got), wanted="'right', as CLIP has it")
     return tokenizer
+
+
+def token_model(folder: Path, parts: TokenParts, weights: Mapping[str, Weights], side: int) -> dict[str, Any]:
+    """Return the fields of a ``Model`` that pipelines over codes have in common.
+
+    Args:
+        folder: of the pipeline.
+        parts: its parts.
+        weights: of each part.
+        side: positions along an axis of its latents.
+    """
+    name, source = name_and_source(folder)
+    size = side * 2 ** (len(parts.vqvae.config.block_out_channels) - 1)
+    packages = (import_library("diffusers"), import_library("transformers"), torch)
+    return {
+        "name": name,
+        "latent_shape": (side, side),
+        "media": Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
+        "tokenizer": parts.tokenizer.backend_tokenizer.to_str().encode(),
+        "source": source,
+        "source_sha256": files_sha256(file for part in weights.values() for file in part.files),
+        "versions": {package.__name__: package.__version__ for package in packages},
+    }
 
 
 def name_and_source(folder: Path) -> tuple[str, str]:

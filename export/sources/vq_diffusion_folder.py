@@ -24,15 +24,15 @@ from mmgen.export.sources.diffusers_parts import (
     config_of,
     from_pretrained,
     import_library,
-    name_and_source,
+    token_model,
     token_parts,
     want,
 )
 from mmgen.export.sources.weight_files import DIFFUSERS, TRANSFORMERS, Weights, weights_of
-from mmgen.export.sources.weights import files_sha256, read_json
+from mmgen.export.sources.weights import read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Condition, Defaults, Media
+from mmgen.runtime.storage.schema import Condition, Defaults
 
 # diffusers' own defaults, from the signature of VQDiffusionPipeline.__call__
 STEPS, GUIDANCE = 100, 5.0
@@ -141,32 +141,24 @@ def load(folder: Path, variant: str | None = None) -> Model:
     empty = tokenizer("", padding="max_length", max_length=length, return_tensors="pt").input_ids[0]
     null = _null(weights.get(NULL), encoder, empty)
 
-    codes, side = vae["num_vq_embeddings"], config["sample_size"]
-    size = side * 2 ** (len(vae["block_out_channels"]) - 1)
+    codes = vae["num_vq_embeddings"]
     channels = vae["vq_embed_dim"] or vae["latent_channels"]
     codebook = vqvae.quantize.embedding.weight
-    name, source = name_and_source(folder)
     return Model(
-        name=name,
+        **token_model(folder, parts, weights, side=config["sample_size"]),
         process=Masked(
             codes=codes,
             mask_id=codes,
             train_timesteps=scheduler["num_train_timesteps"],
             hidden=(scheduler["gamma_cum_start"], scheduler["gamma_cum_end"]),
         ),
-        latent_shape=(side, side),
         denoiser=TokenDenoiser(parts.transformer),
         conditions=(Condition("prompt", "text", null="", length=length + 1, pad_id=tokenizer.pad_token_id),),
-        media=Media("image", (size, size, 3), "uint8", (0.0, 255.0)),
         defaults=Defaults("vq-diffusion", min(STEPS, scheduler["num_train_timesteps"]), guidance=GUIDANCE),
         decoder=CodesDecoder(Decoder(vqvae), codebook),
         encoder=CodesEncoder(Encoder(vqvae, channels, 1.0), codebook),
         condition=Text(encoder, empty, null),
         conditioning=("text",),
-        tokenizer=tokenizer.backend_tokenizer.to_str().encode(),
-        source=source,
-        source_sha256=files_sha256(file for part in weights.values() for file in part.files),
-        versions={m.__name__: m.__version__ for m in (diffusers, transformers, torch)},
     )
 
 

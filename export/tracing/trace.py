@@ -13,9 +13,11 @@ from torch.export import ExportedProgram
 
 from mmgen.export.base.onnx_storage import save
 from mmgen.export.base.origins import ORIGIN, SCOPES, note
+from mmgen.export.graph_files.splice import add_files, translations
 from mmgen.export.graphs.latent import Source
 from mmgen.export.tracing.capture import capture, untraceable
 from mmgen.export.tracing.counts import operations_by_axes, weight_bytes
+from mmgen.export.tracing.registry import registry_kept
 from mmgen.export.tracing.simplify import simplify
 from mmgen.export.tracing.translations import table
 from mmgen.export.tracing.upsampling import fold
@@ -42,14 +44,14 @@ def trace(source: Source, path: Path) -> ExportedProgram:
         program = capture(source)
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), registry_kept(), torch.no_grad():
             converted = torch.onnx.export(
                 program,
                 (),
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=tuple(axes),
-                custom_translation_table=table(),
+                custom_translation_table={**table(), **translations()},
                 optimize=False,
                 verbose=False,
             )
@@ -57,6 +59,7 @@ def trace(source: Source, path: Path) -> ExportedProgram:
         raise untraceable(source, error, program) from error
     assert converted is not None  # None is what the exporter before dynamo returned
     model = converted.model
+    add_files(model)
     simplify(model)
     _name(model.graph, source)
     fold(model.graph)

@@ -1,6 +1,7 @@
 """A cold start: a fresh process, from its start to its first media."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -41,8 +42,9 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Request
     Raises:
         MmgenError: it failed, with the last line that it said.
     """
-    asked = {"folder": str(folder), "backend": backend, "threads": threads, "request": said_of(request)}
-    given = json.dumps(asked, default=lambda array: np.asarray(array).tolist())
+    asked = {"folder": str(folder), "backend": backend, "threads": threads, "output": request.output,
+             "request": said_of(request)}  # fmt: skip
+    given = json.dumps(asked, default=_as_json)
     with tempfile.TemporaryFile("w+", errors="replace", dir=temporary_place()) as complaints:
         began = time.perf_counter()
         with subprocess.Popen(
@@ -59,6 +61,11 @@ def cold_start(folder: Path, backend: str, threads: int | None, request: Request
             raise MmgenError(f"a fresh process that makes one request failed ({last})")
     told = json.loads(line)
     return Start(total=total, process=total - told["load"] - told["first"], **told)
+
+
+def _as_json(value: object) -> object:
+    """Return a file's name as text, and an array as lists."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else np.asarray(value).tolist()
 
 
 def main() -> None:

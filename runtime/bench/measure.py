@@ -4,7 +4,6 @@ Every request is a call of ``Generator.generate`` as users make it; its parts ar
 """
 
 import importlib.metadata
-import math
 import platform
 import sys
 import time
@@ -29,11 +28,12 @@ from mmgen.runtime.bench.figures import Noise, Summary, noise, summary
 from mmgen.runtime.bench.roofline import Point, roofline
 from mmgen.runtime.bench.usage import Cores, free_device_memory, peak_memory, watched
 from mmgen.runtime.bench.watch import Watch, watched_generator
+from mmgen.runtime.files.json_records import plain
 from mmgen.runtime.generator import Generator
 from mmgen.runtime.loop.results import Result
 from mmgen.runtime.request.branches import MOST
 from mmgen.runtime.request.request import Request, said_of
-from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.bundle import output_of, read_bundle
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import MANIFEST, Bundle
 
@@ -174,7 +174,7 @@ def measure(
     """
     _check(options)
     before = machine.record()
-    bundle = read_bundle(folder)
+    bundle = output_of(read_bundle(folder), options.request.output)
     guidance = options.request.guidance
     branches = 1 if (bundle.defaults.guidance if guidance is None else guidance) == 1 else 2
     series: list[Series] = []
@@ -368,21 +368,14 @@ def _told(bundle: Bundle, options: Options) -> dict[str, Any]:
     """Describe the request, with the bundle's defaults where it was silent, and how it was repeated."""
     defaults = {name: getattr(bundle.defaults, name) for name in ("solver", "steps", "guidance")}
     said = said_of(options.request)
-    given = {name: _plain(value) for name, value in said.items() if name not in ("conditions", "negative")}
+    given = {name: plain(value) for name, value in said.items() if name not in ("conditions", "negative")}
     asked = {
         kind: {name: [v if isinstance(v, (str, int)) else f"array {np.shape(v)}" for v in values]
                for name, values in said.get(kind, {}).items()}
         for kind in ("conditions", "negative") if kind == "conditions" or said.get(kind)
     }  # fmt: skip
-    repeated = {name: _plain(getattr(options, name)) for name in ("runs", "warmup", "seconds", "new")}
+    repeated = {name: plain(getattr(options, name)) for name in ("runs", "warmup", "seconds", "new")}
     return {**defaults, **given, **asked, **repeated}
-
-
-def _plain(value: Any) -> Any:
-    """Replace numbers that JSON doesn't have, such as an interval without an end, by text."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _excluded(options: Options) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from mmgen.runtime.builds.engine_build import ENGINES, SCHEMA, SIDECAR, Build, E
 from mmgen.runtime.builds.identity import differences, identity_of_graph
 from mmgen.runtime.files.json_records import from_json, read_json
 from mmgen.runtime.files.links import is_link, own
+from mmgen.runtime.storage.bundle import outputs_of
 from mmgen.runtime.storage.hashes import BRIEF, sha256
 from mmgen.runtime.storage.schema import Bundle
 
@@ -112,6 +113,11 @@ def changed_graphs(bundle: Bundle, build: Build) -> list[str]:
         for role, wanted in graph_hashes(bundle).items()
         if found.get(role) != wanted
     ]
+
+
+def outdated(bundle: Bundle, build: Build) -> list[str]:
+    """List the graphs that a build wasn't made from, of the output that it is nearest to; none: it is of an output."""
+    return min((changed_graphs(output, build) for output in outputs_of(bundle).values()), key=len)
 
 
 def misfit(bundle: Bundle, build: Build, place: Place) -> list[str]:

@@ -20,6 +20,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.identity import identity_of_graph, key_of
 from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.files.links import is_link, own
+from mmgen.runtime.storage.bundle import outputs_of
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import Bundle, Role
 
@@ -133,8 +134,8 @@ def stale(bundle: Bundle, folder: Path, version: str | None) -> str | None:
     found = _read(folder)
     if isinstance(found, MmgenError):
         return str(found)
-    graph = bundle.graphs.get(found.role)
-    if not graph or identity_of_graph(graph.sha256, graph.data_sha256) != found.identity.graph:
+    graphs = (output.graphs.get(found.role) for output in outputs_of(bundle).values())
+    if all(not g or identity_of_graph(g.sha256, g.data_sha256) != found.identity.graph for g in graphs):
         return f"made from another {found.role} graph"
     if version and found.identity.processor == processor() and found.identity.onnxruntime != version:
         return f"made by ONNX Runtime {found.identity.onnxruntime}, and {version} is here"

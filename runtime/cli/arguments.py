@@ -8,9 +8,9 @@ from typing import Any
 
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.media.arrays import read_array
 from mmgen.runtime.request.branches import Also
 from mmgen.runtime.request.conditions import values
-from mmgen.runtime.request.media_files import read_array
 from mmgen.runtime.solvers.options import Option, described, read
 from mmgen.runtime.solvers.registry import options_of
 from mmgen.runtime.storage.schema import Bundle, Condition
@@ -29,7 +29,7 @@ def conditions(
         prompts: for the bundle's only condition of kind text.
         class_ids: for its only condition of kind class.
         option: that these came from, for errors; "" for the three that ask.
-        others: NAME=VALUE for any; VALUE is text, a class, or numbers as JSON or in a .npy file.
+        others: NAME=VALUE for any; VALUE is text, a class, numbers as JSON or in a .npy file, or a file of a medium.
 
     Raises:
         MmgenError: the bundle has no such condition, or VALUE can't be read as one.
@@ -127,7 +127,9 @@ def _read(condition: Condition, value: str) -> list[Any]:
                 return [int(value)]
             except ValueError:
                 raise MmgenError(f"condition {condition.name!r}", got=shown(value), wanted="a whole number") from None
-        case _:
+        case "image" | "video" | "audio" | "series":
+            return [Path(value)]
+        case "array":
             wanted = f"numbers of shape {condition.shape} as JSON or in a .npy file"
             if value.endswith(".npy"):
                 return values(condition, read_array(Path(value), wanted))

@@ -9,39 +9,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.cli.inputs import InputsCommand, named_inputs
 from mmgen.runtime.cli.options import (
+    SAMPLING,
     backend_option,
     bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
+    condition_options,
+    sampling_options,
+    want_option,
 )
-from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.cli.terminal import Progress, json_option, show
 from mmgen.runtime.files.atomic import followed, whole_file
 
 if TYPE_CHECKING:
     from mmgen.runtime.bench.measure import Sample
 
-REQUEST = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")  # options that are a request's own
 
 
-@click.command(cls=Command)
+@click.command(cls=InputsCommand)
 @bundle_argument
-@prompt_option
-@class_option
-@condition_option
-@steps_option
-@guidance_option
-@interval_option
-@seed_option
-@solver_option
-@sigmas_option
+@want_option
+@condition_options
+@sampling_options
 @click.option("--batch", multiple=True, type=int, default=(1,), metavar="B", show_default=True,
               help="Samples at once; may be repeated.")  # fmt: skip
 @click.option("--threads", multiple=True, type=int, default=(None,), metavar="T",
@@ -70,6 +59,7 @@ REQUEST = ("steps", "guidance", "guidance_interval", "seed", "solver", "sigmas")
 @json_option
 def bench(
     folder: Path,
+    output_name: str | None,
     prompts: tuple[str, ...],
     class_ids: tuple[int, ...],
     others: tuple[str, ...],
@@ -91,13 +81,14 @@ def bench(
     from mmgen.runtime.files.json_records import to_json
     from mmgen.runtime.request.example import example_conditions, example_negative
     from mmgen.runtime.request.request import Request
-    from mmgen.runtime.storage.bundle import read_bundle
+    from mmgen.runtime.storage.bundle import output_of, read_bundle
 
-    bundle = read_bundle(folder, verify=False)  # it is verified before anything is measured
+    bundle = output_of(read_bundle(folder, verify=False), output_name)  # it is verified before anything is measured
+    others = (*others, *named_inputs(bundle, {}))
     given = example_conditions(bundle, conditions(bundle, prompts, class_ids, others))
-    said = {name: options.pop(name) for name in REQUEST}
+    said = {name: options.pop(name) for name in SAMPLING}
     negative = example_negative(bundle, said["guidance"])
-    asked = Options(Request(conditions=given, negative=negative, **said), **options)
+    asked = Options(Request(output=output_name, conditions=given, negative=negative, **said), **options)
     with (
         _whole(output and followed(output)) as write,
         _whole(report and _made(report) / "index.html") as write_page,

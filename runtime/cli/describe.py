@@ -1,6 +1,6 @@
 """What ``mmgen inspect`` says of a bundle."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mmgen.runtime.builds.optimised import Optimised
 from mmgen.runtime.files.json_records import read_json, to_json
 from mmgen.runtime.solvers.options import described
 from mmgen.runtime.solvers.registry import options_of, solvers_for
+from mmgen.runtime.storage.bundle import outputs_of
 from mmgen.runtime.storage.process import Process
 from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Media, Receipt
 
@@ -27,7 +28,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
     ``optimised``: the graphs that ONNX Runtime's CPU backend keeps, as ``optimised.json`` has them.
     """
     manifest: dict[str, Any] = read_json(bundle.path(MANIFEST))
-    sizes = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
+    sizes: dict[str, Any] = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
     engines = [
         {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}
         for folder, build, problem in _builds(bundle)
@@ -38,16 +39,20 @@ def record(bundle: Bundle) -> dict[str, Any]:
 
 
 def size(bundle: Bundle, graph: Graph) -> int:
-    """Bytes of a graph's files."""
+    """Bytes of a graph's files; where it shares its weights' file with others, of those that it reads."""
+    if len(bundle.outputs) > 1 and graph.data:
+        return bundle.path(graph.file).stat().st_size + (graph.weight_bytes or 0)
     return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def summary(bundle: Bundle) -> str:
     """One line: precision, size, how much was validated, and whether only CPUs run it."""
-    mebibytes = sum(size(bundle, graph) for graph in bundle.graphs.values()) / 2**20
+    outputs = outputs_of(bundle).values()
+    files = {file for each in outputs for graph in each.graphs.values() for file in (graph.file, graph.data) if file}
+    mebibytes = sum(bundle.path(file).stat().st_size for file in files) / 2**20
     half = bundle.precision.half_share.get("step")
     share = f" ({half.weight_bytes:.1%} of the step graph's weights are half)" if half else ""
-    gates = sum(receipt.limit is not None for receipt in bundle.receipts)
+    gates = sum(receipt.limit is not None for each in outputs for receipt in each.receipts)
     passed = f"{gates} comparisons passed{_made_up(bundle)}"
     where = ", for CPUs alone" if bundle.cpu_only else ""
     return f"{bundle.precision.policy}{share}, {mebibytes:.1f} MiB of graphs, {passed}{where}"
@@ -86,6 +91,18 @@ def text(bundle: Bundle) -> str:
     return "\n\n".join(parts)
 
 
+def text_of_all(bundle: Bundle) -> str:
+    """All that people want to know of every output."""
+    return "\n\n".join(f"output {name}\n\n{text(output)}" for name, output in bundle.outputs.items())
+
+
+def receipts_of_all(found: Mapping[str, Sequence[Receipt]]) -> str:
+    """Return the lines of each output's comparisons, under its name where there are several."""
+    if len(found) == 1:
+        return receipts(*found.values())
+    return "\n\n".join(f"output {name}\n{receipts(each)}" for name, each in found.items())
+
+
 def receipts(found: Sequence[Receipt]) -> str:
     """Return a line for each comparison: what was measured, the limit, and whether it is kept."""
     return table([("level", "graph", "figure", "measured", "limit", "where"), *map(_receipt, found)])
@@ -116,7 +133,7 @@ def _builds(bundle: Bundle) -> list[tuple[Path, Build | MmgenError, str | None]]
 def _problem(bundle: Bundle, folder: Path, build: Build | MmgenError) -> str | None:
     if isinstance(build, MmgenError):
         return str(engine_store.without_remedy(build))
-    if changed := engine_store.changed_graphs(bundle, build):
+    if changed := engine_store.outdated(bundle, build):
         return f"made from other graphs: {changed[0]}"
     try:
         engine_store.check_engines(folder, build)
@@ -153,6 +170,8 @@ def _process(process: Process) -> str:
             what = f"predicts {process.prediction}, {process.train_timesteps} timesteps, {betas} betas"
         case "flow":
             what = f"noise at time {process.noise_time}, velocity {process.velocity}"
+        case "edm":
+            what = f"predicts {process.prediction}, sigma from {process.sigma_max:g} to {process.sigma_min:g}"
         case "masked":
             what = f"{process.codes} codes, mask {process.mask_id}"
     return "; ".join([f"{process.kind}, {what}", *changed])
@@ -164,6 +183,8 @@ def _media(media: Media) -> str:
         told.append("values from {:g} to {:g}".format(*media.range))
     if media.rate is not None:
         told.append(f"{media.rate:g} a second")
+    if media.end_id is not None:
+        told.append(f"up to token {media.end_id}")
     return ", ".join(told)
 
 
@@ -175,6 +196,8 @@ def _condition(condition: Condition) -> str:
             what = f"class, 0 to {(condition.count or 1) - 1}"
         case "array":
             what = f"array, {condition.dtype} {_shape(condition.shape)}"
+        case "image" | "video" | "audio" | "series":
+            what = condition.kind if condition.media is None else _media(condition.media)
     null = f"null in {condition.null_file}" if condition.null_file else f"null {condition.null!r}"
     return f"{condition.name}: {what}, " + ("required" if condition.null is None else null)
 

@@ -17,7 +17,7 @@ from mmgen.runtime.builds.engine_build import Flavour
 from mmgen.runtime.storage.schema import Bundle
 
 PACKAGES = (
-    distribution.NAME, "numpy", "click", "tokenizers", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino",
+    distribution.NAME, "numpy", "click", "tokenizers", "pillow", "av", "onnxruntime", "onnxruntime-gpu", "openvino",
     "cuda-bindings",
 )  # fmt: skip
 LIBRARIES: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")

@@ -3,13 +3,11 @@
 What only one command needs is imported by that command.
 """
 
-import math
 import re
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from mmgen.runtime.base import distribution
 from mmgen.runtime.cli.arguments import also as read_also
@@ -17,29 +15,29 @@ from mmgen.runtime.cli.arguments import conditions as read_conditions
 from mmgen.runtime.cli.arguments import negative as read_negative
 from mmgen.runtime.cli.arguments import options as read_options
 from mmgen.runtime.cli.bench import bench
+from mmgen.runtime.cli.inputs import InputsCommand, named_inputs
 from mmgen.runtime.cli.options import (
     backend_option,
     bundle_argument,
-    class_option,
-    condition_option,
-    guidance_option,
-    interval_option,
+    condition_options,
     key_option,
-    prompt_option,
-    seed_option,
-    sigmas_option,
-    solver_option,
-    steps_option,
+    sampling_options,
     threads_option,
+    want_option,
 )
+from mmgen.runtime.cli.retrieval import embed, search
 from mmgen.runtime.cli.save import Samples, destination
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
+from mmgen.runtime.files.json_records import plain as plain_json
+from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.generator import load
 from mmgen.runtime.loop.results import Result
-from mmgen.runtime.request.media_files import read_array, read_mask, read_media
+from mmgen.runtime.media.arrays import read_array
+from mmgen.runtime.media.pictures import read_mask
+from mmgen.runtime.media.read import read_media
 from mmgen.runtime.request.request import Request
 from mmgen.runtime.solvers.options import over_defaults
-from mmgen.runtime.storage.bundle import read_bundle
+from mmgen.runtime.storage.bundle import output_of, outputs_of, read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
 ADDED = "mmgen.commands"  # entry points of further commands; read when one is asked for or help is
@@ -73,26 +71,28 @@ def main() -> None:
     """Generate media from a bundle, with no torch on board."""
 
 
-main.add_command(bench)
+for command in (bench, embed, search):
+    main.add_command(command)
 
-@main.command()
+
+@main.command(cls=InputsCommand)
 @bundle_argument
-@prompt_option
-@class_option
-@condition_option
+@want_option
+@condition_options
 @click.option("--negative-prompt", "negative_prompts", multiple=True, metavar="TEXT",
               help="Text to guide away from: one, or one for each prompt.")  # fmt: skip
 @click.option("--negative", "negatives", multiple=True, metavar="NAME=VALUE",
               help="Any condition to guide away from, by name; may be repeated.")  # fmt: skip
 @click.option("--also", "also_arguments", multiple=True, metavar="[NAME=]VALUE[:WEIGHT]",
               help="More to ask for at the same time; below 0 it is kept away; may be repeated.")  # fmt: skip
-@steps_option
-@guidance_option
-@interval_option
+@sampling_options
 @click.option("--guidance-rescale", type=float, default=0.0, show_default=True,
               help="Share of the contrast that guidance adds to take back, 0 to 1.")  # fmt: skip
 @click.option("--image", type=click.Path(path_type=Path), metavar="FILE",
-              help="Start from a picture, of any kind that Pillow reads, or from media in a .npy file.")  # fmt: skip
+              help="Start from media of the bundle's size: a picture, film, sound, a series, or .npy.")  # fmt: skip
+@click.option("--resize", is_flag=True,
+              help="Change a picture, film or sound of another size, rate or length to what the "
+              "bundle takes.")  # fmt: skip
 @click.option("--latents", type=click.Path(path_type=Path), metavar="FILE.npy",
               help="Start from latents; of a bundle that makes tokens, from codes.")  # fmt: skip
 @click.option("--mask", type=click.Path(path_type=Path), metavar="FILE",
@@ -102,14 +102,12 @@ main.add_command(bench)
               help="With --image or --latents: share of the steps to make; 0.8, or 1 with --mask.")  # fmt: skip
 @click.option("--deadline", type=float, metavar="SECONDS",
               help="Fewer steps if the device needs longer for all; ends early rather than late.")  # fmt: skip
-@seed_option
-@solver_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE",
               help="Option of the solver; may be repeated; mmgen inspect lists solvers with theirs.")  # fmt: skip
-@sigmas_option
 @click.option("--count", type=int, default=1, show_default=True, help="Samples of each prompt or class.")
-@click.option("-o", "--output", required=True, metavar="OUT",
-              help="OUT.png: the picture, or a sheet of all; with --count a row for each prompt or class. "
+@click.option("-o", "--output", metavar="OUT",
+              help="OUT.png, .jpg, .webp: the picture, or a sheet of all; with --count a row for each prompt or class. "
+              "OUT.gif, .webp, .mp4: film. OUT.wav, .flac: sound. OUT.csv: a series. OUT.txt: text. "
               "OUT.npy: the array. OUT/: a file for each sample.")  # fmt: skip
 @backend_option
 @threads_option
@@ -117,6 +115,7 @@ main.add_command(bench)
 @json_option
 def generate(
     folder: Path,
+    output_name: str | None,
     prompts: tuple[str, ...],
     class_ids: tuple[int, ...],
     others: tuple[str, ...],
@@ -127,52 +126,64 @@ def generate(
     image: Path | None,
     latents: Path | None,
     mask: Path | None,
-    output: str,
+    resize: bool,
+    output: str | None,
     backend: str,
     threads: int | None,
     public_key: Path | None,
     as_json: bool,
     **plain: Any,
 ) -> None:
-    """Make samples and write them to OUT.
+    """Make samples and write them to OUT; text is printed unless there is an OUT.
 
-    Options that are left out take the bundle's defaults; mmgen inspect shows them.
+    Options that are left out take the bundle's defaults; mmgen inspect shows them, and the bundle's inputs, which are
+    options, too: --NAME VALUE, of a medium the name of a file.  An input called image, latents or mask is meant by the
+    option of that name.
     """
     with Progress() as progress:
         progress(f"loading {folder}", 0.0)
-        with load(folder, backend, threads=threads, public_key=public_key) as generator:
+        with load(folder, backend, threads=threads, public_key=public_key, output=output_name) as generator:
             bundle = generator.bundle
+            files_given = {"image": image, "latents": latents, "mask": mask}
+            others = (*others, *named_inputs(bundle, files_given))
+            image, latents, mask = files_given.values()
+            if output is None and bundle.media.kind != "text":
+                raise click.MissingParameter(param_type="option", param_hint="'-o' / '--output'")
             conditions = read_conditions(bundle, prompts, class_ids, others)
             request = Request(
                 conditions=conditions,
                 negative=read_negative(bundle, negative_prompts, negatives),
                 also=read_also(bundle, also_arguments),
                 options=read_options(bundle, plain["solver"], options),
-                image=None if image is None else read_media(image, bundle.media),
+                image=None if image is None else read_media(image, bundle.media, fit=resize),
                 latents=None if latents is None else read_array(latents),
                 mask=None if mask is None else read_mask(mask),
+                resize=resize,
                 **plain,
             )
             states = generator.stream(request)
-            with destination(output, bundle.media) as save:
+            asked = max((len(values) for values in conditions.values()), default=1)
+            with destination(output, bundle.media, plain["count"] * asked) as save:
                 for state in states:
                     progress("denoising", state.evaluation / state.evaluations)
                     if state.last:
                         progress("decoding", 1.0)
                         result = state.result()
-                files_given = {"image": image, "latents": latents, "mask": mask}
                 told = _told(bundle, request, {name: str(file) for name, file in files_given.items() if file})
                 columns = plain["count"] if 1 < plain["count"] < len(result.media) else None
-                files = save(Samples(result.media, _labels(conditions, len(result.media)), told, columns))
+                made = result.media if result.texts is None or Path(output or "").suffix == ".npy" else result.texts
+                files = save(Samples(made, _labels(conditions, len(made)), told, columns))
     record = {
         "files": [str(file) for file in files],
-        "media": {**vars(bundle.media), "shape": result.media.shape},
+        "media": {**to_json(bundle.media), "shape": result.media.shape},
         "backend": generator.backend,
         "request": told,
+        **({} if result.texts is None else {"texts": list(result.texts)}),
         "delivered": {name: getattr(result, name) for name in DELIVERED},
         "timings": {**vars(result.timings), "total": result.timings.total, "jitter": result.timings.jitter},
     }
-    show(record, as_json, lambda: _said(files, result, generator.backend))
+    alone = result.texts if output is None else None  # for a program that reads them, without anything else
+    show(record, as_json, lambda: "\n".join(alone) if alone else _said(files, result, generator.backend))
 
 
 @main.command()
@@ -181,35 +192,53 @@ def generate(
 @click.option("--trtexec", "as_trtexec", is_flag=True,
               help="Print in its place a command of NVIDIA's trtexec for each graph, with the shapes that mmgen build "
               "gives its engines.")  # fmt: skip
+@want_option
 @json_option
-def inspect(folder: Path, public_key: Path | None, as_trtexec: bool, as_json: bool) -> None:
+def inspect(
+    folder: Path, public_key: Path | None, as_trtexec: bool, output_name: str | None, as_json: bool
+) -> None:
     """Check a bundle's files and say what it is."""
     from mmgen.runtime.cli import describe, trtexec
 
-    bundle = read_bundle(folder, public_key=public_key)
+    bundle = output_of(read_bundle(folder, public_key=public_key), output_name)
     if as_trtexec:
         commands = trtexec.commands(bundle)
         show({"trtexec": commands}, as_json, lambda: trtexec.text(commands))
         return
-    show(describe.record(bundle), as_json, lambda: describe.text(bundle))
+    several = output_name is None and len(bundle.outputs) > 1
+    tell = describe.text_of_all if several else describe.text
+    show(describe.record(bundle), as_json, lambda: tell(bundle))
 
 
 @main.command()
 @bundle_argument
 @backend_option
 @threads_option
+@want_option
 @json_option
-def verify(folder: Path, backend: str, threads: int | None, as_json: bool) -> None:
-    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail."""
+def verify(folder: Path, backend: str, threads: int | None, output_name: str | None, as_json: bool) -> None:
+    """Repeat on this device the comparisons with torch that need no torch; show them all, also those that fail.
+
+    Of a bundle that has several outputs, all are compared unless --want names one.
+    """
     from mmgen.runtime.cli import describe
     from mmgen.runtime.verify import repeat, require
 
     with Progress() as progress:
-        progress(f"verifying {folder}", 0.0)
-        receipts = repeat(folder, backend, threads=threads)
-    record = {"receipts": [_plain({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]}
-    show(record, as_json, lambda: describe.receipts(receipts))
-    require(receipts)
+        bundle = read_bundle(folder, verify=False)
+        names = [output_of(bundle, output_name).output] if output_name else list(outputs_of(bundle))
+        found = {}
+        for i, name in enumerate(names):
+            progress(f"verifying {folder}{f': {name}' if len(names) > 1 else ''}", i / len(names))
+            found[name] = repeat(folder, backend, threads=threads, output=name)
+    several = {
+        name: [plain_json({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]
+        for name, receipts in found.items()
+    }
+    record = {"outputs": several} if len(names) > 1 else {"receipts": several[names[0]]}
+    show(record, as_json, lambda: describe.receipts_of_all(found))
+    for receipts in found.values():
+        require(receipts)
 
 
 @main.command()
@@ -246,22 +275,8 @@ def _told(bundle: Bundle, request: Request, files: dict[str, str]) -> dict[str, 
         full["sigmas"] = "schedule"  # the default sigmas belong to the default solver
     if own := over_defaults(bundle.defaults, request.solver, request.options):
         full["options"] = own
-    told: dict[str, Any] = _plain(full)
+    told: dict[str, Any] = plain_json(full)
     return told
-
-
-def _plain(value: Any) -> Any:
-    """Arrays, tuples and what holds them, as JSON does."""
-    match value:
-        case np.ndarray():
-            return value.tolist()
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-    return value
 
 
 def _labels(conditions: dict[str, list[Any]], count: int) -> tuple[str, ...]:

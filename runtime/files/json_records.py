@@ -5,6 +5,7 @@ instead of one line.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -89,6 +90,22 @@ def to_json(value: object) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain(value: Any) -> Any:
+    """Convert arrays and tuples to lists, paths and numbers that JSON doesn't have, such as infinity, to text."""
+    match value:
+        case np.ndarray():
+            return value.tolist()
+        case Path():
+            return str(value)
+        case dict():
+            return {key: plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
+
+
 def _is_written(field: dataclasses.Field[Any], record: object) -> bool:
     if field.metadata.get("sparse"):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -103,7 +120,7 @@ def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
     """Build a dataclass from parsed JSON, every field checked; ``where`` begins each error."""
     if not isinstance(record, dict):
         raise MmgenError(where, got=type(record).__name__, wanted="an object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("transient")}  # type: ignore[arg-type]
     unknown = set(record) - set(fields)
     if unknown:
@@ -117,16 +134,19 @@ def from_json(kind: Callable[..., _T], record: object, where: str) -> _T:
     return kind(**values)
 
 
+@functools.cache
+def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _wrong(hint: Any, value: Any, where: str) -> MmgenError:
+    return MmgenError(where, got=shown(value), wanted=getattr(hint, "__name__", str(hint)), remedy=AGAIN)
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    wrong = MmgenError(
-        where,
-        got=shown(value),
-        wanted=getattr(hint, "__name__", str(hint)),
-        remedy="export or copy the bundle again",
-    )
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(args, value, where, wrong)
+        return _convert_union(hint, value, where)
     if origin is Literal:
         if not any(type(value) is type(arg) and value == arg for arg in args):
             raise MmgenError(
@@ -135,23 +155,24 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise wrong
+            raise _wrong(hint, value, where)
         each = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(each, value, strict=True)))
     if origin is dict:
         if not isinstance(value, dict):
-            raise wrong
+            raise _wrong(hint, value, where)
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
     if hint is float and type(value) is int:
         return float(value)  # of at most ``DIGITS`` digits
     if type(value) is not hint:
-        raise wrong
+        raise _wrong(hint, value, where)
     return value
 
 
-def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenError) -> Any:
+def _convert_union(hint: Any, value: Any, where: str) -> Any:
+    args = typing.get_args(hint)
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
@@ -171,4 +192,4 @@ def _convert_union(args: tuple[Any, ...], value: Any, where: str, wrong: MmgenEr
             return _convert(choice, value, where)
         except MmgenError:
             continue
-    raise wrong
+    raise _wrong(hint, value, where)

@@ -1,4 +1,4 @@
-"""Media from the host, encoded, and latents from the host, decoded: each in a block of memory of its own."""
+"""Graphs that run alone, on what the host gives: encoders, embeddings and the decoder, in memory of their own."""
 
 from typing import Any
 
@@ -8,31 +8,32 @@ from numpy.typing import NDArray
 from mmgen.runtime.backends.memory import Layout
 from mmgen.runtime.backends.protocol import Backend, Runner
 from mmgen.runtime.loop.plan import Decoding
-from mmgen.runtime.storage import tensors as names
-from mmgen.runtime.storage.schema import Bundle
+from mmgen.runtime.storage.schema import Bundle, Role, shape_of
 
 
-def encode(bundle: Bundle, backend: Backend, runner: Runner, media: NDArray[Any]) -> NDArray[Any]:
-    """Encode media (B, ...) to latents float32 or codes int64 (B, *L); ``runner`` is the bundle's encode graph."""
-    layout = Layout()
-    given = layout.slot(media.shape, media.dtype.name)
+def run_alone(
+    bundle: Bundle, backend: Backend, runner: Runner, role: Role, given: NDArray[Any]
+) -> NDArray[Any]:
+    """Run a graph of one input and one output, ``runner``, on an array (B, ...) from the host; return its result."""
+    layout, graph = Layout(), bundle.graphs[role]
+    (taken,), (made,) = graph.inputs, graph.outputs
+    source = layout.slot(given.shape, taken.dtype)
     host_bytes = layout.bytes
-    (spec,) = bundle.graphs["encode"].outputs
-    made = layout.slot((len(media), *bundle.latent_shape), spec.dtype)
+    result = layout.slot(shape_of(made, {"B": len(given)}), made.dtype)
     block = backend.block(host_bytes, layout.bytes - host_bytes)
     try:
-        (call,) = runner.bind(block, [{names.MEDIA: given, spec.name: made}])
-        given.of(block.host)[:] = media
+        (call,) = runner.bind(block, [{taken.name: source, made.name: result}])
+        source.of(block.host)[:] = given
         block.upload()
         call()
-        (encoded,) = block.read(made)
-        return encoded
+        (array,) = block.read(result)
+        return array
     finally:
         block.close()
 
 
 def decode(
-    bundle: Bundle, backend: Backend, runner: Runner, latents: NDArray[Any]
+    bundle: Bundle, backend: Backend, runner: Runner | None, latents: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
     """Decode latents or codes (B, *L) from the host to media (B, ...) and codes (B, ...) or None."""
     layout = Layout()

@@ -43,7 +43,9 @@ def check_decoding(bundle: Bundle, backend: str, batch: int) -> None:
     Raises:
         MmgenError: there isn't; it says how many would fit.
     """
-    graph, axes = bundle.graphs["decode"], {"B": batch}
+    if (graph := bundle.graphs.get("decode")) is None:  # the caller has them already
+        return
+    axes = {"B": batch}
     made = _handed(graph.outputs, axes)
     _check(batch, made if backend in ON_GPU else 2 * made + _inside([graph], axes))
 
@@ -55,7 +57,7 @@ def bytes_of(bundle: Bundle, size: Size, *, on_host: bool) -> int:
     latents = 4 * size.batch * math.prod(bundle.latent_shape)
     noisy = 2 * count if isinstance(bundle.process, Masked) else sum(size.stochastic)
     given = bundle.graphs.get("condition", bundle.graphs["step"]).inputs
-    media = _handed(bundle.graphs["decode"].outputs, axes)
+    media = _handed(bundle.graphs["decode"].outputs, axes) if "decode" in bundle.graphs else 2 * latents
     host = (COPIES + noisy) * latents + 2 * _handed(given, axes) + media
     if not on_host:
         return host

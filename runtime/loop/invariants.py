@@ -106,7 +106,7 @@ def condition_inputs(bundle: Bundle) -> dict[str, tuple[tuple[int, ...], str]]:
                 shapes[condition.tensor] = ((condition.length or 0,), "int64")
             case "class":
                 shapes[condition.tensor] = ((), "int64")
-            case "array":
+            case _:
                 shapes[condition.tensor] = (condition.shape, condition.dtype)
     return shapes
 

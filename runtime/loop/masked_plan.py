@@ -11,6 +11,8 @@ from mmgen.runtime.loop.invariants import Invariants, Runners
 from mmgen.runtime.loop.plan import Decoding
 from mmgen.runtime.request.prepare import Prepared, Size, first_state, noises
 from mmgen.runtime.request.tokens import checked_tokens
+from mmgen.runtime.solvers.masked import MaskedTable
+from mmgen.runtime.solvers.masked_reference import ended, following
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
@@ -23,6 +25,7 @@ ROWS = {  # shapes of the step graph's inputs from a row of the table, float32
     names.STAY: (1,),
     names.WINDOW: (1,),
     names.REDRAW: (1,),
+    names.THRESHOLD: (1,),
 }
 
 
@@ -32,6 +35,8 @@ class MaskedPlan:
     def __init__(self, bundle: Bundle, backend: Backend, runners: Runners, size: Size) -> None:
         assert isinstance(bundle.process, Masked)
         self._backend, self._process = backend, bundle.process
+        self._table: MaskedTable  # of the request that was written
+        self._end = bundle.media.end_id
         shape, count = (size.batch, *bundle.latent_shape), len(size.stochastic)
         layout = Layout()
         self._tokens = layout.slots(2, shape, "int64")
@@ -43,7 +48,7 @@ class MaskedPlan:
         axes = {"B": size.batch, "G": size.guides, "R": size.guides * size.batch, "N": count}
         self.invariants = Invariants(bundle, layout, axes)
         self._codes = layout.slot(shape, "int64")
-        self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
+        self._decode = Decoding(bundle, runners.get("decode"), layout, size.batch)
 
         self._block = backend.block(self.invariants.host_bytes, layout.bytes - self.invariants.host_bytes)
         try:
@@ -71,6 +76,7 @@ class MaskedPlan:
     def write(self, prepared: Prepared) -> None:
         """Write a request of this size for the device.  Codes to start from are kept where no mask is."""
         host, table = self._block.host, prepared.table
+        self._table = table
         self._tokens[0].of(host)[:] = first_state(prepared).state
         for name, slots in self._rows.items():
             stacked(host, slots)[:] = getattr(table, name).reshape(len(slots), *slots[0].shape)
@@ -97,6 +103,17 @@ class MaskedPlan:
         slot.of(self._block.host)[:] = checked_tokens(tokens, slot.shape, self._process)
         self._block.upload(last.offset + last.bytes)
 
+    def following(self, done: int) -> int | None:
+        """Return the next evaluation that matters after ``done`` of them, from 1; None: there is none."""
+        tokens = self.latents(done)
+        row = following(self._process, self._table, done - 1, tokens.reshape(len(tokens), -1), self._end)
+        return None if row is None else row + 1
+
+    def skip(self, done: int, evaluation: int) -> None:
+        """Have an evaluation begin from the tokens after ``done``, where those between are left out."""
+        if (evaluation - 1 - done) % 2:  # it reads the other slot
+            self.resume(evaluation - 1, self.latents(done))
+
     def latents(self, done: int) -> NDArray[np.int64]:
         """Copy the tokens (B, *L) after ``done`` evaluations, with masks."""
         (tokens,) = self._block.read(self._tokens[done % 2])
@@ -104,7 +121,7 @@ class MaskedPlan:
 
     def decode(self, done: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode the last evaluation's codes, which are the tokens after all evaluations; return the media and them."""
-        return self._decode(self._block, self._codes)[0], self.x0()
+        return self.decode_x0()
 
     def preview(self) -> NDArray[Any]:
         """Decode the codes that the last evaluation predicted at all positions to media."""
@@ -116,8 +133,9 @@ class MaskedPlan:
         return codes
 
     def decode_x0(self) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-        """Decode these codes, and return the media and them."""
-        return self._decode(self._block, self._codes)[0], self.x0()
+        """Decode these codes, and return the media and them; a text's end where it ends."""
+        media, _ = self._decode(self._block, self._codes)
+        return media, ended(self.x0(), self._end)
 
     def close(self) -> None:
         """Free the memory; nothing of this plan may be called afterwards."""

@@ -15,6 +15,7 @@ from mmgen.runtime.backends.protocol import Backend, Block, Call, Runner
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.loop.invariants import Invariants, Runners
 from mmgen.runtime.request.prepare import Prepared, Size, first_state, noises
+from mmgen.runtime.solvers.masked_reference import ended
 from mmgen.runtime.storage import tensors as names
 from mmgen.runtime.storage.schema import Bundle, shape_of
 from mmgen.runtime.storage.tensors import K
@@ -30,18 +31,21 @@ ROWS = {  # shapes of the step graph's inputs from a row of the table, float32
 
 
 class Decoding:
-    """Latents in a block, to media and codes."""
+    """Latents in a block, to media and codes; without a graph for it, codes are the media."""
 
-    def __init__(self, bundle: Bundle, runner: Runner, layout: Layout, batch: int) -> None:
-        self._runner = runner
-        (self._input,) = (s.name for s in bundle.graphs["decode"].inputs)  # latents, or codes
-        self._outputs = {
-            s.name: layout.slot(shape_of(s, {"B": batch}), s.dtype) for s in bundle.graphs["decode"].outputs
-        }
+    def __init__(self, bundle: Bundle, runner: Runner | None, layout: Layout, batch: int) -> None:
+        self._runner, self._end = runner, bundle.media.end_id
+        graph = bundle.graphs.get("decode")
+        self._input = graph.inputs[0].name if graph else ""  # latents, or codes
+        specs = graph.outputs if graph else ()
+        self._outputs = {spec.name: layout.slot(shape_of(spec, {"B": batch}), spec.dtype) for spec in specs}
         self._calls: dict[Slot, Call] = {}
 
     def bind(self, block: Block, *latents: Slot) -> None:
         """Bind the graph to every slot that will be decoded."""
+        if self._runner is None:
+            self._calls = dict.fromkeys(latents, _nothing)
+            return
         calls = self._runner.bind(block, [{self._input: slot, **self._outputs} for slot in latents])
         self._calls = dict(zip(latents, calls, strict=True))
 
@@ -50,12 +54,17 @@ class Decoding:
         if latents not in self._calls:
             raise MmgenError("the memory of this request was freed", remedy="make the request again")
         self._calls[latents]()
-        media, *codes = block.read(*(self._outputs[n] for n in (names.MEDIA, names.CODES) if n in self._outputs))
-        return media, codes[0] if codes else None
+        made = [self._outputs[name] for name in (names.MEDIA, names.CODES) if name in self._outputs]
+        media, *codes = block.read(*(made or [latents]))
+        return ended(media, self._end), codes[0] if codes else None
 
     def forget(self) -> None:
         """Release the graph."""
         self._calls = {}
+
+
+def _nothing() -> None:
+    """Run nothing: codes that are the media are where they should be."""
 
 
 class Plan:
@@ -78,7 +87,7 @@ class Plan:
         self.invariants = Invariants(bundle, layout, axes)
         self._states.append(layout.slot((K, *latents)))
         self._x0 = layout.slot(latents)
-        self._decode = Decoding(bundle, runners["decode"], layout, size.batch)
+        self._decode = Decoding(bundle, runners.get("decode"), layout, size.batch)
 
         self._block = backend.block(self.invariants.host_bytes, layout.bytes - self.invariants.host_bytes)
         try:  # the step graph first: it knows B from G, which makes for better refusals

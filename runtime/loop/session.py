@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.backends.protocol import Backend, Runner
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.loop.encoding import decode, encode
+from mmgen.runtime.loop.encoding import decode, run_alone
 from mmgen.runtime.loop.masked_plan import MaskedPlan
 from mmgen.runtime.loop.pace import Pace, fitting
 from mmgen.runtime.loop.plan import Plan
@@ -27,9 +27,10 @@ from mmgen.runtime.loop.run import Run
 from mmgen.runtime.loop.turns import Cancel, Turns
 from mmgen.runtime.request.branches import FEWER
 from mmgen.runtime.request.prepare import Prepared, fewest_steps, in_steps
+from mmgen.runtime.request.tokenizer import open_texts
 from mmgen.runtime.storage.graph_file import check_files
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Bundle, Role
+from mmgen.runtime.storage.schema import EMBED, INPUT, Bundle, Role
 
 
 class Session:
@@ -38,8 +39,10 @@ class Session:
     def __init__(self, bundle: Bundle, backend: Backend, turns: Turns) -> None:
         self.backend = backend
         self._bundle, self._turns = bundle, turns
+        self._read = open_texts(bundle)
         self._paces: dict[tuple[int, int], Pace] = {}  # by B and G
         self._runners: dict[Role, Runner] = {}
+        self._features: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # of inputs: the last media, and theirs
         kind = MaskedPlan if isinstance(bundle.process, Masked) else Plan
         self._plans = Plans(partial(kind, bundle, backend, self._runners))
         roles: tuple[Role, ...] = ("condition", "timestep", "step", "decode")
@@ -59,8 +62,9 @@ class Session:
             MmgenError: latents that are not finite, or a device that fails.
         """
         with self._started(prepared, clock) as run:
-            early = run.end is not None or cancel is not None  # a loop recorded as one call can't be ended early
-            loop = None if early else run.plan.loop()
+            # A loop that is recorded as one call can't be ended early.
+            singly = run.end is not None or cancel is not None or run.prepared.may_end_early
+            loop = None if singly else run.plan.loop()
             if loop is None:
                 for _ in self._evaluations(run, cancel):
                     pass
@@ -70,7 +74,7 @@ class Session:
                 self.backend.wait()
                 run.timings.loop = time.perf_counter() - clock
             self._turns.check(cancel)
-            return run.result(len(run.plan.steps) if loop else len(run.timings.steps))
+            return run.result(len(run.plan.steps) if loop else run.evaluation)
 
     def evaluations(self, prepared: Prepared, clock: float, cancel: Cancel) -> Loop[Progress, None, None]:
         """Play a request evaluation by evaluation, each in a turn of its own; arguments and errors as for ``run``."""
@@ -80,7 +84,18 @@ class Session:
 
     def decode(self, latents: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Decode latents float32 or codes int64 (B, *L) to media (B, ...), and codes (B, ...) or None."""
-        return decode(self._bundle, self.backend, self._runners["decode"], latents)
+        return decode(self._bundle, self.backend, self._runners.get("decode"), latents)
+
+    def features(self, name: str, media: NDArray[Any]) -> NDArray[Any]:
+        """Encode media (n, ...) of an input to what the other graphs take for it; the last of each is kept."""
+        before = self._features.get(name)
+        if before is None or not np.array_equal(before[0], media):
+            before = self._features[name] = media, self._run_alone(INPUT + name, media)
+        return before[1]
+
+    def embedding(self, name: str, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Embed what an input was encoded to, (n, ...), as unit vectors float32 (n, D)."""
+        return self._run_alone(EMBED + name, features)
 
     def forget(self, *graphs: str) -> None:
         """Have the next requests run these graphs, condition and timestep, even if nothing changed."""
@@ -96,17 +111,16 @@ class Session:
 
     def _evaluations(self, run: Run, cancel: Cancel | None) -> Iterator[tuple[int, bool]]:
         """Run one by one; yields each evaluation's number, from 1, when it is done, and whether it was the last."""
-        for evaluation, step in enumerate(run.plan.steps, 1):
+        last = False
+        while not last and (evaluation := run.next()) is not None:
             self._turns.check(cancel)
             clock = time.perf_counter()
-            step()
+            run.plan.steps[evaluation - 1]()
             self.backend.wait()
             now = time.perf_counter()
             run.add_evaluation(evaluation, now - clock)
-            last = evaluation == len(run.plan.steps) or run.is_late(evaluation, now)
+            last = run.following is None or run.is_late(now)
             yield evaluation, last
-            if last:
-                return
 
     @contextmanager
     def _started(self, prepared: Prepared, clock: float) -> Iterator[Run]:
@@ -125,7 +139,7 @@ class Session:
             with self._written(prepared, timings) as loan:
                 pace.condition.append(timings.condition + timings.timestep)
                 end = None if deadline is None else clock + deadline
-                yield Run(prepared, steps, loan, self._turns, timings, pace, end)
+                yield Run(prepared, steps, loan, self._turns, timings, pace, end, self._read)
         except MemoryError as error:
             raise MmgenError("the request is larger than the memory", remedy=FEWER) from error
 
@@ -150,12 +164,16 @@ class Session:
         if prepared.image is None:
             return prepared
         clock = time.perf_counter()
-        if "encode" not in self._runners:  # few requests need it, and it has weights of its own
-            check_files(self._bundle, "encode")
-            self._runners["encode"] = self.backend.runner(self._bundle, "encode")
-        latents = encode(self._bundle, self.backend, self._runners["encode"], prepared.image)
+        latents = self._run_alone("encode", prepared.image)
         timings.encode = time.perf_counter() - clock
         return replace(prepared, image=None, latents=latents)
+
+    def _run_alone(self, role: Role, given: NDArray[Any]) -> NDArray[Any]:
+        """Run a graph that few requests need, and open it when the first one does: it has weights of its own."""
+        if role not in self._runners:
+            check_files(self._bundle, role)
+            self._runners[role] = self.backend.runner(self._bundle, role)
+        return run_alone(self._bundle, self.backend, self._runners[role], role, given)
 
     def _measure(self, prepared: Prepared, pace: Pace) -> None:
         """Time an evaluation of a request in the fewest steps and the decoder, each the second time it runs."""

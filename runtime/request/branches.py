@@ -50,6 +50,7 @@ def read_branches(
     also: Sequence[Also] = (),
     *,
     what: str = "guidance",
+    resize: bool = False,
 ) -> BranchValues:
     """Read the conditions of a request and weigh them.
 
@@ -68,6 +69,7 @@ def read_branches(
         negative: conditions in place of the null ones, by name; those left out stay null, or as given without a null.
         also: conditions and the weight of each; those left out are as given.
         what: the name of the guidance in errors.
+        resize: as for ``conditions.values``.
 
     Raises:
         MmgenError: an unknown or missing condition, a value of the wrong type, shape or range, lists that differ in
@@ -88,11 +90,12 @@ def read_branches(
             "negative conditions have no effect without guidance", wanted="guidance other than 1",
             remedy="ask for more, such as guidance=4",
         )  # fmt: skip
-    requested = {name: _values(each, given.get(name), each.null) for name, each in inputs.items()}
+    requested = {name: _values(each, given.get(name), each.null, resize) for name, each in inputs.items()}
     null: Values = {name: requested[name] if each.null is None else [each.null] for name, each in inputs.items()}
-    sets = [(requested, weight), (_instead(inputs, null, unwanted), null_weight)]
+    sets = [(requested, weight), (_instead(inputs, null, unwanted, resize), null_weight)]
     sets += [
-        (_instead(inputs, requested, what), weight * share) for (what, _), share in zip(more, shares, strict=True)
+        (_instead(inputs, requested, others, resize), weight * share)
+        for (others, _), share in zip(more, shares, strict=True)
     ]
     used = [sets[0], *((values, w) for values, w in sets[1:] if w)]
     lengths = {len(values) for conditions, _ in used for values in conditions.values()} - {1}
@@ -166,14 +169,14 @@ def _pairs(also: object) -> list[tuple[object, object]]:
     return [(what, share) for what, share in pairs]
 
 
-def _instead(inputs: Inputs, values: Values, given: Mapping[str, object]) -> Values:
+def _instead(inputs: Inputs, values: Values, given: Mapping[str, object], resize: bool) -> Values:
     """Return values by condition name, with others in place of some."""
-    return {**values, **{name: _values(inputs[name], value, None) for name, value in given.items()}}
+    return {**values, **{name: _values(inputs[name], value, None, resize) for name, value in given.items()}}
 
 
-def _values(each: Input, given: object, default: object) -> list[Any]:
+def _values(each: Input, given: object, default: object, resize: bool) -> list[Any]:
     if given is not None:
-        return values(each.condition, given)
+        return values(each.condition, given, resize=resize)
     if default is None:
         name = each.condition.name
         raise MmgenError(

@@ -58,6 +58,8 @@ def checked_request(bundle: Bundle, request: Request) -> Request:
         value = getattr(request, name)
         if value is not None and not isinstance(value, str):
             raise MmgenError(name, got=shown(value), wanted="a name")
+    if not isinstance(request.resize, bool):
+        raise MmgenError("resize", got=shown(request.resize), wanted="True or False")
     known: dict[str, Any] = {"seed": seed, "guidance_rescale": rescale}
     if request.guidance_interval is not None:
         known["guidance_interval"] = _checked_interval(request.guidance_interval)

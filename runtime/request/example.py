@@ -55,3 +55,6 @@ def _anything(condition: Condition) -> Any:
             return 0
         case "array":
             return np.zeros(condition.shape, condition.dtype)
+        case "image" | "video" | "audio" | "series":
+            assert condition.media is not None
+            return np.zeros(condition.media.shape, condition.media.dtype)

@@ -1,7 +1,6 @@
 """Nulls of array conditions, which guidance starts from: a number that fills the array, or a file of the bundle."""
 
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.base.arrays import as_array
 from mmgen.runtime.base.errors import MmgenError, said
-from mmgen.runtime.request.media_files import read_array
+from mmgen.runtime.media.arrays import npy, read_array
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import Bundle, Condition
 
@@ -54,7 +53,7 @@ def read_null(bundle: Bundle, condition: Condition) -> NDArray[Any]:
 
 
 def _written(condition: Condition, number: int, folder: Path) -> Condition:
-    if condition.kind != "array" or condition.null is None:
+    if condition.kind in ("text", "class") or condition.null is None:
         return condition
     array = null_array(condition, condition.null, f"null of condition {condition.name!r}")
     if array.size and (array == array.flat[0]).all():
@@ -62,7 +61,5 @@ def _written(condition: Condition, number: int, folder: Path) -> Condition:
         return dataclasses.replace(condition, null=int(one) if isinstance(one, bool) else one)
     file = folder / FOLDER / f"{number}-{condition.tensor}.npy"
     file.parent.mkdir(exist_ok=True)
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    file.write_bytes(content.getvalue())
+    file.write_bytes(npy(array))
     return dataclasses.replace(condition, null=file.relative_to(folder).as_posix(), null_sha256=sha256(file))

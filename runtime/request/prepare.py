@@ -47,6 +47,13 @@ class Prepared:
     table: Any  # N rows: a Table, or a MaskedTable of a masked process
     rescale: NDArray[np.float32]  # (N,): share of the spread added by guidance that is taken back
     size: Size
+    every: bool = False  # run every evaluation, also those that would change nothing
+
+    @property
+    def may_end_early(self) -> bool:
+        """Whether evaluations that would change nothing are left out; which, shows when others have run."""
+        masked = isinstance(self.bundle.process, Masked)
+        return masked and not self.every and tokens.may_end_early(self.bundle, self.table)
 
 
 def prepare(bundle: Bundle, inputs: Inputs, request: Request, fits: Callable[[Size], None]) -> Prepared:
@@ -68,7 +75,8 @@ def prepare(bundle: Bundle, inputs: Inputs, request: Request, fits: Callable[[Si
         weight, what = bundle.defaults.guidance, "this bundle's default guidance"
     try:
         values = read_branches(
-            inputs, request.conditions or {}, weight, request.count, request.negative, request.also, what=what
+            inputs, request.conditions or {}, weight, request.count, request.negative, request.also, what=what,
+            resize=request.resize,
         )
         steps = check_steps(bundle.defaults.steps if request.steps is None else request.steps)
         regenerate = None if request.mask is None else regenerated(request.mask, bundle, values.batch)
@@ -102,7 +110,7 @@ def fewest_steps(bundle: Bundle, request: Request) -> int:
     strength = request.strength
     least = 1 if strength is None else math.ceil(min(1 / strength, 2 * MOST_STEPS) - 1e-9)
     masked = isinstance(bundle.process, Masked)
-    return max(least, tokens.blocks(bundle, request.solver, request.options)) if masked else least
+    return max(least, tokens.fewest_steps(bundle, request.solver, request.options)) if masked else least
 
 
 def first_state(prepared: Prepared) -> Start:

@@ -28,8 +28,9 @@ class Request:
     request is given to a generator, which knows what its bundle takes.
 
     Attributes:
-        conditions: what to make, by the bundle's names, each one value or a list of them; an array may be lists of
-            numbers.
+        output: which of the bundle's outputs to make, by name; None: its default.
+        conditions: what to make it from, by the bundle's names, each one value or a list of them; an array may be lists
+            of numbers, and media names of files or their bytes.
         steps: denoising steps, at least 1; None: the bundle's default.
         guidance: weight of the conditions; 1: no guidance.  None: the bundle's default.
         seed: of the noise, a whole number from 0.  Sample i of a seed is the same in every batch.
@@ -49,11 +50,13 @@ class Request:
         strength: with an image or latents, the share of the steps that is run, up to 1; None: 0.8, or 1 with a mask.
         mask: bool, true where media are regenerated; the rest of the image or latents is kept: pixels (H, W) or
             (B, H, W) of a picture, or of a shape that broadcasts to (B, *L).
+        resize: fit media in files to the size, number of frames and rate that the bundle takes; else others are errors.
         deadline: seconds from the call to the media.  Fewer steps are run if by measurement the device needs longer for
             all, and the loop ends early rather than late, with the denoiser's current prediction; the result says so.
             At least one evaluation is run.  The first request of a size measures, within this time too.
     """
 
+    output: str | None = None
     conditions: Mapping[str, object] | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -71,10 +74,13 @@ class Request:
     latents: NDArray[Any] | None = None
     strength: float | None = None
     mask: NDArray[np.bool_] | None = None
+    resize: bool = False
     deadline: float | None = None
 
 
+REQUESTED = "a Request, or its attributes as arguments by name"
 NAMES = tuple(field.name for field in fields(Request))
+MEDIA_NAMES = ("image", "latents", "mask", "noise")  # attributes that give way to inputs of these names
 
 
 def said_of(request: Request) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
         inputs: the bundle's conditions.
         request: to start from; None: an empty one.
         given: the attributes of a ``Request`` to set or replace, and conditions as arguments of their own, where their
-            names aren't those of attributes.
+            names aren't those of attributes, but for ``MEDIA_NAMES``.
 
     Raises:
         MmgenError: not a ``Request``, an unknown name, or a condition that is given twice.
@@ -98,9 +104,12 @@ def read_request(bundle: Bundle, inputs: Inputs, request: Request | None, given:
     if request is None:
         request = Request()
     elif not isinstance(request, Request):
-        raise MmgenError("request", got=shown(request), wanted="a Request, or its attributes as arguments by name")
-    changes: dict[str, Any] = {name: value for name, value in given.items() if name in NAMES}
-    named = {name: value for name, value in given.items() if name not in NAMES}
+        raise MmgenError("request", got=shown(request), wanted=REQUESTED)
+    named = {
+        name: value for name, value in given.items()
+        if name not in NAMES or (name in MEDIA_NAMES and name in inputs and value is not None)
+    }  # fmt: skip
+    changes: dict[str, Any] = {name: value for name, value in given.items() if name not in named}
     combined = replace(request, **changes)
     conditions = by_name(inputs, {} if combined.conditions is None else combined.conditions, "conditions")
     for name in named:

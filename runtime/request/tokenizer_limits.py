@@ -7,19 +7,20 @@ were trained for real models do neither.
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmgen.runtime.base.errors import shown
 
-PARTS = 64  # normalizers, pre-tokenizers and post-processors, counting those in sequences
+PARTS = 64  # normalizers, pre-tokenizers and post-processors, or decoders, counting those in sequences
 GROWTH = 4000.0  # largest growth of a text in bytes, at worst; published tokenizers stay below 600
+DECODER_GROWTH = 16.0  # the same for decoders, which published tokenizers have for spaces and bytes alone
 LITERAL = 256  # bytes of a text that is inserted
 WORD = 1000  # letters of a word that is looked up piece by piece
 PATTERN = 4096  # letters of a regular expression
 LOOPS = 3  # parts of one that may be of any length, one after the other
 GROWS = {"ByteLevel": 2.0, "NFC": 3.0, "NFD": 3.0, "NFKC": 11.0, "NFKD": 11.0, "BertNormalizer": 5.0, "Lowercase": 1.5}
-INSIDE = ("normalizers", "pretokenizers", "processors")  # of sequences
+INSIDE = ("normalizers", "pretokenizers", "processors", "decoders")  # of sequences
 
 # Of a regular expression only repetitions matter, so one letter stands for whatever matches one letter.
 ESCAPED = re.compile(r"\\(?:[pP]\{[^}]*\}|x\{[^}]*\}|.)", re.S)
@@ -42,8 +43,24 @@ def excess(content: bytes) -> str | None:
     record = json.loads(content)
     if not isinstance(record, dict):
         return "it is no object"
+    if wrong := _excess_of(record, ("normalizer", "pre_tokenizer", "post_processor"), GROWTH):
+        return wrong
+    model = record.get("model")
+    letters = model.get("max_input_chars_per_word", 0) if isinstance(model, dict) else 0
+    if not isinstance(letters, (int, float)) or letters > WORD:
+        return f"it looks up words of more than {WORD} letters"
+    return None
+
+
+def excess_of_decoder(content: bytes) -> str | None:
+    """Find what is out of bounds in a ``tokenizer.json`` that makes texts of tokens, as ``excess`` does for prompts."""
+    return excess(content) or _excess_of(json.loads(content), ("decoder",), DECODER_GROWTH)
+
+
+def _excess_of(record: dict[str, Any], roles: Sequence[str], most: float) -> str | None:
+    """Find what is out of bounds in these roles together, ``most`` being how many bytes they may make of one."""
     growth, count = 1.0, 0
-    for role in ("normalizer", "pre_tokenizer", "post_processor"):
+    for role in roles:
         for part in _parts(record.get(role)):
             count += 1
             kind = part.get("type") if isinstance(part, dict) else None
@@ -53,13 +70,7 @@ def excess(content: bytes) -> str | None:
                 return f"{shown(kind)} {wrong}"
             if role != "post_processor":
                 growth *= _growth(part, kind)
-    if not growth <= GROWTH:
-        return f"it may make {growth:.3g} letters of one"
-    model = record.get("model")
-    letters = model.get("max_input_chars_per_word", 0) if isinstance(model, dict) else 0
-    if not isinstance(letters, (int, float)) or letters > WORD:
-        return f"it looks up words of more than {WORD} letters"
-    return None
+    return None if growth <= most else f"it may make {growth:.3g} letters of one"
 
 
 def _parts(record: Any) -> Iterator[Any]:

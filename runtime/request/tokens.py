@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 from mmgen.runtime.base.errors import MmgenError, said
 from mmgen.runtime.request.noise import uniform
 from mmgen.runtime.request.request import Request
-from mmgen.runtime.solvers.masked import MaskedTable, table
+from mmgen.runtime.solvers.masked import OFF, MaskedTable, table
 from mmgen.runtime.solvers.options import Option, over_defaults
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Bundle
+from mmgen.runtime.storage.tensors import THRESHOLD
 
 NOT_FOR_TOKENS = ("sigmas", "noise", "guidance_interval")
 
@@ -40,15 +42,25 @@ def table_of(
     """Build a request's table, of its solver or the bundle's default; the rest as ``masked.table`` takes it."""
     assert isinstance(bundle.process, Masked)
     defaults = bundle.defaults
-    return table(
+    rows = table(
         defaults.solver if solver is None else solver, bundle.process, math.prod(bundle.latent_shape), steps,
         options=over_defaults(defaults, solver, options), begin=begin, new=new,
     )  # fmt: skip
+    if (rows.threshold < OFF).any() and all(spec.name != THRESHOLD for spec in bundle.graphs["step"].inputs):
+        raise MmgenError("this bundle can't unmask by a threshold", remedy="export it again, or leave threshold out")
+    return rows
 
 
-def blocks(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | None) -> int:
-    """Return the number of blocks that positions are unmasked in, one after the other."""
-    return int(over_defaults(bundle.defaults, solver, options).get("blocks", 1))
+def fewest_steps(bundle: Bundle, solver: str | None, options: Mapping[str, Option] | None) -> int:
+    """Return the fewest steps that positions can be unmasked in, block by block."""
+    given = over_defaults(bundle.defaults, solver, options)
+    blocks, first = (given[name] if isinstance(given.get(name), Integral) else 1 for name in ("blocks", "first"))
+    return int(blocks) - 1 + max(int(first), 1)
+
+
+def may_end_early(bundle: Bundle, rows: MaskedTable) -> bool:
+    """Whether a run of this table may leave out evaluations that would change nothing: ``masked_reference.play``."""
+    return not rows.redraw.any() and (bundle.media.end_id is not None or bool((rows.threshold < OFF).any()))
 
 
 def uniforms(seed: int, shape: tuple[int, ...], count: int) -> dict[int, NDArray[np.float32]]:

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from mmgen.runtime.solvers.onestep import shares_after, visit
-from mmgen.runtime.solvers.schedules import Array, alphas_cumprod, euler_levels, flow_levels
+from mmgen.runtime.solvers.schedules import Array, alphas_cumprod, edm_levels, euler_levels, flow_levels
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.solvers.transitions import (
     OUT,
@@ -17,10 +17,11 @@ from mmgen.runtime.solvers.transitions import (
     rows_along,
     rows_at,
     rows_in_sigma,
+    rows_of_noise,
     toward_noise,
     x0_from,
 )
-from mmgen.runtime.storage.process import Diffusion, Flow
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow
 from mmgen.runtime.storage.schema import Sigmas
 from mmgen.runtime.storage.tensors import K
 
@@ -48,10 +49,20 @@ class PLMS:
 def lms(process: Diffusion, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
     """Build the table of linear multistep in sigma: dx/dsigma = (x - x0) / sigma (Karras et al. 2022, eq. 1 and 3)."""
     levels, now = euler_levels(process, steps, sigmas, "zero", begin)
-    derivative = np.zeros((len(now), K + 3))
+    return rows_in_sigma(process, now, levels[:-1], _in_sigma(levels, options.order))
+
+
+def edm_lms(process: EDM, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:
+    """Build the table of linear multistep in sigma; see ``lms``."""
+    levels = edm_levels(process, steps, sigmas, begin=begin)
+    return rows_of_noise(process, levels[:-1], _in_sigma(levels, options.order))
+
+
+def _in_sigma(levels: Array, order: int) -> Array:
+    derivative = np.zeros((len(levels) - 1, K + 3))
     derivative[:, X] = 1 / levels[:-1]
     derivative[:, X0] = -1 / levels[:-1]
-    return rows_in_sigma(process, now, levels[:-1], adams_bashforth(levels, derivative, options.order))
+    return adams_bashforth(levels, derivative, order)
 
 
 def flow_lms(process: Flow, steps: int, sigmas: Sigmas, options: LMS, begin: int = 0) -> Table:

@@ -5,10 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from mmgen.runtime.solvers.schedules import Array, FinalSigma, flow_levels, multistep_levels
+from mmgen.runtime.solvers.schedules import Array, FinalSigma, edm_levels, flow_levels, multistep_levels
 from mmgen.runtime.solvers.table import Table
-from mmgen.runtime.solvers.transitions import NOISE, X0, X, no_transition, phi, rows_along, rows_at
-from mmgen.runtime.storage.process import Diffusion, Flow
+from mmgen.runtime.solvers.transitions import NOISE, X0, X, no_transition, phi, rows_along, rows_at, rows_of_noise
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow
 from mmgen.runtime.storage.schema import Sigmas
 
 Order = Literal[1, 2, 3]
@@ -31,11 +31,24 @@ class FlowDPM2(FlowDPM):
 
 
 @dataclass(frozen=True)
-class DPM(FlowDPM):
-    """Options of ``dpmpp-3m`` on a diffusion."""
+class EDMDPM(FlowDPM):
+    """Options of ``dpmpp-3m`` on an EDM process."""
 
     euler_at_final: bool = False  # the last step is first order
     final_sigmas_type: FinalSigma = "zero"  # where it ends: the least noise of training; or none, then first order
+
+
+@dataclass(frozen=True)
+class EDMDPM2(EDMDPM):
+    """Options of ``dpmpp-2m`` and ``dpmpp-sde-2m`` on an EDM process."""
+
+    solver_order: Literal[1, 2] = 2  # 1 is Euler's method in sigma
+
+
+@dataclass(frozen=True)
+class DPM(EDMDPM):
+    """Options of ``dpmpp-3m`` on a diffusion."""
+
     lambda_min_clipped: float = -np.inf  # the noisiest timestep has at least this log(alpha / sigma)
 
 
@@ -76,6 +89,21 @@ def flow_dpmpp_sde_2m(process: Flow, steps: int, sigmas: Sigmas, options: FlowDP
     return _flow(process, steps, sigmas, options, begin, options.solver_order, sde=True)
 
 
+def edm_dpmpp_2m(process: EDM, steps: int, sigmas: Sigmas, options: EDMDPM2, begin: int = 0) -> Table:
+    """Build the table of multistep DPM-Solver++ on an EDM process, second order."""
+    return _edm(process, steps, sigmas, options, begin, options.solver_order, sde=False)
+
+
+def edm_dpmpp_3m(process: EDM, steps: int, sigmas: Sigmas, options: EDMDPM, begin: int = 0) -> Table:
+    """Build the table of multistep DPM-Solver++ on an EDM process, third order."""
+    return _edm(process, steps, sigmas, options, begin, 3, sde=False)
+
+
+def edm_dpmpp_sde_2m(process: EDM, steps: int, sigmas: Sigmas, options: EDMDPM2, begin: int = 0) -> Table:
+    """Build the table of multistep SDE-DPM-Solver++ on an EDM process, second order."""
+    return _edm(process, steps, sigmas, options, begin, options.solver_order, sde=True)
+
+
 def _diffusion(
     process: Diffusion, steps: int, sigmas: Sigmas, options: DPM, begin: int, order: Order, *, sde: bool
 ) -> Table:
@@ -93,6 +121,17 @@ def _diffusion(
     orders = _orders(len(now), begin, order, options, first_order_last=last)
     transition = data_prediction(alpha, sigma, orders, options.solver_type, sde=sde)
     return rows_at(process, now, alpha[:-1], sigma[:-1], transition)
+
+
+def _edm(
+    process: EDM, steps: int, sigmas: Sigmas, options: EDMDPM, begin: int, order: Order, *, sde: bool
+) -> Table:
+    """Build a table on an EDM process, where alpha is 1."""
+    levels = edm_levels(process, steps, sigmas, options.final_sigmas_type, begin)
+    last = options.euler_at_final or levels[-1] == 0
+    orders = _orders(len(levels) - 1, begin, order, options, first_order_last=last)
+    transition = data_prediction(np.ones_like(levels), levels, orders, options.solver_type, sde=sde)
+    return rows_of_noise(process, levels[:-1], transition)
 
 
 def _flow(

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmgen.runtime.solvers.schedules import FinalSigma, euler_levels, flow_levels
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.solvers.schedules import Array, FinalSigma, edm_levels, euler_levels, flow_levels
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.solvers.transitions import (
     NOISE,
@@ -15,10 +16,11 @@ from mmgen.runtime.solvers.transitions import (
     no_transition,
     rows_along,
     rows_in_sigma,
+    rows_of_noise,
     toward_noise,
     twice,
 )
-from mmgen.runtime.storage.process import Diffusion, Flow
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow
 from mmgen.runtime.storage.schema import Sigmas
 
 
@@ -45,11 +47,7 @@ def euler(process: Diffusion, steps: int, sigmas: Sigmas, options: Euler, begin:
     x' = x + (sigma' - sigma) (x - x0) / sigma (Karras et al. 2022, algorithm 2 without churn).
     """
     levels, now = euler_levels(process, steps, sigmas, options.final_sigmas_type, begin)
-    ratio = levels[1:] / levels[:-1]
-    transition = no_transition(len(now))
-    transition[:, X, X] = ratio
-    transition[:, X, X0] = 1 - ratio
-    return rows_in_sigma(process, now, levels[:-1], transition)
+    return rows_in_sigma(process, now, levels[:-1], _euler(levels[:-1], levels[1:]))
 
 
 def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: EulerAncestral, begin: int = 0) -> Table:
@@ -59,13 +57,7 @@ def euler_ancestral(process: Diffusion, steps: int, sigmas: Sigmas, options: Eul
     2020, eq. 7, in sigma), so that Euler goes to sigma'^2 / sigma.
     """
     levels, now = euler_levels(process, steps, sigmas, "zero", begin)
-    ratio = levels[1:] / levels[:-1]
-    transition = no_transition(len(now))
-    transition[:, X, X] = ratio**2
-    transition[:, X, X0] = 1 - ratio**2
-    # Two training sigmas may rise at the noisy end with zero terminal SNR: nothing is added there.
-    transition[:, X, NOISE] = levels[1:] * np.sqrt(np.maximum(1 - ratio**2, 0))
-    return rows_in_sigma(process, now, levels[:-1], transition)
+    return rows_in_sigma(process, now, levels[:-1], _ancestral(levels))
 
 
 def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: int = 0) -> Table:
@@ -76,8 +68,34 @@ def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: i
     x + (sigma' - sigma) / 2 dx/dsigma.
     """
     levels, now = euler_levels(process, steps, sigmas, "zero", begin)
+    transition = _heun(levels[:-1], levels[1:])
+    return rows_in_sigma(process, twice(now), twice(levels[:-1]), transition, x0_limit=limit_of(process))
+
+
+def _euler(start: Array, end: Array) -> Array:
+    """Return transitions (N, K, K + 3) of Euler's method from sigmas (N,) to sigmas (N,)."""
+    ratio = end / start
+    transition = no_transition(len(ratio))
+    transition[:, X, X] = ratio
+    transition[:, X, X0] = 1 - ratio
+    return transition
+
+
+def _ancestral(levels: Array) -> Array:
+    """Return transitions (N, K, K + 3) of Euler's method with fresh noise, between sigmas (N + 1,)."""
     ratio = levels[1:] / levels[:-1]
-    transition = no_transition(2 * len(now) - 1)
+    transition = no_transition(len(ratio))
+    transition[:, X, X] = ratio**2
+    transition[:, X, X0] = 1 - ratio**2
+    # Two training sigmas may rise at the noisy end with zero terminal SNR: nothing is added there.
+    transition[:, X, NOISE] = levels[1:] * np.sqrt(np.maximum(1 - ratio**2, 0))
+    return transition
+
+
+def _heun(start: Array, end: Array) -> Array:
+    """Return transitions (2 N - 1, K, K + 3) of Heun's method from sigmas (N,) to sigmas (N,), the last one's 0."""
+    ratio = end / start
+    transition = no_transition(2 * len(ratio) - 1)
     first, second = transition[::2], transition[1::2]
     first[:, X, X] = ratio
     first[:, X, X0] = 1 - ratio
@@ -86,7 +104,67 @@ def heun(process: Diffusion, steps: int, sigmas: Sigmas, options: Heun, begin: i
     second[:, X, 1] = 1
     second[:, X, X] = (1 - 1 / ratio[:-1]) / 2
     second[:, X, X0] = -second[:, X, X]
-    return rows_in_sigma(process, twice(now), twice(levels[:-1]), transition, x0_limit=limit_of(process))
+    return transition
+
+
+@dataclass(frozen=True)
+class EDMHeun:
+    """Options of ``heun`` on an EDM process: its churn, which adds noise before a step (Karras et al. 2022, alg. 2)."""
+
+    s_churn: float = 0.0  # how much, over all steps; 0: none
+    s_tmin: float = 0.0  # where sigma is at least this
+    s_tmax: float = np.inf  # and at most this
+    s_noise: float = 1.0  # the noise's standard deviation; a little above 1 makes up for detail that is lost
+
+
+@dataclass(frozen=True)
+class EDMEuler(EDMHeun):
+    """Options of ``euler`` on an EDM process: as ``heun``'s, and where the last step ends."""
+
+    final_sigmas_type: FinalSigma = "zero"
+
+
+def edm_euler(process: EDM, steps: int, sigmas: Sigmas, options: EDMEuler, begin: int = 0) -> Table:
+    """Build the table of Euler's method (Karras et al. 2022, algorithm 2 without lines 9 to 11)."""
+    levels = edm_levels(process, steps, sigmas, options.final_sigmas_type, begin)
+    raised, added = _churned(levels[:-1], steps, options)
+    transition = _euler(raised, levels[1:])
+    transition[:-1, X, NOISE] = added[1:]
+    return rows_of_noise(process, raised, transition, start=float(np.hypot(levels[0], added[0])))
+
+
+def edm_euler_ancestral(
+    process: EDM, steps: int, sigmas: Sigmas, options: EulerAncestral, begin: int = 0
+) -> Table:
+    """Build the table of Euler's method with fresh noise; see ``euler_ancestral``."""
+    levels = edm_levels(process, steps, sigmas, "zero", begin)
+    return rows_of_noise(process, levels[:-1], _ancestral(levels))
+
+
+def edm_heun(process: EDM, steps: int, sigmas: Sigmas, options: EDMHeun, begin: int = 0) -> Table:
+    """Build the table of Heun's method, 2 N - 1 evaluations (Karras et al. 2022, algorithms 1 and 2)."""
+    levels = edm_levels(process, steps, sigmas, "zero", begin)
+    raised, added = _churned(levels[:-1], steps, options)
+    transition = _heun(raised, levels[1:])
+    transition[1::2, X, NOISE] = added[1:]  # the last evaluation of a step
+    sigma = np.empty(len(transition))
+    sigma[::2], sigma[1::2] = raised, levels[1:-1]
+    return rows_of_noise(process, sigma, transition, start=float(np.hypot(levels[0], added[0])))
+
+
+def _churned(levels: Array, steps: int, options: EDMHeun) -> tuple[Array, Array]:
+    """Return the sigmas (N,) to which churn raises these before a step, and the standard deviations (N,) it adds.
+
+    Karras et al. 2022, algorithm 2, lines 3 to 6.  What it adds before a step is added at the end of the one before;
+    before the first, the start has that much more noise.
+    """
+    for name in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
+        if not (number := getattr(options, name)) >= 0:
+            raise MmgenError(f"option {name!r} of the solver", got=number, wanted="at least 0")
+    inside = (options.s_tmin <= levels) & (levels <= options.s_tmax)
+    gamma = np.where(inside, min(options.s_churn / steps, 2**0.5 - 1), 0)
+    raised = levels * (1 + gamma)
+    return raised, options.s_noise * np.sqrt(raised**2 - levels**2)
 
 
 @dataclass(frozen=True)

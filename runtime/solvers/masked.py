@@ -4,7 +4,7 @@ A sampler is a function (process, new, steps, options) -> MaskedTable in float64
 is bool (positions,): where codes are generated; at the other positions they are known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from mmgen.runtime.storage.process import Masked
 Numbers = NDArray[np.floating[Any]]
 Positions = NDArray[np.bool_]
 
+OFF = 1.0  # a threshold that no log p reaches
+
 
 @dataclass(frozen=True)
 class MaskedTable:
@@ -27,11 +29,12 @@ class MaskedTable:
 
         code    ~ softmax(sharpness logits), of the ``top_k`` most likely codes
         score   = confidence[0] log p(code) + confidence[1] Gumbel noise; lowest from position ``window`` on
-        masked' = the ``masked`` lowest scores, and each position with probability ``stay``
+        masked' = the ``masked`` lowest scores, and each position with probability ``stay``; of these not where
+                  log p >= ``threshold``, but all from position ``window`` on
 
     An unmasked position gets a code in the same way with probability ``redraw``; otherwise it keeps its own.  A row
-    unmasks at least one position, if two are masked.  In the last row ``masked`` and ``stay`` are 0.
-    ``masked_reference`` is the definition.
+    unmasks at least one position before ``window``, if two are masked; with a threshold, if one is.  In the last row
+    ``masked`` and ``stay`` are 0, and ``window`` is behind all.  ``masked_reference`` is the definition.
     """
 
     sharpness: Numbers  # (N,) 1 / temperature
@@ -43,6 +46,7 @@ class MaskedTable:
     masked_before: Numbers  # (N,) share of the positions to generate that is masked before the row
     redraw: Numbers  # (N,) probability that an unmasked position gets another code
     timestep: Numbers  # (N,) for a denoiser that is conditioned on it
+    threshold: Numbers  # (N,) log p at which a position is unmasked, whatever its score is; ``OFF``: at none
 
     @property
     def stochastic(self) -> NDArray[np.bool_]:
@@ -61,6 +65,8 @@ class MaskGIT:
     compounding: bool = False  # each row multiplies the one before it, as in Show-o and MMaDA
     sampling_temperature: float = 1.0  # 0: the most likely code
     top_k: int = 0  # 0: all codes
+    blocks: int = 1  # unmasked one after the other, as K codebooks are whose codes (K, T) are one after the other
+    first: int = 0  # steps of the first block, the others sharing the rest evenly; 0: it has as many as they
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class LLaDA:
 
     blocks: int = 1  # unmasked one after the other, each in an equal number of steps
     order: Literal["confidence", "random"] = "confidence"  # which positions are unmasked first
+    threshold: float = 0.0  # probability from which a code is unmasked beyond what the steps ask for; 0: none is
     sampling_temperature: float = 0.0
     top_k: int = 0
 
@@ -105,11 +112,21 @@ Drawing = MaskGIT | Amused | MDLM | LLaDA | VQDiffusion  # the options that say 
 
 
 def maskgit(process: Masked, new: Positions, steps: int, options: MaskGIT) -> MaskedTable:
-    """Build the table of Chang et al. 2022, section 3.2."""
-    done = np.arange(steps + 1) / steps
-    left = 1 - done[1:]
-    noise = options.temperature * (np.cumprod(left) if options.compounding else left)
-    return _by_confidence(process, new, done, noise, options)
+    """Build the table of Chang et al. 2022, section 3.2.
+
+    With ``compounding``, of Xie et al. 2024 (Show-o) and Yang et al. 2025 (MMaDA), whose code multiplies the
+    temperature by 1 - (i + 1) / N in row i.  It counts in float32, where cos(pi / 3) is a little less than a half, and
+    so masks one position fewer where N steps are a multiple of 3, in the row that ends at two thirds.
+
+    With ``blocks``, each has such a schedule of its own: Borsos et al. 2023 (SoundStorm), section 3.3, level by level,
+    and Ziv et al. 2024 (MAGNeT).
+    """
+    blocks = list(_blocks(new, steps, options.blocks, options.first))
+    rows = [block.steps if options.blocks == 1 else min(block.count, block.steps) for block in blocks]
+    each = [np.arange(count + 1) / count for count in rows]
+    left = [1 - done[1:] for done in each]
+    noise = options.temperature * np.concatenate([np.cumprod(part) if options.compounding else part for part in left])
+    return _by_confidence(process, options, blocks, each, noise)
 
 
 def amused(process: Masked, new: Positions, steps: int, options: Amused) -> MaskedTable:
@@ -119,7 +136,7 @@ def amused(process: Masked, new: Positions, steps: int, options: Amused) -> Mask
     """
     done = np.arange(steps + 1, dtype=np.float32) / np.float32(steps)
     noise = np.linspace(options.temperature, options.last_temperature, steps)
-    return _by_confidence(process, new, done, noise, options)
+    return _by_confidence(process, options, list(_blocks(new, steps)), [done], noise)
 
 
 def mdlm(process: Masked, new: Positions, steps: int, options: MDLM) -> MaskedTable:
@@ -142,25 +159,29 @@ def llada(process: Masked, new: Positions, steps: int, options: LLaDA) -> Masked
 
     Where the blocks don't divide the steps, the first have one more.  Steps that would unmask nothing, where a block
     has fewer positions to generate than steps, are left out.
+
+    With ``threshold``, a row also unmasks every position of its block whose code has this probability or more (Wu et
+    al. 2025, Fast-dLLM, section 3.3).  What the steps ask for becomes the least that is reached: after row i no more
+    positions are masked than without a threshold, and what was unmasked early counts for later rows, which unmask one
+    position at least.  In as many steps as there are positions that is Fast-dLLM's rule: those above the threshold, or
+    the best one.  The rows that a block no longer needs change nothing.
     """
-    if options.blocks < 1 or new.size % options.blocks or steps < options.blocks:
-        raise MmgenError(
-            "blocks", got=options.blocks, wanted=f"a divisor of {new.size} positions, and at most the {steps} steps",
-            remedy="change steps or blocks",
-        )  # fmt: skip
-    length, counts = new.size // options.blocks, new.reshape(options.blocks, -1).sum(1)  # to generate in each block
-    unmasked, window = [], []
-    for block, count in enumerate(counts.tolist()):
-        rows = min(count, steps // options.blocks + (block < steps % options.blocks))
-        unmasked += [count // rows + (i < count % rows) for i in range(rows)]  # the first unmask one position more
-        window += [(block + 1) * length] * rows
-    masked = (counts.sum() - np.cumsum(unmasked)).astype(np.float64)
+    if not 0 <= options.threshold <= 1:
+        wanted = "a probability up to 1, or 0 for none"
+        raise MmgenError("option 'threshold' of solver 'llada'", got=options.threshold, wanted=wanted)
+    unmasked: list[int] = []
+    window: list[int] = []
+    for block in _blocks(new, steps, options.blocks):
+        rows = min(block.count, block.steps)
+        unmasked += [block.count // rows + (i < block.count % rows) for i in range(rows)]  # the first one more
+        window += [block.end] * rows
+    total = new.sum()
+    masked = (total - np.cumsum(unmasked)).astype(np.float64)
     weights = (1.0, 0.0) if options.order == "confidence" else (0.0, 1.0)
-    sharpness, top_k = _draw(process, len(masked), options)
-    masked_before, none = np.append(1.0, masked[:-1] / counts.sum()), np.zeros(len(masked))
-    return MaskedTable(
-        sharpness, top_k, np.tile(weights, (len(masked), 1)), masked, none, np.array(window, np.float64), masked_before,
-        none, timesteps(process, masked_before),
+    return _rows(
+        process, options, masked=masked, window=np.array(window, np.float64),
+        confidence=np.tile(weights, (len(masked), 1)), masked_before=np.append(1.0, masked[:-1] / total),
+        threshold=np.full(len(masked), np.log(options.threshold) if options.threshold > 0 else OFF),
     )  # fmt: skip
 
 
@@ -218,7 +239,7 @@ def table(
         steps: from 1 to the number of positions; ``mdlm`` may take more, and has one row more than steps;
             ``vq-diffusion`` takes as many as there are timesteps.
         options: fields of the sampler's options, the dataclass next to it in ``SAMPLERS``.
-        begin: number of steps left out at the start, where most is masked; not with several blocks of ``llada``.
+        begin: number of steps left out at the start, where most is masked; not with several blocks.
         new: (positions,) where codes are generated, at least one; None: everywhere.
 
     Raises:
@@ -267,6 +288,40 @@ def timesteps(process: Masked, masked: Numbers) -> Numbers:
     return nearest
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring positions that are unmasked together, before those behind them."""
+
+    end: int  # the position behind it
+    length: int
+    count: int  # positions to generate in it, at least 1
+    later: int  # and in the blocks behind it
+    steps: int
+
+
+def _blocks(new: Positions, steps: int, blocks: int = 1, first: int = 0) -> Iterator[_Block]:
+    """Divide positions and steps; blocks without positions to generate are left out.
+
+    Args:
+        first: steps of the first block; 0: as many as the others, or one more, as all the first have where the blocks
+            don't divide the steps.
+    """
+    if blocks < 1 or new.size % blocks or steps < blocks:
+        raise MmgenError(
+            "blocks", got=blocks, wanted=f"a divisor of {new.size} positions, and at most the {steps} steps",
+            remedy="change steps or blocks",
+        )  # fmt: skip
+    if first and not (blocks > 1 and 1 <= first <= steps - (blocks - 1)):
+        wanted = f"1 to {steps - blocks + 1} of {steps} steps" if blocks > 1 else "0, where there is one block"
+        raise MmgenError("first, steps of the first block", got=first, wanted=wanted, remedy="change steps or first")
+    length, counts = new.size // blocks, new.reshape(blocks, -1).sum(1)
+    shared, sharing = (steps - first, blocks - 1) if first else (steps, blocks)
+    each = [shared // sharing + (i < shared % sharing) for i in range(sharing)]
+    for i, of_block in enumerate([first, *each] if first else each):
+        if counts[i]:
+            yield _Block((i + 1) * length, length, int(counts[i]), int(counts[i + 1 :].sum()), of_block)
+
+
 def _by_chance(
     process: Masked,
     new: Positions,
@@ -278,30 +333,56 @@ def _by_chance(
 ) -> MaskedTable:
     """Build rows that unmask each position independently."""
     rows = len(masked_before)
-    confidence, none, everywhere = np.zeros((rows, 2)), np.zeros(rows), np.full(rows, float(new.size))
-    timestep = timesteps(process, masked_before)
-    return MaskedTable(sharpness, top_k, confidence, none, stay, everywhere, masked_before, redraw, timestep)
+    none, everywhere = np.zeros(rows), np.full(rows, float(new.size))
+    return MaskedTable(
+        sharpness=sharpness, top_k=top_k, confidence=np.zeros((rows, 2)), masked=none, stay=stay, window=everywhere,
+        masked_before=masked_before, redraw=redraw, timestep=timesteps(process, masked_before),
+        threshold=np.full(rows, OFF),
+    )  # fmt: skip
 
 
 def _by_confidence(
-    process: Masked, new: Positions, done: Numbers, noise: Numbers, options: MaskGIT | Amused
+    process: Masked, options: MaskGIT | Amused, blocks: Sequence[_Block], each: Sequence[Numbers], noise: Numbers
 ) -> MaskedTable:
-    """Build rows that leave fewer and fewer positions masked.
+    """Build rows that leave fewer and fewer positions of each block masked.
 
     Args:
-        done: (N + 1,) share of the steps that is done before each row and at the end; counts are in its precision.
+        each: by block (rows + 1,) the share of its steps that is done before each row and at the end; counts are in its
+            precision.
         noise: (N,) weight of the confidence's noise.
     """
-    real, steps = done.dtype.type, len(noise)
-    ratio = np.cos(done * real(np.pi) / 2) if process.schedule == "cosine" else 1 - done
-    masked = np.maximum(np.floor(new.size * (real(new.mean()) * ratio[1:])), 1)
-    masked[-1] = 0
-    sharpness, top_k = _draw(process, steps, options)
-    confidence, everywhere = np.stack([np.ones(steps), noise], 1), np.full(steps, float(new.size))
-    masked_before, none = ratio[:-1], np.zeros(steps)
+    masked, before = [], []
+    for block, done in zip(blocks, each, strict=True):
+        real, total = done.dtype.type, blocks[0].count + blocks[0].later
+        ratio = np.cos(done * real(np.pi) / 2) if process.schedule == "cosine" else 1 - done
+        stay = np.maximum(np.floor(block.length * (real(block.count / block.length) * ratio[1:])), 1)
+        stay[-1] = 0
+        masked.append(block.later + stay.astype(np.float64))
+        before.append(block.later / total + block.count / total * ratio[:-1])
+    window = np.repeat([float(block.end) for block in blocks], list(map(len, masked)))
+    return _rows(
+        process, options, masked=np.concatenate(masked), window=window, masked_before=np.concatenate(before),
+        confidence=np.stack([np.ones(len(noise)), noise], 1),
+    )  # fmt: skip
+
+
+def _rows(
+    process: Masked,
+    options: Drawing,
+    *,
+    masked: Numbers,
+    window: Numbers,
+    confidence: Numbers,
+    masked_before: Numbers,
+    threshold: Numbers | None = None,
+) -> MaskedTable:
+    """Build rows that count what stays masked, and change nothing that is unmasked."""
+    sharpness, top_k = _draw(process, len(masked), options)
+    none = np.zeros(len(masked))
     return MaskedTable(
-        sharpness, top_k, confidence, masked.astype(np.float64), none, everywhere, masked_before, none,
-        timesteps(process, masked_before),
+        sharpness=sharpness, top_k=top_k, confidence=confidence, masked=masked, stay=none, window=window,
+        masked_before=masked_before, redraw=none, timestep=timesteps(process, masked_before),
+        threshold=np.full(len(masked), OFF) if threshold is None else threshold,
     )  # fmt: skip
 
 

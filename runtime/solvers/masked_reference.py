@@ -1,6 +1,7 @@
 """A masked step and its loop in plain numpy: the definition that the graph and faster loops are compared with."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,18 @@ def step(
     Returns:
         Tokens (B, N) after the step; the codes (B, N) of all positions before some are masked again.
     """
-    codes, score, stays = draw(process, table, row, tokens, logits, choice, order)
-    return unmask(process, table, row, tokens, codes, score, stays, order), codes
+    drawn = draw(process, table, row, tokens, logits, choice, order)
+    return unmask(process, table, row, tokens, drawn, order), drawn.codes
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the first half of a row makes."""
+
+    codes: Tokens  # (B, N) of all positions
+    log_p: Array  # (B, N) of the codes drawn, at a temperature of 1
+    score: Array  # (B, N) confidence; that of an unmasked position is above, and behind the window below all others
+    stays: Tokens  # (B,) how many of the lowest scores stay masked
 
 
 def draw(
@@ -50,12 +61,8 @@ def draw(
     logits: Array,
     choice: Array,
     order: Array,
-) -> tuple[Tokens, Array, Tokens]:
-    """Draw the codes, the first half of a row; arguments are those of ``step``.
-
-    Returns:
-        The codes (B, N) of all positions; their scores (B, N); how many of the lowest stay masked (B,).
-    """
+) -> Draw:
+    """Draw the codes, the first half of a row; arguments are those of ``step``."""
     real = logits.dtype.type
     masked = tokens == process.mask_id
 
@@ -79,30 +86,21 @@ def draw(
     score = np.where(np.arange(tokens.shape[1]) < table.window[row], score, real(-FAR))
     score = np.where(masked, score, real(FAR))
 
-    stays = np.minimum(table.masked[row], np.maximum(masked.sum(-1) - 1, 1))  # at least one position is unmasked
-    return codes, score, stays
+    least = 0 if table.threshold[row] <= 0 else 1  # without a threshold, a position that is left waits for the last row
+    stays = np.minimum(table.masked[row], np.maximum(masked.sum(-1) - 1, least))  # at least one position is unmasked
+    return Draw(codes, log_p, score, stays)
 
 
-def unmask(
-    process: Masked,
-    table: MaskedTable,
-    row: int,
-    tokens: Tokens,
-    codes: Tokens,
-    score: Array,
-    stays: Tokens,
-    order: Array,
-) -> Tokens:
-    """Unmask the most confident positions, the second half of a row, and return tokens (B, N) after it.
-
-    ``codes``, ``score`` and ``stays`` are what ``draw`` returned.
-    """
+def unmask(process: Masked, table: MaskedTable, row: int, tokens: Tokens, drawn: Draw, order: Array) -> Tokens:
+    """Unmask the most confident positions, the second half of a row, and return tokens (B, N) after it."""
     # Of positions of equal score the first is unmasked first.
-    mine, others = score[:, :, None], score[:, None, :]
-    behind = np.tri(tokens.shape[1], dtype=bool).T  # (N, N) the position itself and those behind it
+    mine, others = drawn.score[:, :, None], drawn.score[:, None, :]
+    positions = np.arange(tokens.shape[1])
+    behind = positions[:, None] <= positions  # (N, N) the position itself and those behind it
     rank = ((others < mine) | ((others == mine) & behind)).sum(-1)  # (B, N) from 1, the lowest score
-    again = (tokens == process.mask_id) & ((rank <= stays[:, None]) | (order < table.stay[row]))
-    return np.where(again, process.mask_id, codes)
+    again = (rank <= drawn.stays[:, None]) | (order < table.stay[row])
+    again = (again & (drawn.log_p < table.threshold[row])) | (positions >= table.window[row])
+    return np.where((tokens == process.mask_id) & again, process.mask_id, drawn.codes)
 
 
 def run(
@@ -124,6 +122,52 @@ def run(
     for row, (choice, order) in enumerate(uniforms):
         tokens, codes = step(process, table, row, tokens, denoiser(tokens), choice, order)
         yield tokens, codes
+
+
+def play(
+    process: Masked,
+    table: MaskedTable,
+    denoiser: Callable[[Tokens], Array],
+    tokens: Tokens,
+    uniforms: Array,
+    end: int | None = None,
+) -> Iterator[tuple[int, Tokens, Tokens]]:
+    """Yield the rows that matter, from 0, with tokens and codes as ``run`` does; the first row always runs.
+
+    Rows that are left out change nothing, or nothing before a token that ends the text: what ``ended`` makes of the
+    last tokens is the same as after ``run``.
+
+    Args:
+        process, table, denoiser, tokens, uniforms: as ``run`` takes them.
+        end: the token that ends a text; None: there is none.
+    """
+    row: int | None = 0
+    while row is not None:
+        tokens, codes = step(process, table, row, tokens, denoiser(tokens), *uniforms[row])
+        yield row, tokens, codes
+        row = following(process, table, row, tokens, end)
+
+
+def following(process: Masked, table: MaskedTable, row: int, tokens: Tokens, end: int | None = None) -> int | None:
+    """Return the next row that matters after ``row`` left these tokens (B, N); None: there is none.
+
+    A masked position matters unless a token before it ends the text.  A row matters if there is such a position before
+    its window, or if the table regenerates unmasked positions, which may change anything.
+    """
+    if table.redraw[row + 1 :].any():
+        return row + 1
+    masked = tokens == process.mask_id
+    if end is not None:
+        masked = masked & ~np.logical_or.accumulate(tokens == end, -1)
+    if not masked.any():
+        return None
+    rows = np.flatnonzero(table.window[row + 1 :] > masked.any(0).argmax())  # the first position that matters
+    return row + 1 + int(rows[0]) if rows.size else None
+
+
+def ended(tokens: NDArray[Any], end: int | None) -> NDArray[Any]:
+    """Replace what follows the first token that ends a text (B, N) by that token; None: nothing ends one."""
+    return tokens if end is None else np.where(np.logical_or.accumulate(tokens == end, -1), end, tokens)
 
 
 def running_sum(x: Array) -> Array:

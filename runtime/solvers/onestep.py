@@ -1,4 +1,4 @@
-"""One-step solvers, which go from one training timestep to another without history: DDPM, DDIM."""
+"""One-step solvers, which go from one level of noise to another without history: DDPM, DDIM, consistency."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,10 +6,20 @@ from typing import Literal
 import numpy as np
 
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.solvers.schedules import Array, alphas_cumprod, timesteps
+from mmgen.runtime.solvers.schedules import Array, alphas_cumprod, check_steps, edm_sigmas, timesteps
 from mmgen.runtime.solvers.table import Table
-from mmgen.runtime.solvers.transitions import NOISE, OUT, X0, X, limit_of, no_transition, noise_from, rows_at
-from mmgen.runtime.storage.process import Diffusion
+from mmgen.runtime.solvers.transitions import (
+    NOISE,
+    OUT,
+    X0,
+    X,
+    limit_of,
+    no_transition,
+    noise_from,
+    rows_at,
+    rows_of_noise,
+)
+from mmgen.runtime.storage.process import EDM, Diffusion
 from mmgen.runtime.storage.schema import Sigmas
 
 
@@ -27,6 +37,11 @@ class DDIM:
     """Options of ``ddim``."""
 
     eta: float = 0.0  # fresh noise: 0 none, 1 as much as DDPM
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Options of ``consistency``: none."""
 
 
 def ddpm(process: Diffusion, steps: int, sigmas: Sigmas, options: DDPM, begin: int = 0) -> Table:
@@ -71,6 +86,19 @@ def ddim(process: Diffusion, steps: int, sigmas: Sigmas, options: DDIM, begin: i
     transition[:, X, OUT] = direction * noise[:, 1]
     transition[:, X, NOISE] = deviation
     return rows_at(process, now, alpha, sigma, transition, x0_limit=limit_of(process))
+
+
+def consistency(process: EDM, steps: int, sigmas: Sigmas, options: Consistency, begin: int = 0) -> Table:
+    """Build the table of sampling from a consistency model (Song et al. 2023, algorithm 1).
+
+    Each step takes the predicted x0, and adds noise to it up to the next sigma, of which it has sigma_min already:
+    sqrt(sigma'^2 - sigma_min^2).  The sigmas are the first N of N + 1 down to sigma_min, at which x0 is x.
+    """
+    levels = edm_sigmas(process, check_steps(steps) + 1, sigmas)[begin:]
+    transition = no_transition(len(levels) - 1)
+    transition[:, X, X0] = 1
+    transition[:-1, X, NOISE] = np.sqrt(levels[1:-1] ** 2 - process.sigma_min**2)
+    return rows_of_noise(process, levels[:-1], transition)
 
 
 def visit(solver: str, process: Diffusion, steps: int, sigmas: Sigmas, begin: int) -> tuple[Array, Array]:

@@ -13,25 +13,35 @@ import numpy as np
 
 from mmgen.runtime.base.choices import chosen
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.solvers.adams import LMS, PLMS, flow_lms, lms, plms
+from mmgen.runtime.solvers.adams import LMS, PLMS, edm_lms, flow_lms, lms, plms
 from mmgen.runtime.solvers.dpm import (
     DPM,
     DPM2,
+    EDMDPM,
+    EDMDPM2,
     FlowDPM,
     FlowDPM2,
     dpmpp_2m,
     dpmpp_3m,
     dpmpp_sde_2m,
+    edm_dpmpp_2m,
+    edm_dpmpp_3m,
+    edm_dpmpp_sde_2m,
     flow_dpmpp_2m,
     flow_dpmpp_3m,
     flow_dpmpp_sde_2m,
 )
 from mmgen.runtime.solvers.euler import (
+    EDMEuler,
+    EDMHeun,
     Euler,
     EulerAncestral,
     FlowEuler,
     FlowHeun,
     Heun,
+    edm_euler,
+    edm_euler_ancestral,
+    edm_heun,
     euler,
     euler_ancestral,
     flow_euler,
@@ -39,12 +49,12 @@ from mmgen.runtime.solvers.euler import (
     heun,
 )
 from mmgen.runtime.solvers.masked import SAMPLERS
-from mmgen.runtime.solvers.onestep import DDIM, DDPM, ddim, ddpm
+from mmgen.runtime.solvers.onestep import DDIM, DDPM, Consistency, consistency, ddim, ddpm
 from mmgen.runtime.solvers.options import Option, checked_options
 from mmgen.runtime.solvers.schedules import check_steps
 from mmgen.runtime.solvers.table import Table
 from mmgen.runtime.solvers.unipc import FlowUniPC, UniPC, flow_unipc, unipc
-from mmgen.runtime.storage.process import Diffusion, Flow, Masked, Process
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow, Masked, Process
 from mmgen.runtime.storage.schema import Sigmas
 
 _Solver = tuple[Callable[[Any, int, Sigmas, Any, int], Table], type]  # with the dataclass of its options
@@ -71,7 +81,17 @@ ALONG_FLOW: Mapping[str, _Solver] = {
     "unipc": (flow_unipc, FlowUniPC),
     "lms": (flow_lms, LMS),
 }
-SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW, *SAMPLERS)))
+ON_EDM: Mapping[str, _Solver] = {
+    "consistency": (consistency, Consistency),
+    "euler": (edm_euler, EDMEuler),
+    "euler-ancestral": (edm_euler_ancestral, EulerAncestral),
+    "heun": (edm_heun, EDMHeun),
+    "dpmpp-2m": (edm_dpmpp_2m, EDMDPM2),
+    "dpmpp-3m": (edm_dpmpp_3m, EDMDPM),
+    "dpmpp-sde-2m": (edm_dpmpp_sde_2m, EDMDPM2),
+    "lms": (edm_lms, LMS),
+}
+SOLVERS: tuple[str, ...] = tuple(dict.fromkeys((*ON_DIFFUSION, *ALONG_FLOW, *ON_EDM, *SAMPLERS)))
 
 
 def solvers_for(process: Process) -> tuple[str, ...]:
@@ -86,7 +106,8 @@ def options_of(solver: str, process: Process) -> type:
         MmgenError: unknown solver, or one that doesn't fit the process.
     """
     fitting = _fitting(process)
-    what = f"solver for a {process.kind} process" if isinstance(solver, str) and solver in SOLVERS else "solver"
+    known = isinstance(solver, str) and solver in SOLVERS
+    what = f"solver for {'an' if process.kind == 'edm' else 'a'} {process.kind} process" if known else "solver"
     return fitting[chosen(what, solver, tuple(fitting))][1]
 
 
@@ -96,6 +117,8 @@ def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
             return ON_DIFFUSION
         case Flow():
             return ALONG_FLOW
+        case EDM():
+            return ON_EDM
         case Masked():  # vq-diffusion needs a denoiser that is conditioned on the timestep
             timed = process.train_timesteps > 0
             return {name: found for name, found in SAMPLERS.items() if timed or name != "vq-diffusion"}
@@ -103,7 +126,7 @@ def _fitting(process: Process) -> Mapping[str, tuple[Callable[..., Any], type]]:
 
 def table(
     solver: str,
-    process: Diffusion | Flow,
+    process: Diffusion | Flow | EDM,
     steps: int,
     *,
     sigmas: Sigmas = "schedule",
@@ -119,7 +142,8 @@ def table(
                 ``flow-heun`` evaluate the denoiser 2 N - 1 times, ``plms`` N + 1 times, all others N times.
         sigmas: spacing of the noise levels: the process's own, or respaced; ``ddpm``, ``ddim`` and ``plms`` only take
             its own.
-        options: fields of the solver's options, the dataclass next to it in ``ON_DIFFUSION`` or ``ALONG_FLOW``.
+        options: fields of the solver's options, the dataclass next to it in ``ON_DIFFUSION``,
+            ``ALONG_FLOW`` or ``ON_EDM``.
         begin: number of steps that are left out at the noisy end; a multistep solver then starts without history.
 
     Raises:
@@ -137,7 +161,7 @@ def table(
 
 def exact(
     solver: str,
-    process: Diffusion | Flow,
+    process: Diffusion | Flow | EDM,
     steps: int,
     *,
     sigmas: Sigmas = "schedule",

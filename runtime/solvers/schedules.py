@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.base.numbers import whole
-from mmgen.runtime.storage.process import Diffusion, Flow
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow
 from mmgen.runtime.storage.schema import MOST_STEPS, Sigmas
 
 Array = NDArray[np.floating[Any]]
@@ -148,15 +148,15 @@ def _too_many(steps: int, most: int) -> MmgenError:
     return MmgenError("steps", got=steps, wanted=f"at most {most} with this process", remedy="take fewer steps")
 
 
-def respaced(kind: Sigmas, highest: float, lowest: float, steps: int) -> Array:
+def respaced(kind: Sigmas, highest: float, lowest: float, steps: int, rho: float = 7) -> Array:
     """Return sigmas (N,) from highest to lowest.
 
-    karras: Karras et al. 2022, eq. 5, with rho = 7.  exponential: even in log sigma.  beta: quantiles of Beta(0.6, 0.6)
+    karras: Karras et al. 2022, eq. 5.  exponential: even in log sigma.  beta: quantiles of Beta(0.6, 0.6)
     between the ends, at even probabilities (Lee et al. 2024, Beta sampling is all you need).
     """
     match kind:
         case "karras":
-            return np.power(np.linspace(highest ** (1 / 7), lowest ** (1 / 7), steps), 7)
+            return np.power(np.linspace(highest ** (1 / rho), lowest ** (1 / rho), steps), rho)
         case "exponential":
             return np.exp(np.linspace(np.log(highest), np.log(lowest), steps))
         case "beta":
@@ -235,6 +235,33 @@ def multistep_levels(
         rounds = kind == "karras" and (rounds_cosine or process.beta_schedule != "squaredcos_cap_v2")
         visited = visited.round() if rounds else truncated(visited)
     return np.append(sigmas, _final(final, training))[begin:], visited[begin:]
+
+
+def edm_levels(process: EDM, steps: int, kind: Sigmas, final: FinalSigma = "zero", begin: int = 0) -> Array:
+    """Return sigmas (N + 1,): N from sigma_max to sigma_min, then where the last step ends.
+
+    A single step starts at sigma_max.  The first ``begin`` steps are left out.
+    """
+    last = 0.0 if final == "zero" else process.sigma_min
+    return np.append(edm_sigmas(process, check_steps(steps), kind), last)[begin:]
+
+
+def edm_sigmas(process: EDM, count: int, kind: Sigmas) -> Array:
+    """Return sigmas (count,) from sigma_max to sigma_min, as the process spaces them or ``kind`` asks for.
+
+    Raises:
+        MmgenError: the process's numbers make no noise levels.
+    """
+    if not 0 < process.sigma_min < process.sigma_max < np.inf:
+        got, wanted = f"{process.sigma_min:g} to {process.sigma_max:g}", "sigma_min above 0 and below sigma_max"
+        raise MmgenError("sigmas of the process", got=got, wanted=wanted)
+    for name in ("sigma_data", "rho", "timestep_scale"):
+        if not 0 < (number := getattr(process, name)) < np.inf:
+            raise MmgenError(f"{name} of the process", got=number, wanted="more than 0")
+    own, rho = (process.schedule, process.rho) if kind == "schedule" else (kind, 7.0)
+    sigmas = respaced(own, process.sigma_max, process.sigma_min, count, rho)
+    sigmas[0] = process.sigma_max  # exactly
+    return sigmas
 
 
 def _final(final: FinalSigma, training: Array) -> float:

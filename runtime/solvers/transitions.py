@@ -7,7 +7,7 @@ import numpy as np
 
 from mmgen.runtime.solvers.schedules import Array, flow_timesteps
 from mmgen.runtime.solvers.table import Table
-from mmgen.runtime.storage.process import Diffusion, Flow, Prediction
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow, Prediction
 from mmgen.runtime.storage.tensors import K
 
 X, X0, OUT, NOISE = 0, K, K + 1, K + 2  # columns of a transition; slots 1 to K - 1 are the solver's own
@@ -66,12 +66,50 @@ def rows_along(process: Flow, s: Array, transition: Array) -> Table:
     return rows(flow_timesteps(process, s), data_from(process, s), transition, np.stack([1 - s, s], 1))
 
 
+def rows_of_noise(process: EDM, sigma: Array, transition: Array, *, start: float | None = None) -> Table:
+    """Build a table whose state is x0 + sigma noise, at sigmas (N,); x0 is clamped if the process says so.
+
+    Args:
+        start: standard deviation of the noise in the state that the first row begins with; None: its sigma.
+    """
+    noise = sigma.copy()
+    noise[0] = sigma[0] if start is None else start
+    told = process.timestep_scale * (sigma if process.conditioned_on == "sigma" else np.log(sigma))
+    scaled = process.prediction not in ("sample", "epsilon")
+    return rows(
+        told,
+        _denoised(process, sigma),
+        transition,
+        np.stack([np.ones_like(noise), noise], 1),
+        input_scale=1 / np.hypot(sigma, process.sigma_data) if scaled else 1.0,
+        x0_limit=limit_of(process),
+        initial_scale=float(noise[0]),
+    )
+
+
+def _denoised(process: EDM, sigma: Array) -> Array:
+    """Return (N, 2) so that x0 = [0] x + [1] out: c_skip and c_out of Karras et al. 2022, table 1, and of their kin."""
+    data, width = process.sigma_data, np.hypot(sigma, process.sigma_data)
+    match process.prediction:
+        case "sample":
+            return np.stack([np.zeros_like(sigma), np.ones_like(sigma)], 1)
+        case "epsilon":
+            return np.stack([np.ones_like(sigma), -sigma], 1)
+        case "preconditioned":
+            return np.stack([(data / width) ** 2, sigma * data / width], 1)
+        case "v":
+            return np.stack([(data / width) ** 2, -sigma * data / width], 1)
+        case "consistency":
+            above = sigma - process.sigma_min
+            return np.stack([data**2 / (above**2 + data**2), above * data / width], 1)
+
+
 def twice(values: Array) -> Array:
     """Repeat each value but the first (2 N - 1,), as two-stage solvers visit them."""
     return np.repeat(values, 2, axis=0)[1:]
 
 
-def limit_of(process: Diffusion) -> float:
+def limit_of(process: Diffusion | EDM) -> float:
     """Return the bound that x0 is clamped to; infinity: it isn't clamped."""
     return np.inf if process.clip is None else process.clip
 

@@ -4,18 +4,21 @@ import dataclasses
 import json
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from mmgen.runtime.base.choices import did_you_mean, either
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.base.parallel import at_once
 from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.storage.consistency import check_parts
 from mmgen.runtime.storage.hashes import BRIEF, CHANGED, CHECKSUM, checksum_of, sha256
-from mmgen.runtime.storage.schema import FORMAT, GOLDEN, MANIFEST, TOKENIZER, Bundle
+from mmgen.runtime.storage.manifest import Manifest, bundles_of
+from mmgen.runtime.storage.schema import FORMAT, FORMAT_2, MANIFEST, Bundle
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-def write_manifest(bundle: Bundle, folder: Path) -> None:
+def write_manifest(bundle: Bundle | Manifest, folder: Path) -> None:
     """Write ``bundle.json`` into a folder, completely or not at all."""
     from mmgen.runtime.files.atomic import whole_file  # not needed for reading
 
@@ -25,7 +28,7 @@ def write_manifest(bundle: Bundle, folder: Path) -> None:
 
 
 def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | None = None) -> Bundle:
-    """Read and check a bundle.
+    """Read and check a bundle; of several outputs, return the default one, whose ``outputs`` are all of them.
 
     Args:
         folder: the ``.mmgen`` folder.
@@ -45,10 +48,9 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
         raise MmgenError(f"bundle {root} is not there", remedy="make one with mmgen-export")
     record = read_json(manifest)
     got = record.get("format") if isinstance(record, dict) else None
-    if got != FORMAT:
-        raise MmgenError(
-            f"{manifest}: format", got=shown(got), wanted=repr(FORMAT), remedy="export again, or update mmgen"
-        )
+    if got not in (FORMAT, FORMAT_2):
+        wanted = f"{FORMAT!r} or {FORMAT_2!r}"
+        raise MmgenError(f"{manifest}: format", got=shown(got), wanted=wanted, remedy="export again, or update mmgen")
     wanted = checksum_of(record)
     if (checksum := record.pop(CHECKSUM, wanted)) != wanted:  # older bundles have none
         raise MmgenError(f"{manifest}: {CHECKSUM}", got=str(checksum)[:BRIEF], wanted=wanted[:BRIEF], remedy=CHANGED)
@@ -60,9 +62,10 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
             raise MmgenError("a signature proves nothing of files that aren't compared", remedy="leave verify as it is")
         signing.check(manifest, wanted.encode(), key)
 
-    bundle = from_json(Bundle, record, str(manifest))
-    files = {root / _inside(file, manifest): wanted for file, wanted in _files(bundle)}
-    check_parts(bundle, str(manifest))
+    bundles = _outputs(record, str(manifest))
+    files = {root / _inside(file, manifest): wanted for bundle in bundles for file, wanted in _files(bundle)}
+    for bundle in bundles:
+        check_parts(bundle, str(manifest) if len(bundles) == 1 else f"{manifest}: outputs.{bundle.output}")
     for path in files:
         if not os.path.isfile(path):  # unlike Path's, it is false for impossible names
             raise MmgenError(f"{path} is missing", remedy="copy the whole bundle again")
@@ -79,7 +82,38 @@ def read_bundle(folder: AnyPath, *, verify: bool = True, public_key: AnyPath | N
                 wanted=str(hashed)[:BRIEF],
                 remedy=CHANGED,
             )
-    return dataclasses.replace(bundle, folder=root, public_key=key)
+    outputs: dict[str, Bundle] = {}
+    for each in bundles:
+        outputs[each.output] = dataclasses.replace(each, folder=root, public_key=key, outputs=outputs)
+    return outputs[bundles[0].output]
+
+
+def outputs_of(bundle: Bundle) -> dict[str, Bundle]:
+    """Return the outputs of a bundle by name, the default one first."""
+    return {**bundle.outputs, bundle.output: bundle}
+
+
+def output_of(bundle: Bundle, name: object) -> Bundle:
+    """Return an output of a bundle as ``read_bundle`` returned it; None: the default one.
+
+    Raises:
+        MmgenError: there is no such output.
+    """
+    if name is None:
+        return bundle
+    outputs = outputs_of(bundle)
+    if not isinstance(name, str) or name not in outputs:
+        what, remedy = f"bundle {bundle.folder}: output", did_you_mean(name, outputs)
+        raise MmgenError(what, got=shown(name), wanted=either(outputs), remedy=remedy)
+    return outputs[name]
+
+
+def _outputs(record: dict[str, Any], where: str) -> list[Bundle]:
+    """Return the outputs of a manifest, the default one first."""
+    if record["format"] == FORMAT:
+        bundle = from_json(Bundle, record, where)
+        return [dataclasses.replace(bundle, output=bundle.media.kind)]
+    return list(bundles_of(from_json(Manifest, record, where), where).values())
 
 
 def _put_back(root: Path) -> bool:
@@ -96,10 +130,9 @@ def _files(bundle: Bundle) -> list[tuple[str, str | None]]:
         files.append((graph.file, graph.sha256))
         if graph.data:
             files.append((graph.data, graph.data_sha256))
-    if bundle.tokenizer_sha256:
-        files.append((TOKENIZER, bundle.tokenizer_sha256))
+    files += bundle.tokenizer_files.items()
     if bundle.golden_sha256:
-        files.append((GOLDEN, bundle.golden_sha256))
+        files.append((bundle.golden, bundle.golden_sha256))
     files += [(c.null_file, c.null_sha256) for c in bundle.conditions if c.null_file is not None]
     return files
 

@@ -9,8 +9,21 @@ from pathlib import PurePosixPath
 
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.storage import tensors as names
-from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import EMBED, INPUT, ROLES, Bundle, Condition, Graph, Role, TensorSpec
+from mmgen.runtime.storage.process import EDM, Masked
+from mmgen.runtime.storage.schema import (
+    CODES,
+    EMBED,
+    INPUT,
+    MEDIA_KINDS,
+    ROLES,
+    TOKENIZER,
+    Bundle,
+    Condition,
+    Graph,
+    Media,
+    Role,
+    TensorSpec,
+)
 from mmgen.runtime.storage.tensors import K
 
 Shape = tuple[int | str, ...]
@@ -25,6 +38,7 @@ TIMES = {  # inputs from a row of the table, float32
     names.TRANSITION: (K, K + 3), names.PREDICTION: (2,), names.X0_LIMIT: (1,), names.INPUT_SCALE: (1,),
     names.TIMESTEP: (1,), names.NEXT_LEVEL: (2,), names.RESCALE: (1,), names.SHARPNESS: (1,), names.TOP_K: (1,),
     names.CONFIDENCE: (2,), names.MASKED: (1,), names.STAY: (1,), names.WINDOW: (1,), names.REDRAW: (1,),
+    names.THRESHOLD: (1,),
 }  # fmt: skip
 AXES: Mapping[str, str] = {"condition": "R", "timestep": "NR", "step": "GB", "decode": "B", "encode": "B"}
 TRIES = ({"B": 3, "G": 2, "R": 6, "N": 5}, {"B": 7, "G": 11, "R": 77, "N": 13})  # sizes that tell axes apart
@@ -100,7 +114,7 @@ def _counts(bundle: Bundle) -> Iterable[tuple[str, int, int]]:
     if isinstance(process, Masked):
         yield from (("process: codes", process.codes, 1), ("process: candidates", process.candidates, 1))
         yield from (("process: mask_id", process.mask_id, 0), ("process: train_timesteps", process.train_timesteps, 0))
-    else:
+    elif not isinstance(process, EDM):
         yield "process: train_timesteps", process.train_timesteps, 1
     for i, condition in enumerate(bundle.conditions):
         if condition.kind == "text":
@@ -117,6 +131,8 @@ def _shapes(bundle: Bundle) -> Iterable[tuple[str, tuple[int, ...]]]:
     yield "media: shape", bundle.media.shape
     for i, condition in enumerate(bundle.conditions):
         yield f"conditions[{i}]: shape", condition.shape
+        if condition.media is not None:
+            yield f"conditions[{i}]: shape of its media", condition.media.shape
     for role, graph in bundle.graphs.items():
         for spec in (*graph.inputs, *graph.outputs):
             yield f"graphs.{role}: shape of {spec.name}", tuple(n for n in spec.shape if not isinstance(n, str))
@@ -125,7 +141,8 @@ def _shapes(bundle: Bundle) -> Iterable[tuple[str, tuple[int, ...]]]:
 def _names(bundle: Bundle) -> Iterable[tuple[str, list[str]]]:
     yield "conditions", [condition.name for condition in bundle.conditions]
     yield "conditions' tensors", [condition.tensor for condition in bundle.conditions]
-    yield "graphs' files", [file for graph in bundle.graphs.values() for file in (graph.file, graph.data) if file]
+    data = {graph.data for graph in bundle.graphs.values() if graph.data}  # which graphs may share
+    yield "graphs' files", [*(graph.file for graph in bundle.graphs.values()), *data]
     for role, graph in bundle.graphs.items():
         yield f"graphs.{role}: inputs and outputs", [spec.name for spec in (*graph.inputs, *graph.outputs)]
 
@@ -140,13 +157,39 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
             yield f"graphs.{role}: folder of data", PurePosixPath(graph.data).parent, PurePosixPath(graph.file).parent
     for island in bundle.precision.islands:
         yield "precision: graph of an island", island.graph, _one_of(island.graph, graph_names)
-    for role in ("step", "decode"):
-        yield f"graphs.{role}", _presence(bundle.graphs.get(role)), "present"
+    yield "graphs.step", _presence(bundle.graphs.get("step")), "present"
+    codes = isinstance(bundle.process, Masked) and bundle.media.kind in CODES
+    yield "graphs.decode", _presence(bundle.graphs.get("decode")), "missing" if codes else "present"
+    if codes:
+        yield "media: shape of codes", bundle.media.shape, bundle.latent_shape
     yield "media: dtype", bundle.media.dtype, _one_of(bundle.media.dtype, DTYPES)
-    if bundle.media.kind == "image":
-        yield "media", (bundle.media.shape[2:], bundle.media.dtype), ((3,), "uint8")
+    media = [("media", bundle.media), *((f"media of {c.name!r}", c.media) for c in bundle.conditions)]
+    for what, each in media:
+        if each is not None:
+            yield what, *_layout_of(each)
     for i, condition in enumerate(bundle.conditions):
         yield f"conditions[{i}]: dtype", condition.dtype, _one_of(condition.dtype, DTYPES)
+
+
+def _layout_of(media: Media) -> tuple[object, object]:
+    """Return a medium's number of axes, last axis and dtype, and those that its kind has."""
+    shape, dtype = media.shape, media.dtype
+    match media.kind:
+        case "image":
+            return (len(shape), shape[-1:], dtype), (3, (3,), "uint8")
+        case "video":
+            return (len(shape), shape[-1:], dtype), (4, (3,), "uint8")
+        case "audio":
+            return (len(shape), dtype), (2, "float32")
+        case "series":
+            channels = {len(names_) for names_ in (media.labels, media.units) if names_} | set(shape[-1:])
+            return (len(shape), dtype, len(channels)), (2, "float32", 1)
+        case "text":
+            return (len(shape), dtype), (1, "int64")
+        case "codes":
+            return dtype, "int64"
+        case "array":
+            return dtype, dtype
 
 
 def _presence(value: object) -> str:
@@ -166,21 +209,41 @@ def _axes(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         for spec in (*graph.inputs, *graph.outputs):
             for name in spec.shape:
                 if isinstance(name, str):
-                    yield f"graphs.{role}: axis of {spec.name}", name, _one_of(name, tuple(AXES[role]))
+                    yield f"graphs.{role}: axis of {spec.name}", name, _one_of(name, tuple(AXES.get(role, "B")))
 
 
 def _conditions(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     """Yield checks of nulls, and of what a kind of condition needs."""
+    tokenizers = bundle.tokenizer_files
+    if (end := bundle.media.end_id) is not None:
+        yield "media: kind, where there is an end_id", bundle.media.kind, "text"
+        most = bundle.process.codes if isinstance(bundle.process, Masked) else MOST
+        yield "media: end_id", end, end if 0 <= end < most else f"0 to {most - 1}"
+    if bundle.media.kind == "text":
+        yield _hash_of(bundle.media.tokenizer), _presence(tokenizers.get(bundle.media.tokenizer)), "present"
     for i, condition in enumerate(bundle.conditions):
         null, what = condition.null, f"conditions[{i}]: null"
         match condition.kind:
             case "text":
-                yield "tokenizer_sha256", _presence(bundle.tokenizer_sha256), "present"
+                yield _hash_of(condition.tokenizer), _presence(tokenizers.get(condition.tokenizer)), "present"
                 yield what, null if isinstance(null, str) or null is None else type(null), null
             case "class":
                 yield what, null, null if null is None or (type(null) is int and null >= 0) else "a whole number from 0"
-            case "array" if condition.null_file is not None:
+            case _ if condition.null_file is not None:
                 yield f"conditions[{i}]: null_sha256", _presence(condition.null_sha256), "present"
+        given = "present" if condition.kind in MEDIA_KINDS else "missing"
+        yield f"conditions[{i}]: media", _presence(condition.media), given
+        if condition.media is not None:
+            yield f"conditions[{i}]: kind of its media", condition.media.kind, condition.kind
+            yield f"conditions[{i}]: dtype of its media", condition.media.dtype, _one_of(condition.media.dtype, DTYPES)
+        encoded = INPUT + condition.name in bundle.graphs
+        if condition.media is not None and not encoded:
+            wanted_ = condition.media.dtype, condition.media.shape
+            yield f"conditions[{i}]: what is not encoded", (condition.dtype, condition.shape), wanted_
+
+
+def _hash_of(tokenizer: str) -> str:
+    return "tokenizer_sha256" if tokenizer == TOKENIZER else f"tokenizers: {tokenizer}"
 
 
 def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
@@ -209,9 +272,14 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
         "decode": {names.MEDIA: media},
         "encode": {names.CODES if tokens else names.LATENTS: x},
     }
-    for role in ROLES:
-        if role not in bundle.graphs:
-            continue
+    for condition in bundle.conditions:
+        dtype, (_, *shape) = _of_condition(condition)
+        features: Tensor = (dtype, ("B", *shape))
+        if condition.media is not None:
+            takes[INPUT + condition.name] = {names.MEDIA: (condition.media.dtype, ("B", *condition.media.shape))}
+            makes[INPUT + condition.name] = {names.FEATURES: features}
+        takes[EMBED + condition.name] = {names.FEATURES: features}
+    for role in bundle.graphs:
         inputs, outputs = (_tensors(specs) for specs in (bundle.graphs[role].inputs, bundle.graphs[role].outputs))
         handed = {**conditions, **made, **timed} if role == "step" else {}
         for name, tensor in inputs.items():
@@ -224,7 +292,12 @@ def _graphs(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
             yield f"graphs.{role}: output {name}", outputs.get(name), tensor
         for name, (dtype, _) in {**inputs, **outputs}.items():
             yield f"graphs.{role}: dtype of {name}", dtype, _one_of(dtype, DTYPES)
-    yield "graphs.decode: inputs", len(bundle.graphs["decode"].inputs), 1
+        if role.startswith(EMBED):
+            found = outputs.get(names.EMBEDDING)
+            vectors = found is not None and found[0] == "float32" and found[1][:1] == ("B",) and len(found[1]) == 2
+            yield f"graphs.{role}: output {names.EMBEDDING}", found, found if vectors else "float32 (B, D)"
+    if "decode" in bundle.graphs:
+        yield "graphs.decode: inputs", len(bundle.graphs["decode"].inputs), 1
     yield "graphs.step: inputs", names.TOKENS if tokens else names.STATE, _first_of(bundle.graphs["step"], given)
     yield "tensors of the condition and the timestep graph", sorted(set(made) & set(timed)), []
 

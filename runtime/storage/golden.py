@@ -14,7 +14,7 @@ from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.files.numpy_files import NoArray, read_npz
 from mmgen.runtime.files.regular import open_regular
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import GOLDEN, MOST_STEPS, Bundle, shape_of
+from mmgen.runtime.storage.schema import MOST_STEPS, Bundle, shape_of
 from mmgen.runtime.storage.tensors import CODES
 
 
@@ -75,7 +75,7 @@ def golden_of(bundle: Bundle) -> Golden:
     Raises:
         MmgenError: as ``read_golden``, or an array isn't of the type and shape that this bundle generates.
     """
-    path = bundle.path(GOLDEN)
+    path = bundle.path(bundle.golden)
     golden = read_golden(path)
     for name, (dtype, shape) in _arrays_of(bundle, golden).items():
         array, wanted = getattr(golden, name), f"{dtype} {shape}"
@@ -148,7 +148,8 @@ def _arrays_of(bundle: Bundle, golden: Golden) -> dict[str, tuple[str, tuple[int
         wanted["noise"] = ("float32", latents)
     elif golden.undecided is not None:
         wanted["undecided"] = ("bool", (evaluations, *latents))
-    codes = [spec for spec in bundle.graphs["decode"].outputs if spec.name == CODES]
+    decode = bundle.graphs.get("decode")
+    codes = [spec for spec in decode.outputs if spec.name == CODES] if decode else []
     if codes and golden.codes is not None:
         wanted["codes"] = (codes[0].dtype, shape_of(codes[0], {"B": samples}))
     return wanted

@@ -50,6 +50,32 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class EDM:
+    """Noise that is added to data as it is: x = x0 + sigma noise (Karras et al. 2022), from sigma_max to sigma_min.
+
+    Its noise is sigma_max wide at the start; the data isn't scaled.  With c_in = 1 / sqrt(sigma^2 + sigma_data^2), the
+    denoiser returns, by ``prediction``,
+
+        sample          x0 itself, and sees x; what preconditions it, if anything, is inside
+        epsilon         the noise, and sees x: x0 = x - sigma out
+        preconditioned  F of table 1, column EDM, and sees c_in x: x0 = c_skip x + c_out out
+        v               the same with -c_out, as diffusers' v_prediction
+        consistency     F of Song et al. 2023, appendix C, whose x0 is x at sigma_min, and sees c_in x
+    """
+
+    sigma_min: float = 0.002  # the least noise of training
+    sigma_max: float = 80.0  # the most
+    sigma_data: float = 0.5  # the data's standard deviation, where the denoiser sees c_in x
+    prediction: Literal["sample", "epsilon", "preconditioned", "v", "consistency"] = "sample"
+    conditioned_on: Literal["sigma", "log_sigma"] = "sigma"  # the denoiser, times ``timestep_scale``; natural logarithm
+    timestep_scale: float = 1.0  # Karras et al. tell it 0.25 log sigma, consistency models 250 log sigma
+    schedule: Literal["karras", "exponential"] = "karras"  # levels even in sigma^(1 / rho), or in log sigma
+    rho: float = 7.0
+    clip: float | None = None  # predicted x0 is clamped to [-clip, clip]; None: never
+    kind: Literal["edm"] = "edm"
+
+
+@dataclass(frozen=True)
 class Masked:
     """Tokens that are masked one by one: a position holds one of the codes 0 to ``codes`` - 1, or the mask.
 
@@ -66,4 +92,4 @@ class Masked:
     kind: Literal["masked"] = "masked"
 
 
-Process = Diffusion | Flow | Masked
+Process = Diffusion | Flow | EDM | Masked

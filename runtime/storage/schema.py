@@ -1,4 +1,7 @@
-"""The bundle, format 1: ``bundle.json`` as dataclasses, written and read as they are by ``json_records``."""
+"""The bundle, format 1: ``bundle.json`` as dataclasses, written and read as they are by ``json_records``.
+
+Format 2, which has several outputs, is in ``manifest``; each of its outputs is a ``Bundle``, too.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmgen.runtime.storage.process import Process
 
-FORMAT = "mmgen/1"
+FORMAT, FORMAT_2 = "mmgen/1", "mmgen/2"
 MANIFEST = "bundle.json"
 TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
@@ -19,6 +22,8 @@ ROLES = ("condition", "timestep", "step", "decode", "encode")
 INPUT = "input_"  # media (B, ...) of an input to what the other graphs take for it
 EMBED = "embed_"  # that to unit vectors (B, D), for retrieval
 Sigmas = Literal["schedule", "karras", "exponential", "beta"]
+MEDIA_KINDS = ("image", "video", "audio", "series")  # that an input may have
+CODES = ("text", "codes")  # kinds of media that are the codes of a masked process, without a graph to decode them
 SPARSE = {"sparse": True}  # metadata of what was added to the format: written only where it isn't the default
 MOST_STEPS = 100_000  # each takes memory before anything runs
 
@@ -202,9 +207,10 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Bundle:
-    """``bundle.json`` as checked data.
+    """A bundle, or one output of a bundle that has several: what it makes, and all that it needs for that.
 
-    ``folder``, where it was read from, and ``public_key``, a file with the key that it is signed with, aren't written.
+    What isn't written: ``folder``, where it was read from; ``public_key``, a file with the key that it is signed with;
+    ``output``, its name, and ``outputs``, all of the bundle by name, this one too.
     """
 
     name: str
@@ -229,6 +235,16 @@ class Bundle:
     format: str = FORMAT
     folder: Path = field(default=Path(), metadata={"transient": True}, compare=False)
     public_key: Path | None = field(default=None, metadata={"transient": True}, compare=False)
+    output: str = field(default="", metadata={"transient": True}, compare=False)
+    outputs: Mapping[str, "Bundle"] = field(
+        default_factory=dict, metadata={"transient": True}, compare=False, repr=False
+    )
+
+    @property
+    def tokenizer_files(self) -> dict[str, str]:
+        """SHA-256 of all tokenizers, by file."""
+        first = {TOKENIZER: self.tokenizer_sha256} if self.tokenizer_sha256 else {}
+        return first | self.tokenizers
 
     def path(self, relative: str) -> Path:
         """Return the path of a file of the bundle."""

@@ -24,6 +24,8 @@ X0 = "x0"  # (B, *L) float32
 LATENTS = "latents"  # (B, *L) float32
 MEDIA = "media"  # (B, *media shape)
 CODES = "codes"  # (B, ...) int64, where the decoder has a codebook
+FEATURES = "features"  # (B, ...): what the graph of an input makes of its media, or what is embedded
+EMBEDDING = "embedding"  # (B, D) float32 of length 1
 
 # Of a masked process, instead of the state and the numbers above; ``masked.MaskedTable`` says what these numbers do.
 TOKENS = "tokens"  # (B, *L) int64, with masks
@@ -35,11 +37,12 @@ MASKED = "masked"  # (1,)
 STAY = "stay"  # (1,)
 WINDOW = "window"  # (1,)
 REDRAW = "redraw"  # (1,)
+THRESHOLD = "threshold"  # (1,); not in every graph
 CHOICE = "choice"  # (B, *L) float32 uniform in [0, 1): chooses the codes
 ORDER = "order"  # (B, *L) float32 uniform in [0, 1): noise of the confidence, and what stays masked
 
 TENSORS = frozenset({
     STATE, TRANSITION, PREDICTION, X0_LIMIT, INPUT_SCALE, TIMESTEP, GUIDANCE, RESCALE, NOISE, KNOWN, KEEP, NEXT_LEVEL,
-    NEXT_STATE, X0, LATENTS, MEDIA, CODES, TOKENS, NEXT_TOKENS, SHARPNESS, TOP_K, CONFIDENCE, MASKED, STAY, WINDOW,
-    REDRAW, CHOICE, ORDER,
+    NEXT_STATE, X0, LATENTS, MEDIA, CODES, FEATURES, EMBEDDING, TOKENS, NEXT_TOKENS, SHARPNESS, TOP_K, CONFIDENCE,
+    MASKED, STAY, WINDOW, REDRAW, THRESHOLD, CHOICE, ORDER,
 })  # fmt: skip

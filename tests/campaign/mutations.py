@@ -47,7 +47,7 @@ def weight_bytes(bundle: Path, random: Random) -> str:
 
 def golden_bytes(bundle: Path, random: Random) -> str:
     """Spoil the golden, whose hash is then made right."""
-    return _spoilt(bundle, random, [bundle / GOLDEN])
+    return _spoilt(bundle, random, sorted([*bundle.glob(GOLDEN), *bundle.glob("golden/*.npz")]))
 
 
 def tokenizer_value(bundle: Path, random: Random) -> str:
@@ -169,11 +169,17 @@ def _rehash(bundle: Path) -> None:
     """Make all hashes of the manifest right."""
     record = json.loads((bundle / MANIFEST).read_text())
     record.pop(CHECKSUM, None)
-    for graph in record["graphs"].values():
-        graph["sha256"] = sha256(bundle / graph["file"])
-        if graph["data"]:
-            graph["data_sha256"] = sha256(bundle / graph["data"])
-    record["tokenizer_sha256"], record["golden_sha256"] = sha256(bundle / TOKENIZER), sha256(bundle / GOLDEN)
+    outputs = list(record["outputs"].values()) if "outputs" in record else [record]
+    for output in outputs:
+        output["golden_sha256"] = sha256(bundle / output.get("golden", GOLDEN))
+        for graph in output["graphs"].values():
+            graph["sha256"] = sha256(bundle / graph["file"])
+            if graph["data"]:
+                graph["data_sha256"] = sha256(bundle / graph["data"])
+    if "outputs" in record:
+        record["tokenizers"] = {file: sha256(bundle / file) for file in record["tokenizers"]}
+    else:
+        record["tokenizer_sha256"] = sha256(bundle / TOKENIZER)
     _write_manifest(bundle, record)
 
 

@@ -21,11 +21,11 @@ import numpy as np
 from children import Outcome, attempt
 from mutations import MUTATIONS, Mutation
 
-from mmgen.runtime import load
+from mmgen.runtime import Request, load
 from mmgen.runtime.builds import engine_store, optimised
 from mmgen.runtime.cli import describe
-from mmgen.runtime.storage.bundle import read_bundle
-from mmgen.runtime.storage.schema import Condition
+from mmgen.runtime.storage.bundle import outputs_of, read_bundle
+from mmgen.runtime.storage.schema import EMBED, Condition
 from mmgen.runtime.verify import repeat
 
 
@@ -71,14 +71,20 @@ def _play(folder: Path) -> str:
     for path, build in engine_store.builds(bundle):
         engine_store.check_engines(path, build)
     optimised.scan(bundle)
-    asked = {condition.name: _value(condition) for condition in bundle.conditions}
+    said = []
     with load(folder, "ort-cpu", threads=1) as generator:
-        made = generator.generate(conditions=asked, steps=3)
-        if "encode" in bundle.graphs:
-            generator.generate(conditions=asked, steps=3, image=made.media[:1])
-    if bundle.golden_sha256:
-        repeat(folder, "ort-cpu", threads=1)
-    return f"{made.media.astype(np.float64).mean():.3f}"
+        for name, output in outputs_of(bundle).items():
+            asked = {condition.name: _value(condition) for condition in output.conditions}
+            made = generator.generate(name, conditions=asked, steps=3)
+            if "encode" in output.graphs:
+                generator.generate(name, Request(conditions=asked, steps=3, image=made.media[:1]))
+            for embedded in (c for c in output.conditions if EMBED + c.name in output.graphs):
+                generator.embed(**{embedded.name: _value(embedded)})
+            said.append(f"{made.media.astype(np.float64).mean():.3f}")
+    for name, output in outputs_of(bundle).items():
+        if output.golden_sha256:
+            repeat(folder, "ort-cpu", threads=1, output=name)
+    return ", ".join(said)
 
 
 def _value(condition: Condition) -> Any:
@@ -89,6 +95,9 @@ def _value(condition: Condition) -> Any:
             return 0
         case "array":
             return np.zeros(condition.shape, condition.dtype)
+        case _:
+            assert condition.media is not None
+            return np.zeros(condition.media.shape, condition.media.dtype)
 
 
 def _warm(bundle: Path) -> None:

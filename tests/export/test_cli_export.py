@@ -234,7 +234,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(
 def test_embedded_models_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch, at_once: None) -> None:
     exported: list[str | None] = []
 
-    def resolve(source: str | None, variant: str | None = None) -> Model:
+    def resolve(source: str | None, **_: object) -> Model:
         exported.append(source)
         return tiny_text_model()
 

@@ -1,5 +1,6 @@
 """Models with operators that TensorRT doesn't have: refused, or exported for CPUs alone and validated there."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from traced_once import traced_once
 
 from mmgen.export.base.answer import answers
 from mmgen.export.base.lint import lint_for_cpu
@@ -56,9 +58,9 @@ def spectral() -> Model:
         )
 
 
-def test_for_every_device_it_is_refused_with_the_reasons_and_the_way_out(tmp_path: Path) -> None:
+def test_for_every_device_it_is_refused_with_the_reasons_and_the_way_out(model: Model, tmp_path: Path) -> None:
     with pytest.raises(MmgenError) as caught:
-        export(spectral(), tmp_path / "s.mmgen", policy="fp32")
+        export(model, tmp_path / "s.mmgen", policy="fp32")
     line = str(caught.value)
     assert "graph step can't be built for every device: DFT " in line and " and 1 more: TensorRT has no such" in line
     assert "TensorRT scatters without a reduction only" in line
@@ -66,10 +68,16 @@ def test_for_every_device_it_is_refused_with_the_reasons_and_the_way_out(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with traced_once(tmp_path_factory.mktemp("traces")):
+        yield spectral()
+
+
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def made(request: pytest.FixtureRequest, model: Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("spectral")
-    return export(spectral(), folder / "s.mmgen", policy=request.param, cpu_only=True)
+    return export(model, folder / "s.mmgen", policy=request.param, cpu_only=True)
 
 
 def test_for_cpus_alone_it_says_why_without_anybodys_files(made: Bundle) -> None:
@@ -80,10 +88,10 @@ def test_for_cpus_alone_it_says_why_without_anybodys_files(made: Bundle) -> None
     assert (made.precision.policy == "fp16") == bool(made.precision.half_share)
 
 
-def test_it_runs_where_it_was_validated(made: Bundle) -> None:
+def test_it_runs_where_it_was_validated(made: Bundle, model: Model) -> None:
     with load(made.folder) as generator:
         assert generator.backend == "ort-cpu"
-        assert follows(generator, spectral())
+        assert follows(generator, model)
     assert all(receipt.passed for receipt in verify(made.folder))
 
 

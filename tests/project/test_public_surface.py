@@ -9,10 +9,13 @@ import mmgen.runtime
 from mmgen.runtime.base.distribution import NAME
 
 RUNTIME = {
-    "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError", "Progress",
-    "Request", "Result", "Stream", "Timings", "__version__", "load",
+    "EDM", "Cancelled", "Condition", "Defaults", "Diffusion", "Flow", "Generator", "Masked", "Media", "MmgenError",
+    "Progress", "Request", "Result", "Stream", "Timings", "__version__", "load",
 }  # fmt: skip
-EXPORT = {"Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "export", "resolve"}
+EXPORT = {
+    "EDM", "Condition", "Defaults", "Diffusion", "Flow", "Masked", "Media", "MmgenError", "Model", "OnnxModule",
+    "Output", "export", "resolve",
+}  # fmt: skip
 OLDER = {  # paths that README showed before there were rooms
     "mmgen.runtime.bundle": "Condition Defaults Media read_bundle",
     "mmgen.runtime.process": "Diffusion Flow Masked",

@@ -17,7 +17,8 @@ VENDORS = {  # by the files that may import them, when asked to; library.py find
     "onnxruntime": {"backends/ort/importing.py"},
     "openvino": {"backends/openvino/backend.py"},
     "tokenizers": {"request/tokenizer.py"},
-    "PIL": {"request/media_files.py"},
+    "PIL": {"media/importing.py"},
+    "av": {"media/importing.py"},
     "nvtx": {"bench/watch.py"},
     "pynvml": {"bench/energy.py"},
     "cuda": {"backends/cuda.py"},
@@ -51,6 +52,7 @@ print(json.dumps(found))
     return json.loads(ran.stdout)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_numpy_alone_and_click_where_it_speaks_to_people(
     module: str, brought_in: dict[str, list[str]]

@@ -5,17 +5,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 from documents import PAGES, README, blocks, commands, prose
+from recorded import png
 from tree import ROOT
 
 from mmgen.export.cli import main as export_command
 from mmgen.runtime.cli.main import main as command
-from mmgen.runtime.cli.png import png
 
 BUNDLE = "build/emoji.mmgen"
 PROGRAMS = {
@@ -25,11 +26,13 @@ PROGRAMS = {
 MODEL = "# my_model.py"  # begins an example that is a file of the user's
 SHOWN = {line: page.name for page in PAGES for line in commands(page)}
 RUN = [line for line in SHOWN if line.startswith("mmgen ") and BUNDLE in line]  # the others need models or devices
+SEVERAL = "# my_models.py"  # likewise
+ANY = "any.mmgen"  # a bundle of several outputs
 EXAMPLES = [
     pytest.param(block, id=f"{page.name}-{i}")
     for page in PAGES
     for i, block in enumerate(blocks(page, "python"), 1)
-    if MODEL not in block
+    if not any(other in block for other in (MODEL, SEVERAL, ANY))
 ]
 MENTIONED = {text: page.name for page in PAGES for text in re.findall(r"`(mmgen(?:-export)? [^`]+)`", prose(page))}
 
@@ -39,6 +42,19 @@ def here(bundle_folder: Path, tmp_path: Path) -> Path:
     """A folder where the small test bundle stands for the embedded model, with a picture that was made before."""
     shutil.copytree(bundle_folder, tmp_path / BUNDLE, ignore=shutil.ignore_patterns("engines"))
     (tmp_path / "build/pizza.png").write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
+    return tmp_path
+
+
+@pytest.fixture
+def beside_any(exported_once: Callable[..., Path], tmp_path: Path) -> Path:
+    """A folder with a bundle of several outputs, and two pictures."""
+    pytest.importorskip("torch", reason="exporting needs torch")
+    from four_outputs import PICTURE, four_outputs
+    from PIL import Image
+
+    shutil.copytree(exported_once(four_outputs, "fp16"), tmp_path / ANY)
+    for i, name in enumerate(("cat.jpg", "dog.jpg")):
+        Image.fromarray(np.full(PICTURE.shape, 40 + 90 * i, np.uint8)).save(tmp_path / name)
     return tmp_path
 
 
@@ -77,6 +93,17 @@ def test_the_command_line_as_shown(here: Path, line: str) -> None:
     assert run(line, here)
 
 
+def test_a_bundle_of_several_outputs_as_shown(beside_any: Path) -> None:
+    examples = [block for page in PAGES for block in blocks(page, "python") if ANY in block]
+    lines = [line for line in SHOWN if ANY in line]
+    assert examples and len(lines) == 4
+    for example in examples:
+        assert play(example, beside_any)
+    assert (beside_any / "cat.wav").read_bytes().startswith(b"RIFF")
+    for line in lines:
+        assert run(line, beside_any)
+
+
 def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="exporting needs torch")
     page = ROOT / "docs" / "exporting.md"
@@ -86,6 +113,19 @@ def test_a_model_of_one_s_own_as_shown(tmp_path: Path) -> None:
     for line in lines:
         run(line, tmp_path)
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_of_several_outputs_as_shown(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="exporting needs torch")
+    image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
+    page = ROOT / "docs" / "exporting.md"
+    (code,) = [block for block in blocks(page, "python") if SEVERAL in block]
+    (tmp_path / "my_models.py").write_text(code)
+    image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "in.png")
+    (lines,) = [block.splitlines() for block in blocks(page, "sh") if "my_models.py" in block]
+    for line in lines:
+        run(f"{line} --no-engines" if line.startswith("mmgen-export") else line, tmp_path)
+    assert (tmp_path / "plan.csv").read_text().startswith("x,y,grip\n")
 
 
 def test_something_is_shown() -> None:

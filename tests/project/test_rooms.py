@@ -16,29 +16,31 @@ RUNTIME = {
     "storage": "base files",
     "builds": "base files storage",
     "solvers": "base storage",
-    "request": "base files storage solvers",
+    "media": "base files storage",
+    "request": "base files storage solvers media",
     "backends": "base files storage builds",
     "backends.openvino": "base files storage backends",
     "backends.ort": "base files storage builds backends",
     "backends.tensorrt": "base files storage builds backends",
-    "loop": "base files storage solvers request backends",
-    "": "base files storage builds solvers request backends backends.tensorrt loop",
-    "bench": "base files storage builds solvers request backends backends.tensorrt loop root",
+    "loop": "base files storage solvers media request backends",
+    "": "base files storage builds solvers media request backends backends.tensorrt loop",
+    "bench": "base files storage builds solvers media request backends backends.tensorrt loop root",
     "cli": (
-        "base files storage builds solvers request backends backends.openvino backends.ort backends.tensorrt loop root "
-        "bench"
+        "base files storage builds solvers media request backends backends.openvino backends.ort backends.tensorrt "
+        "loop root bench"
     ),
 }
 EXPORT = {
     "base": "",
     "networks": "base",
-    "sources": "base networks",
+    "graph_files": "base",
+    "sources": "base networks graph_files",
     "graphs": "base",
-    "tracing": "base graphs",
+    "tracing": "base graphs graph_files",
     "hoisting": "base tracing",
     "half": "base tracing hoisting",
     "proof": "base graphs tracing hoisting half",
-    "": "base sources graphs tracing hoisting half proof",
+    "": "base graph_files sources graphs tracing hoisting half proof",
 }
 PACKAGES = {"runtime": "", "export": "runtime", "engines": "runtime"}
 ROOMS = [("runtime", room) for room in RUNTIME] + [("export", room) for room in EXPORT] + [("engines", "")]

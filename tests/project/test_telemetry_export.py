@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from diffusers_models import build
+from diffusers_models import TINY_DIT, build
 from tree import PYTHON_PATH
 from watch import watch
 
@@ -26,7 +26,7 @@ for role, source in sources(tiny_text_model()).items():
 def test_an_export_writes_the_bundle_and_calls_nobody(tmp_path: Path) -> None:
     """Of a diffusers folder, whose libraries know a hub and keep a cache."""
     named = tmp_path / "named"
-    build(named / "model")
+    build(named / "model", TINY_DIT | {"num_layers": 1}, count=32)
     seen = watch([*EXPORT, "model", "--fp32", "--no-hoist", "-o", "out.mmgen"], tmp_path / "watched", named)
     assert (seen.written, seen.left, seen.called) == (frozenset(), frozenset(), frozenset())
     assert {path.name for path in named.iterdir()} == {"model", "out.mmgen"}

@@ -165,8 +165,10 @@ def test_another_solver_takes_nothing_from_the_defaults_of_the_bundle_s_own(gene
     defaults = dataclasses.replace(
         generator.bundle.defaults, solver="dpmpp-2m", sigmas="karras", solver_options={"solver_order": 1}
     )
+    opened = copy.copy(generator._opened["image"])
+    opened.bundle = dataclasses.replace(generator.bundle, defaults=defaults)
     other = copy.copy(generator)
-    other.bundle = dataclasses.replace(generator.bundle, defaults=defaults)
+    other._opened = {"image": opened}
     plain = generator.generate(prompt="red apple", solver="ddim")
     assert np.array_equal(other.generate(prompt="red apple", solver="ddim").latents, plain.latents)
     own = other.generate(prompt="red apple").latents

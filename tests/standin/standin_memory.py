@@ -55,6 +55,7 @@ class Memory:
         self._starts: list[int] = []
         self._by_start: dict[int, Allocation] = {}
         self._quarantine: collections.deque[Allocation] = collections.deque()
+        self._quarantined = 0  # bytes
 
     def misuse(self, message: str) -> Misuse:
         """To raise: ``raise memory.misuse(...)``."""
@@ -86,8 +87,10 @@ class Memory:
         allocation.live = False
         allocation.bytes[:] = POISON
         self._quarantine.append(allocation)
-        while sum(a.room.size for a in self._quarantine) > QUARANTINE:
+        self._quarantined += allocation.room.size
+        while self._quarantined > QUARANTINE:
             oldest = self._quarantine.popleft()
+            self._quarantined -= oldest.room.size
             del self._by_start[oldest.start]
             self._starts.remove(oldest.start)
         return True

@@ -1,4 +1,4 @@
-"""Manifests that tests change by hand."""
+"""Bundles and other folders that tests look into, and manifests that they change by hand."""
 
 import json
 from collections.abc import Callable
@@ -15,3 +15,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record.pop(CHECKSUM, None)
     change(record)
     (bundle / MANIFEST).write_text(json.dumps({**record, CHECKSUM: checksum_of(record)}))
+
+
+def left_in(folder: Path) -> list[str]:
+    """What is in a folder."""
+    return sorted(path.name for path in folder.iterdir())

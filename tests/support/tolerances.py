@@ -4,6 +4,14 @@ Relative RMS is |a - b| / |b|, both in the 2-norm, unless a comment says otherwi
 """
 
 LIMITS: dict[str, float] = {
+    "JPEG levels": 4,  # of 256: 3, the worst pixel of a smooth picture
+    "film, levels": 4,  # of 256, on average: 2.9, MP4 whose colours are averaged over 2 x 2; 1.5 at most of the others
+    "resampled sine": 1e-4,  # 3.9e-5, 440 Hz from 8 to 16 kHz; of which 2.5e-5 are the file's 16 bits
+    "resampled away": 1e-4,  # of an amplitude of 0.5: 2.0e-5, 11 kHz at 16 kHz
+    "sound, FLAC": 2e-4,  # 5.2e-5, 16 bits that were cut, not rounded; 2.5e-5 rounded
+    "sound, MP3": 0.1,  # 0.052, most of it where a tone begins and ends
+    "sound, WAV of floats": 1e-9,  # 0
+    "sound, WAV of 24 bits": 1e-6,  # 1.7e-7
     "batch PSNR": 50.0,  # dB; see test_generator
     "solver, float64": 1e-10,  # 3.1e-12, Euler on the cosine schedule
     "solver, float64, DDPM": 2e-9,  # 6.3e-10: 1e-10 of noise that diffusers adds at the very end
@@ -58,4 +66,14 @@ LIMITS: dict[str, float] = {
     "spectrum": 1e-5,  # not measured yet
     "prefix attention": 1e-4,  # not measured yet
     "hoisted latents": 1e-6,  # 0.0 in float32; a compiler may fuse the two differently
+    "several outputs, half, media encoded": 1e-3,  # 1.5e-4, latents: one picture that torch encoded, one that did half
+    "several outputs, guided": 1e-5,  # 1.2e-7, latents of about 1: a step with guidance, from two steps without
+    "several outputs, half, embedding": 1e-3,  # 1.6e-4, against torch; vectors of length 1
+    "ONNX file": 1e-5,  # 0.0, media after four steps, against the file in ONNX Runtime
+    "ONNX file, half": 1e-2,  # 1.0e-4
+    "terrain, fp32": 1e-4,  # 1.0e-6, against the file in ONNX Runtime
+    "terrain, fp16": 5e-2,  # 2.8e-2, one step from noise of 80; a trained U-Net of 10 million weights
+    "features": 1e-5,  # 2.4e-7, of about 1, against torch, float32
+    "sound in sixteen bits, latents": 1e-4,  # 1.2e-6, of about 1
+    "length of an embedding": 1e-6,  # 0.0; 6e-8 is one bit
 }

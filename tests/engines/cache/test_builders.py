@@ -11,7 +11,7 @@ from pathlib import Path
 import manifests
 import pytest
 from fake_builds import ORIN, RTX, child, fill, flip, identity, make, said
-from folders import left_in
+from manifests import left_in
 
 from mmgen.engines import cache
 from mmgen.runtime.base.errors import MmgenError

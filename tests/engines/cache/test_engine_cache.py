@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_builds import HERE, OPTIONS, ORIN, RTX, fill, flip, identity, make
-from folders import left_in
+from manifests import left_in
 
 from mmgen.engines import cache
 from mmgen.runtime.base.errors import MmgenError

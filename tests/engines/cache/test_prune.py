@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from fake_builds import HERE, OPTIONS, ORIN, RTX, child, fill, flip, identity, make, said
-from folders import left_in
+from manifests import left_in
 
 from mmgen.engines import cache
 from mmgen.runtime.builds.engine_build import Identity

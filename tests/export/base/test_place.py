@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from folders import left_in
+from manifests import left_in
 from policy import policy
 from tree import PYTHON_PATH
 

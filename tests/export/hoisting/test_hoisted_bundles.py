@@ -18,6 +18,7 @@ from diffusers_models import build as build_diffusers
 from tiny import tiny_model
 from tiny_text import tiny_text_model
 from tolerances import LIMITS
+from traced_once import traced_once
 
 from mmgen.export.base.model import Model
 from mmgen.export.exporter import export
@@ -48,7 +49,7 @@ MODELS: dict[str, tuple[Callable[[Path], Model], dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, bool], Path]]:
     """Return a function that exports a model by name, hoisted or not, once."""
     root = tmp_path_factory.mktemp("exported")
 
@@ -62,7 +63,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], 
         export(model(name), out, policy="fp32", hoist=hoisting)
         return out
 
-    return folder
+    with traced_once(root / "traces"):
+        yield folder
 
 
 @pytest.fixture(params=MODELS)

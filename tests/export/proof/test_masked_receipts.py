@@ -1,6 +1,6 @@
 """Receipts of a masked step: rounding passes however flat the logits are, and a fault fails however sharp they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import tiny_tokens
 import torch
 from onnx import numpy_helper
 from tiny_tokens import WIDTH, TokenDenoiser, tiny_token_model
+from traced_once import traced_once
 
 from mmgen.export import exporter
+from mmgen.export.base.model import Model
 from mmgen.export.exporter import export
 from mmgen.export.proof.masked_receipts import LOGITS, REACH, compare, tied, undecided
 from mmgen.export.proof.torch_run import Sample
@@ -118,26 +120,35 @@ def scale_the_logits(weights: dict[tuple[int, ...], np.ndarray]) -> None:
     weights[WIDTH, tiny_tokens.CODES][:] *= 1.05
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with traced_once(tmp_path_factory.mktemp("traces")):
+        yield tiny_token_model()
+
+
 @pytest.mark.parametrize("fault", [zero_a_layer, scale_the_logits])
 def test_a_fault_of_the_half_graph_fails(
-    fault: Callable[[dict[tuple[int, ...], np.ndarray]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Callable[[dict[tuple[int, ...], np.ndarray]], None],
+    model: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     to_half = exporter.to_half
 
     def broken(source: Path, target: Path, *arguments: object, role: str, **options: object) -> object:
         if role == "step":
-            model = onnx.load(source)
-            tensors = {tuple(tensor.dims): tensor for tensor in model.graph.initializer}
+            graph = onnx.load(source)
+            tensors = {tuple(tensor.dims): tensor for tensor in graph.graph.initializer}
             weights = {shape: numpy_helper.to_array(tensor).copy() for shape, tensor in tensors.items()}
             fault(weights)
             for shape, tensor in tensors.items():
                 tensor.CopyFrom(numpy_helper.from_array(weights[shape], tensor.name))
-            onnx.save(model, source)
+            onnx.save(graph, source)
         return to_half(source, target, *arguments, role=role, **options)
 
     monkeypatch.setattr(exporter, "to_half", broken)
     with pytest.raises(MmgenError, match=r"receipt 2 .*step, relative RMS of logits, row") as caught:
-        export(tiny_token_model(), tmp_path / "wrong.mmgen", policy="fp16")
+        export(model, tmp_path / "wrong.mmgen", policy="fp16")
     assert float(caught.value.got) > 0.04
 
 
@@ -170,3 +181,23 @@ class TestTies:
         assert not passes(np.where(others == CODES, CODES, (codes + 1) % CODES)), "with other codes"
         assert undecided(process, Sample(inputs, {LOGITS: same})).all()
         assert not undecided(process, Sample(inputs, {LOGITS: spread_of(3.0)})).all()
+
+    def test_at_a_threshold_are_those_whose_probability_is_it(self) -> None:
+        """Two codes are as likely, and the threshold is a half: any position may be unmasked, and one must be."""
+        process, tokens = Masked(codes=CODES, mask_id=CODES), np.full((1, POSITIONS), CODES)
+        rows = table("llada", process, POSITIONS, POSITIONS, options={"threshold": 0.5})
+        inputs = {name: getattr(rows, name)[3].reshape(size) for name, size in ROWS.items()}
+        inputs |= {names.TOKENS: tokens, names.CHOICE: np.zeros(tokens.shape), names.ORDER: np.full(tokens.shape, 0.5)}
+
+        def passes(lead: float, unmasked: slice) -> bool:
+            logits = np.full((1, POSITIONS, CODES), -100, np.float32)
+            logits[..., 0], logits[..., 1] = lead * np.linspace(1, 2, POSITIONS), 0
+            made = tokens.copy()
+            made[:, unmasked] = 0
+            got = {names.NEXT_TOKENS: made, names.CODES: np.zeros_like(tokens), LOGITS: logits}
+            sample = Sample(inputs, {LOGITS: logits})
+            assert undecided(process, sample).all() == (lead < 1e-3)
+            return all(r.passed for r in compare(1, "fp32", process, got, sample))
+
+        assert passes(0.0, slice(0, POSITIONS)) and passes(0.0, slice(0, POSITIONS // 2)) and passes(1e-6, slice(0, 4))
+        assert passes(0.2, slice(0, POSITIONS)) and not passes(0.2, slice(0, POSITIONS // 2))

@@ -11,6 +11,7 @@ import torch
 from amused_models import CODES, GRID, LENGTH, MASK, amused_pipeline
 from amused_pipeline import run_pipeline
 from diffusers import AmusedImg2ImgPipeline, AmusedPipeline, AmusedScheduler
+from diffusers_models import edit
 
 from mmgen.export.base.lint import lint
 from mmgen.export.base.model import Model
@@ -32,13 +33,6 @@ STEPS, WEIGHT = 8, 3.0
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> AmusedPipeline:
     return amused_pipeline(tmp_path_factory.mktemp("tokenizer") / "files")
-
-
-@pytest.fixture(scope="module")
-def written(pipeline: AmusedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("amused") / "tiny"
-    pipeline.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +146,6 @@ def test_pictures_become_the_codes_that_img2img_starts_from(model, pipeline, tmp
     assert len(np.unique(codes)) > 10  # 19 of 60
 
 
-@pytest.fixture
-def folder(written: Path, tmp_path: Path) -> Path:
-    shutil.copytree(written, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 @pytest.mark.parametrize(("file", "change", "message"), [
     ("model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "model_index.json: scheduler, got"),
     ("transformer/config.json", {"codebook_size": 50}, "codebook_size, got 50, wanted 60, the entries of the vqvae"),
@@ -169,8 +157,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
     ("text_encoder/config.json", {"hidden_size": 64}, "text_encoder"),
 ])  # fmt: skip
 def test_what_is_not_supported_is_named(folder, file, change, message):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(folder / file, **change)
     with pytest.raises(MmgenError, match=message):
         resolve(str(folder))
 

@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit_are_named(saved: Path, change: Any, message: st
         ),
         ({"process": ...}, "field 'process' is missing"),
         ({"flavour": "sweet"}, "unknown field 'flavour'"),
-        ({"process": {"kind": "poisson"}}, "kind, got 'poisson', wanted 'diffusion' or 'flow' or 'masked'"),
+        ({"process": {"kind": "poisson"}}, "kind, got 'poisson', wanted 'diffusion' or 'flow' or 'edm' or 'masked'"),
         ({"pad_id": "none"}, "pad_id, got 'none', wanted int"),
         ({"files": {}}, "sha256, got .* wanted None"),
     ],

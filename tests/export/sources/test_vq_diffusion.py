@@ -1,8 +1,7 @@
 """VQ-Diffusion folders, against diffusers' own VQDiffusionPipeline with the same noise."""
 
-import json
-import shutil
 import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import torch
 from amused_models import LENGTH, tokenizer
 from diffusers import Transformer2DModel, VQDiffusionPipeline, VQDiffusionScheduler, VQModel
 from diffusers.pipelines.deprecated.vq_diffusion import LearnedClassifierFreeSamplingEmbeddings
+from diffusers_models import edit
+from traced_once import traced_once
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from mmgen.export.base.model import Model
@@ -66,15 +67,9 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> VQDiffusionPipeline:
 
 
 @pytest.fixture(scope="module")
-def written(pipeline: VQDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vq-diffusion") / "tiny"
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(written: Path) -> Model:
-    return resolve(str(written))
+def model(written: Path) -> Iterator[Model]:
+    with traced_once(written.parent / "traces"):
+        yield resolve(str(written))
 
 
 def theirs(pipeline: VQDiffusionPipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[list[np.ndarray], np.ndarray]:
@@ -162,12 +157,6 @@ def test_in_half_precision_it_passes_its_receipts(model, tmp_path):
     assert f"tokens of {STEPS} rows, given torch's" in judged  # 1 of 32 differs in 8 rows
 
 
-@pytest.fixture
-def folder(written: Path, tmp_path: Path) -> Path:
-    shutil.copytree(written, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
 @pytest.mark.parametrize(("file", "change", "message"), [
     ("model_index.json", {"vqvae": ["diffusers", "AutoencoderKL"]}, "model_index.json: vqvae, got"),
     ("transformer/config.json", {"num_vector_embeds": 40}, "num_vector_embeds, got 40, wanted 41, the entries of"),
@@ -177,8 +166,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
     ("scheduler/scheduler_config.json", {"alpha_cum_start": 0.9}, "chance that a code was replaced, .* got 0.1"),
 ])  # fmt: skip
 def test_what_is_not_supported_is_named(folder, file, change, message):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(folder / file, **change)
     with pytest.raises(MmgenError, match=message):
         resolve(str(folder))
 

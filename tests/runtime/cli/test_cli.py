@@ -220,7 +220,7 @@ def test_progress_is_a_bar_on_a_terminal_and_goes_away(here: Path) -> None:
         (["b.mmgen", "--condition", "size=3"], "wanted NAME=VALUE with prompt (text) or label (class)"),
         (["b.mmgen", "--condition", "label"], "wanted NAME=VALUE with prompt (text) or label (class)"),
         (["b.mmgen", "--prompt", "a", "--prompt", "b", *["--class-id=1"] * 3], "conditions of different lengths"),
-        (["b.mmgen", "-o", "out.jpg"], "output out.jpg, wanted NAME.png or NAME.npy or FOLDER/"),
+        (["b.mmgen", "-o", "out.gif"], "output out.gif, wanted NAME.png or NAME.jpg or NAME.webp or"),
         (["b.mmgen", "-o", "nowhere/out.png"], "out.png can't be written (No such file or directory)"),
         (["b.mmgen", "-o", "b.mmgen/bundle.json/out.png"], "out.png can't be written (Not a directory)"),
         (["b.mmgen", "-o", "b.mmgen/bundle.json/"], "b.mmgen/bundle.json can't be made (File exists)"),

@@ -13,7 +13,8 @@ import pytest
 from mmgen.runtime import MmgenError
 from mmgen.runtime.files import numpy_files
 from mmgen.runtime.files.numpy_files import NoArray, read_npy, read_npz
-from mmgen.runtime.request.media_files import read_array, read_mask
+from mmgen.runtime.media.arrays import read_array
+from mmgen.runtime.media.pictures import read_mask
 
 ARRAYS = [
     np.arange(12.0).reshape(3, 4), np.asfortranarray(np.eye(3)), np.float16(1), np.zeros(2, ">i4"), np.zeros((0, 3)),

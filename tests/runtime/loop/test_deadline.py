@@ -205,7 +205,7 @@ def test_other_requests_between_its_rows_take_of_a_streams_time_and_not_of_its_p
             result = progress.result()
     assert 3 <= result.evaluations_run == progress.evaluation < progress.evaluations
     assert clock.now - begun <= 0.3 + 2 * other
-    (pace,) = generator._session._paces.values()
+    (pace,) = generator._opened["image"].session._paces.values()
     np.testing.assert_allclose(pace.guided, ROW)
     np.testing.assert_allclose(result.timings.steps, ROW)
 

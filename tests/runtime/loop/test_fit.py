@@ -31,12 +31,13 @@ def with_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_it_is_reckoned_with_all_that_a_plan_lays_out(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     laid_out: list[int] = []
-    made = generator._session.backend.block
+    session = generator._opened["image"].session
+    made = session.backend.block
     monkeypatch.setattr(
-        generator._session.backend, "block", lambda host, other: (laid_out.append(host + other), made(host, other))[1]
+        session.backend, "block", lambda host, other: (laid_out.append(host + other), made(host, other))[1]
     )
     for size in (Size(3, 2, (False,) * 5, (False,) * 5), Size(2, 4, (True,) * 7, (False,) * 7)):
-        Plan(generator.bundle, generator._session.backend, generator._session._runners, size).close()
+        Plan(generator.bundle, session.backend, session._runners, size).close()
         reckoned = room.bytes_of(generator.bundle, size, on_host=True)
         assert laid_out[-1] < reckoned < 50 * laid_out[-1]
 

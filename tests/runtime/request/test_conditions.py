@@ -17,7 +17,7 @@ from torch import nn
 from mmgen.export.base.model import Model
 from mmgen.export.base.naming import named
 from mmgen.export.exporter import export
-from mmgen.runtime import MmgenError, load
+from mmgen.runtime import MmgenError, Request, load
 from mmgen.runtime.request.noise import noise
 from mmgen.runtime.request.nulls import write_nulls
 from mmgen.runtime.storage.bundle import read_bundle
@@ -223,6 +223,8 @@ def test_options_and_conditions_of_one_name_are_told_apart(exported: Bundle) -> 
         assert not np.array_equal(one.latents, other.latents)
         goes = r"the condition of that name goes in conditions=\{'image': \.\.\.\}"
         with pytest.raises(MmgenError, match=f"image: this bundle has no encoder.*{goes}"):
-            generator.generate(image=NULL_IMAGE)
+            generator.generate(Request(image=NULL_IMAGE))
         with pytest.raises(MmgenError, match=f"mask, got int64 .6,., .*{goes.replace('image', 'mask')}"):
-            generator.generate(mask=NULL_MASK)
+            generator.generate(Request(mask=NULL_MASK))
+        named = generator.generate(state=ASKED["state"], mask=ASKED["mask"], image=ASKED["image"])
+        assert np.array_equal(named.latents, generator.generate(conditions=ASKED).latents)

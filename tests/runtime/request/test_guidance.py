@@ -253,7 +253,7 @@ def test_a_bundle_from_before_rescaling_says_so(generator: Generator, monkeypatc
     step = generator.bundle.graphs["step"]
     old = dataclasses.replace(step, inputs=tuple(s for s in step.inputs if s.name != "guidance_rescale"))
     bundle = dataclasses.replace(generator.bundle, graphs={**generator.bundle.graphs, "step": old})
-    monkeypatch.setattr(generator, "bundle", bundle)
+    monkeypatch.setattr(generator._opened[bundle.output], "bundle", bundle)
     generator.generate(prompt="red", steps=1)
     with pytest.raises(MmgenError, match="can't rescale guidance; export it again"):
         generator.generate(prompt="red", steps=1, guidance_rescale=0.5)

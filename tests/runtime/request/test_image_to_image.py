@@ -1,7 +1,7 @@
 """Starting from something: media through the encoder, or latents, noised to the level that the strength picks."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from one_row import denoiser
+from recorded import png
 from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.cli.main import main
-from mmgen.runtime.cli.png import png
 from mmgen.runtime.request.noise import noise
 from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import table
@@ -135,8 +135,7 @@ def test_the_command_line_starts_from_a_file(
     generator: Generator, bundle_folder: Path, tmp_path: Path, name: str
 ) -> None:
     if name.endswith(".png"):
-        pytest.importorskip("PIL", reason="pictures are read with Pillow")
-    (tmp_path / "picture.png").write_bytes(png(PICTURE))
+        (tmp_path / "picture.png").write_bytes(png(PICTURE))
     np.save(tmp_path / "picture.npy", PICTURE)
     out = tmp_path / "out.npy"
     asked = ["--prompt=red apple", "--steps=10", "--seed=3", f"--image={tmp_path / name}", "--strength=0.5"]
@@ -154,15 +153,19 @@ def test_the_command_line_starts_from_a_file(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't be read (No such file"), (b"text", "is no picture"), (png(PICTURE)[:99], "can't be read"),
-     (png(PICTURE[:8]), "resize")],
-)  # fmt: skip
+    [
+        (None, "can't be read (No such file"),
+        (lambda: b"text", "is no picture"),
+        (lambda: png(PICTURE)[:99], "can't be read"),
+        (lambda: png(PICTURE[:8]), "resize"),
+    ],
+)
 def test_a_file_that_is_no_picture_is_one_line(
-    bundle_folder: Path, tmp_path: Path, content: bytes | None, message: str
+    bundle_folder: Path, tmp_path: Path, content: Callable[[], bytes] | None, message: str
 ) -> None:
     pytest.importorskip("PIL", reason="pictures are read with Pillow")
     if content is not None:
-        (tmp_path / "in.png").write_bytes(content)
+        (tmp_path / "in.png").write_bytes(content())
     result = CliRunner().invoke(
         main, ["generate", str(bundle_folder), f"--image={tmp_path / 'in.png'}", "-o", str(tmp_path / "out.png")]
     )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from one_row import denoiser
+from recorded import png
 from tolerances import LIMITS
 
 from mmgen.runtime import Generator, MmgenError, load
 from mmgen.runtime.cli.main import main
-from mmgen.runtime.cli.png import png
 from mmgen.runtime.request.noise import noise
 from mmgen.runtime.solvers.reference import run
 from mmgen.runtime.solvers.registry import ON_DIFFUSION, table
@@ -133,7 +133,6 @@ def test_a_bad_mask_is_one_clear_line(generator: Generator, arguments: dict[str,
 
 
 def test_the_command_line_takes_a_picture_and_a_mask(generator: Generator, bundle_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("PIL", reason="pictures are read with Pillow")
     mask = np.zeros((16, 16), bool)
     mask[4:12, 4:12] = True
     (tmp_path / "picture.png").write_bytes(png(PICTURE))

@@ -38,10 +38,17 @@ def test_a_result_keeps_its_request_and_so_can_be_made_again(generator: Generato
     assert np.array_equal(generator.generate(made.request).media, made.media)
 
 
-@pytest.mark.parametrize("request_", [{"prompt": "red"}, "red", 3], ids=str)
+@pytest.mark.parametrize("request_", [{"prompt": "red"}, 3], ids=str)
 def test_anything_else_in_its_place_is_one_clear_line(generator: Generator, request_: object) -> None:
-    with pytest.raises(MmgenError, match=r"request, got .*, wanted a Request, or its attributes as arguments by name"):
+    with pytest.raises(MmgenError, match=r"request, got .*, wanted the name of an output, or a Request"):
         generator.generate(request_)  # type: ignore[arg-type]
+
+
+def test_an_output_that_is_not_there_is_refused(generator: Generator) -> None:
+    with pytest.raises(MmgenError, match=r"output, got 'imagine', wanted 'image'; did you mean 'image'\?"):
+        generator.generate("imagine", prompt="red")
+    with pytest.raises(MmgenError, match="output, got 3, wanted 'image'"):
+        generator.generate(output=3, prompt="red")
 
 
 def test_a_condition_that_a_call_names_twice_is_refused(generator: Generator) -> None:

@@ -31,6 +31,7 @@ from schedulers import (
     far,
     follow,
     in_float64,
+    made,
     sigmas_flag,
     some,
 )
@@ -70,7 +71,7 @@ def pair(kind, steps, *, prediction="epsilon", clip=None, sigmas="schedule", con
     if kind in (DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler):
         keys |= {"clip_sample": clip is not None, "clip_sample_range": clip or 1.0}
     keys |= {"prediction_type": PREDICTIONS[prediction], **sigmas_flag(sigmas), **dict(config)}
-    scheduler = kind(**keys)
+    scheduler = made(kind, **keys)
     scheduler.set_timesteps(steps)
     return Diffusion(prediction=prediction, clip=clip, **process), scheduler
 

@@ -12,6 +12,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -24,8 +26,8 @@ from tolerances import LIMITS
 
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.solvers.reference import run
-from mmgen.runtime.solvers.registry import ALONG_FLOW, ON_DIFFUSION, exact, table
-from mmgen.runtime.storage.process import Diffusion, Flow
+from mmgen.runtime.solvers.registry import ALONG_FLOW, ON_DIFFUSION, ON_EDM, exact, table
+from mmgen.runtime.storage.process import EDM, Diffusion, Flow
 
 DIFFUSION = {
     "ddim": (DDIMScheduler, {"clip_sample": False}, {}),
@@ -53,6 +55,10 @@ SCHEDULES = {"dpmpp-2m": "dpm", "unipc": "unipc"}
 @pytest.fixture
 def double(monkeypatch):
     in_float64(monkeypatch)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def states_from(scheduler, rows, data, noise, noises, first, keep=False):
@@ -132,6 +138,22 @@ def test_along_a_flow(double, solver):
         assert compare(scheduler, rows, begin * order) < LIMITS["solver from the middle"], (steps, begin)
 
 
+NOISED = EDM(prediction="preconditioned", conditioned_on="log_sigma", timestep_scale=0.25)
+
+
+ON_THEIRS = {"euler": EDMEulerScheduler, "dpmpp-2m": EDMDPMSolverMultistepScheduler}
+
+
+@pytest.mark.parametrize("solver", ON_THEIRS)
+def test_on_an_edm_process(double, solver):
+    for steps, begin in [(10, 3), (10, 9), (20, 12), (4, 1)]:
+        rows = exact(solver, NOISED, steps, begin=begin)
+        for keep in (None, np.random.default_rng(5).random(SHAPE) < 0.4):
+            scheduler = ON_THEIRS[solver]()
+            scheduler.set_timesteps(steps)
+            assert compare(scheduler, rows, begin, keep) < LIMITS["solver from the middle"], (steps, begin)
+
+
 INPAINTED = [(solver, Diffusion(spacing="trailing")) for solver in DIFFUSION if solver != "heun"]
 INPAINTED += [(s, Flow(shift=3.0, schedule=SCHEDULES.get(s, "diffusers"))) for s in FLOW if s != "flow-heun"]
 # diffusers doesn't inpaint with Heun's two evaluations a step
@@ -150,6 +172,7 @@ def test_data_is_kept_as_in_inpainting(double, solver, process):
 
 EVERY = [(solver, Diffusion(spacing="trailing")) for solver in ON_DIFFUSION]
 EVERY += [(solver, Flow()) for solver in ALONG_FLOW]
+EVERY += [(solver, EDM()) for solver in ON_EDM]
 
 
 @pytest.mark.parametrize(("solver", "process"), EVERY)

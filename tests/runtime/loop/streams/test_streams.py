@@ -64,14 +64,24 @@ def test_threads_that_share_a_stream_get_each_row_once(generator: Generator, poo
     assert sorted(rows) == list(range(1, 41))
 
 
-def test_who_asks_first_is_served_first(generator: Generator, backend: Watched, pool: Any) -> None:
+def test_who_asks_first_is_served_first(
+    generator: Generator, backend: Watched, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate, served = Gate(backend), []
     running = pool(generator.generate, **ASKED)
     gate.wait()
 
+    session = generator._opened["image"].session
+    play = session.run
+
+    def served_now(prepared: Any, *rest: Any) -> Any:
+        served.append(prepared.request.seed)
+        return play(prepared, *rest)
+
+    monkeypatch.setattr(session, "run", served_now)
+
     def ask(number: int) -> None:
         generator.generate(**ASKED | {"seed": number})
-        served.append(number)
 
     waiting: list[Future[Any]] = []
     for number in range(5):

@@ -1,23 +1,11 @@
-"""PNG files against Pillow's reader, and sheets."""
-
-import io
+"""Several pictures or films on one."""
 
 import numpy as np
 import pytest
 
-from mmgen.runtime.cli.png import png, sheet
+from mmgen.runtime.media.sheet import sheet
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 7, 9, 3), np.uint8)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 9, 3), (64, 48, 3), (7, 9)])
-def test_pillow_reads_the_same_pixels(shape: tuple[int, ...]) -> None:
-    image = pytest.importorskip("PIL.Image", reason="Pillow is the oracle; the runtime does without it")
-    picture = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    read = image.open(io.BytesIO(png(picture, {"mmgen": '{"prompt": "café"}'})))
-    read.load()
-    assert np.array_equal(np.asarray(read), picture)
-    assert read.text == {"mmgen": '{"prompt": "café"}'}
 
 
 @pytest.mark.parametrize(("count", "columns"), [(2, 2), (3, 3), (4, 2), (5, 5), (7, 4), (8, 4), (9, 3), (12, 4)])
@@ -36,3 +24,11 @@ def test_pictures_lie_row_by_row_on_white() -> None:
 
 def test_one_picture_is_its_own_sheet() -> None:
     assert np.array_equal(sheet(PICTURES[:1]), PICTURES[0])
+
+
+def test_films_play_side_by_side() -> None:
+    films = np.random.default_rng(1).integers(0, 256, (3, 4, 7, 9, 3), np.uint8)
+    page = sheet(films, columns=3, gap=2)
+    assert page.shape == (4, 7, 9 + 2 + 9 + 2 + 9, 3)
+    for frame in range(4):
+        assert np.array_equal(page[frame], sheet(films[:, frame], columns=3, gap=2))

@@ -1,0 +1,1 @@
+"""Media in files: pictures, film, sound, series, text and arrays, read and written.  Imports ``storage``."""
