@@ -7,14 +7,12 @@ voice that the model is to speak with.
 
 import argparse
 import subprocess
-from io import BytesIO
 from math import gcd
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pictures import load_named
-from scipy.io import wavfile
 from scipy.signal import fftconvolve, resample_poly
 
 RATE = 16_000
@@ -48,7 +46,9 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> NDArray[np.int16]:
     """One utterance without the silence around it, at ``RATE``; spoken faster until it fits into a clip."""
     while True:
         command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", text]
-        rate, wave = wavfile.read(BytesIO(subprocess.run(command, check=True, capture_output=True).stdout))
+        out = subprocess.run(command, check=True, capture_output=True).stdout
+        rate = int.from_bytes(out[24:28], "little")  # its header of 44 bytes doesn't know the length of what follows
+        wave = np.frombuffer(out[44:], "<i2")
         common = gcd(rate, RATE)
         wave = resample_poly(wave.astype(np.float32), RATE // common, rate // common)
         loud = np.flatnonzero(np.abs(wave) > 0.004 * 32768)
