@@ -19,20 +19,15 @@ from mmgen.runtime.base.numbers import real, whole
 from mmgen.runtime.request.nulls import null_array
 from mmgen.runtime.solvers import masked
 from mmgen.runtime.solvers.registry import table
+from mmgen.runtime.storage.media_layouts import layout_text, layouts, misnamed_channels
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import CODES, MEDIA_KINDS, TOKENIZER, Media
 
-LAYOUTS = {  # axes and dtype of kinds of media
-    "image": ("height, width, 3", "uint8"),
-    "video": ("frames, height, width, 3", "uint8"),
-    "audio": ("samples, channels", "float32"),
-    "series": ("samples, channels", "float32"),
-}
 PLAIN = r"[A-Za-z0-9_-]+"
 
 
-def check(model: Model) -> None:
-    """Check a model by calling every part once, on one sample.
+def check(model: Model) -> Model:
+    """Check a model by calling every part once, on one sample; return it with its inputs completed.
 
     Raises:
         MmgenError: a weight that is not a finite float32 on the CPU, a part that fails or gives another shape or type
@@ -63,6 +58,7 @@ def check(model: Model) -> None:
     with torch.no_grad():
         _check_denoiser(model)
         _check_media(model)
+    return model
 
 
 def weight_bytes(model: Model) -> int:
@@ -198,20 +194,14 @@ def _check_layout(what: str, media: Media) -> None:
     """Check that media have the dtype and the axes of their kind."""
     if media.end_id is not None and media.kind != "text":
         raise MmgenError(f"{what} of kind {media.kind}: end_id", got=media.end_id, wanted="None: only a text ends")
-    layout = LAYOUTS.get(media.kind)
-    if layout is None:
+    if media.kind not in MEDIA_KINDS:
         return
-    wanted, dtype = layout
-    fits = media.dtype == dtype and len(media.shape) == wanted.count(",") + 1
-    if media.kind in ("image", "video"):
-        fits = fits and media.shape[-1] == 3
-    if not fits:
+    found, wanted = layouts(media)
+    if found != wanted:
         got = f"{media.dtype} {media.shape}"
-        raise MmgenError(f"{what} of kind {media.kind}", got=got, wanted=f"{dtype} ({wanted})")
-    for name in ("labels", "units"):
-        told = getattr(media, name)
-        if told and (media.kind != "series" or len(told) != media.shape[-1]):
-            raise MmgenError(f"{what}: {name}", got=shown(told), wanted="one for each channel of a series")
+        raise MmgenError(f"{what} of kind {media.kind}", got=got, wanted=layout_text(media))
+    if name := misnamed_channels(media):
+        raise MmgenError(f"{what}: {name}", got=shown(getattr(media, name)), wanted="one for each channel of a series")
 
 
 def _ascend(ends: object) -> bool:

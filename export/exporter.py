@@ -18,7 +18,6 @@ from mmgen.export.base.naming import named
 from mmgen.export.base.origins import forget
 from mmgen.export.base.place import placed
 from mmgen.export.check import check, weight_bytes
-from mmgen.export.graphs.inputs import completed
 from mmgen.export.half.emulate import EmulatedHalf
 from mmgen.export.half.precision import to_half
 from mmgen.export.half.ranges import measure_ranges
@@ -108,8 +107,7 @@ def export(
     ):
         folder = manifest.parent
         report("checking the model", 0.0)
-        check(model)
-        model = named(completed(model))
+        model = named(check(model))
         bundle = _manifest(model, folder, policy)
         if bundle.made_up:
             invented = " and ".join(bundle.made_up)

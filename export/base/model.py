@@ -76,20 +76,20 @@ class Model:
 
 
 def modules(model: Model) -> dict[str, nn.Module]:
-    """Return the parts that a model has, by field name."""
-    parts: Mapping[str, nn.Module | None] = {
-        "denoiser": model.denoiser,
-        "decoder": model.decoder,
-        "quantiser": model.quantiser,
-        "encoder": model.encoder,
-        "condition": model.condition,
-    }
-    found = {name: module for name, module in parts.items() if module is not None}
+    """Return the parts that a model has, by field name; those of outputs with the output's name."""
+    found = _parts(model)
     for name, output in model.outputs.items():
-        each: Mapping[str, nn.Module | None] = {
-            "denoiser": output.denoiser, "decoder": output.decoder, "quantiser": output.quantiser,
-            "encoder": output.encoder, "condition": output.condition,
-        }  # fmt: skip
-        found |= {f"{name}'s {part}": module for part, module in each.items() if module is not None}
+        found |= {f"{name}'s {part}": module for part, module in _parts(output).items()}
     found |= {f"encoder of {name!r}": module for name, module in model.encoders.items()}
     return found | {f"embedding of {name!r}": module for name, module in model.embeds.items()}
+
+
+def _parts(owner: Model | Output) -> dict[str, nn.Module]:
+    parts: Mapping[str, nn.Module | None] = {
+        "denoiser": owner.denoiser,
+        "decoder": owner.decoder,
+        "quantiser": owner.quantiser,
+        "encoder": owner.encoder,
+        "condition": owner.condition,
+    }
+    return {name: module for name, module in parts.items() if module is not None}

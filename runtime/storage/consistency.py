@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.storage import tensors as names
+from mmgen.runtime.storage.media_layouts import layouts, misnamed_channels
 from mmgen.runtime.storage.process import EDM, Masked
 from mmgen.runtime.storage.schema import (
     CODES,
@@ -20,7 +21,6 @@ from mmgen.runtime.storage.schema import (
     Bundle,
     Condition,
     Graph,
-    Media,
     Role,
     TensorSpec,
 )
@@ -166,30 +166,11 @@ def _choices(bundle: Bundle) -> Iterable[tuple[str, object, object]]:
     media = [("media", bundle.media), *((f"media of {c.name!r}", c.media) for c in bundle.conditions)]
     for what, each in media:
         if each is not None:
-            yield what, *_layout_of(each)
+            yield what, *layouts(each)
+            if each.kind == "series":
+                yield f"{what}: names that aren't one for each channel", misnamed_channels(each), None
     for i, condition in enumerate(bundle.conditions):
         yield f"conditions[{i}]: dtype", condition.dtype, _one_of(condition.dtype, DTYPES)
-
-
-def _layout_of(media: Media) -> tuple[object, object]:
-    """Return a medium's number of axes, last axis and dtype, and those that its kind has."""
-    shape, dtype = media.shape, media.dtype
-    match media.kind:
-        case "image":
-            return (len(shape), shape[-1:], dtype), (3, (3,), "uint8")
-        case "video":
-            return (len(shape), shape[-1:], dtype), (4, (3,), "uint8")
-        case "audio":
-            return (len(shape), dtype), (2, "float32")
-        case "series":
-            channels = {len(names_) for names_ in (media.labels, media.units) if names_} | set(shape[-1:])
-            return (len(shape), dtype, len(channels)), (2, "float32", 1)
-        case "text":
-            return (len(shape), dtype), (1, "int64")
-        case "codes":
-            return dtype, "int64"
-        case "array":
-            return dtype, dtype
 
 
 def _presence(value: object) -> str:
