@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model, modules
+from mmgen.export.base.weights import check_finite
 from mmgen.export.graphs.inputs import completed
 from mmgen.export.graphs.latent import example
 from mmgen.export.graphs.media import module_dtype, module_shape
-from mmgen.export.sources.weights import check_finite
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.base.numbers import real, whole

@@ -17,6 +17,7 @@ from mmgen.export.base.model import Model, modules
 from mmgen.export.base.naming import named
 from mmgen.export.base.origins import forget
 from mmgen.export.base.place import placed
+from mmgen.export.base.weights import check_loaded
 from mmgen.export.check import check, weight_bytes
 from mmgen.export.half.emulate import EmulatedHalf
 from mmgen.export.half.precision import to_half
@@ -29,7 +30,6 @@ from mmgen.export.proof.parts import run_torch, sources
 from mmgen.export.proof.receipts import Policy, against_float, against_torch, of_trace
 from mmgen.export.proof.torch_run import TorchRun
 from mmgen.export.several import export_outputs
-from mmgen.export.sources.weights import check_loaded
 from mmgen.export.tracing.trace import describe, trace
 from mmgen.runtime.backends.ort.cpu import open_backend
 from mmgen.runtime.backends.ort.importing import import_onnxruntime

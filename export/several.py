@@ -16,8 +16,8 @@ from mmgen.export.base.model import Model, modules
 from mmgen.export.base.naming import inputs_named
 from mmgen.export.base.onnx_storage import leaves
 from mmgen.export.base.place import placed
+from mmgen.export.base.weights import check_loaded
 from mmgen.export.check import PLAIN, check, weight_bytes
-from mmgen.export.sources.weights import check_loaded
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.files.atomic import as_text

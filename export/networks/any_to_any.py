@@ -151,6 +151,7 @@ class AnyToAny(nn.Module):
     def made(self, output: str, codes: Tensor, keys_values: Tensor, bias: Tensor) -> Tensor:
         """Predict logits (B, C, rows, columns) of an output's codes, some of them masked."""
         part = self.outputs[output]
+        assert isinstance(part, CodesOutput)
         return part.logits(self.trunk.made(part.places(codes), keys_values, bias))
 
     def embed(self, given: Mapping[str, Tensor]) -> Tensor:

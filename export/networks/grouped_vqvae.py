@@ -65,6 +65,10 @@ class GroupedVQVAE(nn.Module):
         """Decode quantised latents to what ``prepared`` makes."""
         return self.decoder(latents.permute(0, 3, 1, 2).flatten(1, 2))  # (B, G D, N)
 
+    def finished(self, decoded: Tensor) -> Tensor:
+        """Make a medium of what ``prepared`` makes."""
+        return decoded
+
 
 class Block1d(nn.Module):
     """norm, SiLU, 3, norm, SiLU, 3, added to the input; starts as the identity."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmgen.export.base import embedded
 from mmgen.export.base.model import Model, modules
+from mmgen.export.base.weights import check_finite, check_loaded, read_json, tensors_sha256
 from mmgen.export.sources import (
     amused_folder,
     checkpoint,
@@ -13,7 +14,6 @@ from mmgen.export.sources import (
     user_code,
     vq_diffusion_folder,
 )
-from mmgen.export.sources.weights import check_finite, check_loaded, read_json, tensors_sha256
 from mmgen.runtime.base.errors import MmgenError
 
 ACCEPTED = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model
+from mmgen.export.base.weights import read_json
 from mmgen.export.networks.quantiser import CodesDecoder, CodesEncoder
 from mmgen.export.sources.diffusers_parts import (
     check_autoencoder,
@@ -23,7 +24,6 @@ from mmgen.export.sources.diffusers_parts import (
     want,
 )
 from mmgen.export.sources.weight_files import DIFFUSERS, TRANSFORMERS, weights_of
-from mmgen.export.sources.weights import read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Condition, Defaults

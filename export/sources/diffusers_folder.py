@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model
+from mmgen.export.base.weights import files_sha256, read_json
 from mmgen.export.networks.quantiser import Quantiser
 from mmgen.export.sources.diffusers_parts import (
     AS_FLOAT,
@@ -29,7 +30,6 @@ from mmgen.export.sources.diffusers_parts import (
 )
 from mmgen.export.sources.diffusers_scheduler import from_scheduler_config
 from mmgen.export.sources.weight_files import DIFFUSERS, weights_of
-from mmgen.export.sources.weights import files_sha256, read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.schema import Condition, Media
 

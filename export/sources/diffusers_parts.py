@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from mmgen.export.base.weights import files_sha256, read_json
 from mmgen.export.sources.weight_files import Weights, laid_out
-from mmgen.export.sources.weights import files_sha256, read_json
 from mmgen.runtime.base.distribution import extra
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.schema import Media

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmgen.export.base.model import Model
+from mmgen.export.base.weights import read_json
 from mmgen.export.networks.quantiser import CodesDecoder, CodesEncoder
 from mmgen.export.sources.diffusers_folder import Decoder, Encoder
 from mmgen.export.sources.diffusers_parts import (
@@ -29,7 +30,6 @@ from mmgen.export.sources.diffusers_parts import (
     want,
 )
 from mmgen.export.sources.weight_files import DIFFUSERS, TRANSFORMERS, Weights, weights_of
-from mmgen.export.sources.weights import read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.process import Masked
 from mmgen.runtime.storage.schema import Condition, Defaults

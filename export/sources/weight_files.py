@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from safetensors import safe_open
 
-from mmgen.export.sources.weights import check_safetensors, read_json
+from mmgen.export.base.weights import check_safetensors, read_json
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.files.temporary import temporary_place
 

@@ -18,7 +18,7 @@ from train_vqvae import pictures
 
 from mmgen.export.base import embedded
 from mmgen.export.networks.vqvae import VQVAE
-from mmgen.export.sources import checkpoint
+from mmgen.export.sources.checkpoint import text_to_picture
 from mmgen.runtime import Generator
 from mmgen.runtime import load as load_bundle
 from mmgen.runtime.storage.process import Masked
@@ -74,7 +74,7 @@ def main() -> None:
     with load_bundle(args.bundle) as generator:
         bundle, backend = generator.bundle, generator.backend
         folder = args.checkpoint or embedded.folder(bundle.name)
-        record, vqvae, dit = checkpoint.read(folder)
+        record, vqvae, dit = text_to_picture.read(folder)
         vqvae.eval()
 
         images = pictures(emoji)

@@ -11,7 +11,7 @@ from mmgen.export.base import embedded
 from mmgen.export.networks.dit import TextDiT, TextDiTConfig
 from mmgen.export.networks.token_dit import TokenDiT
 from mmgen.export.networks.vqvae import VQVAE
-from mmgen.export.sources.checkpoint import Checkpoint, save
+from mmgen.export.sources.checkpoint.text_to_picture import Checkpoint, save
 from mmgen.runtime.files.json_records import from_json
 from mmgen.runtime.solvers.options import Option
 from mmgen.runtime.storage.process import Flow, Masked

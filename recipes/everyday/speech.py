@@ -22,13 +22,18 @@ UTTERANCE = np.dtype(
 )
 ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbcwmd")
 VARIANTS = {
-    "train": (
-        "m1 m2 m3 m4 m5 m6 f1 f2 f3 Alex Andy Annie Denis Gene Jacky Lee Mario Michael Mike adam anika antonio aunty "
-        "belinda benjamin boris caleb david ed edward grandma grandpa john klatt klatt2 linda max miguel norbert pablo "
-        "paul pedro quincy robert shelby steph travis zac Andrea Storm"
-    ).split(),
-    "heldout": "m7 m8 f4 f5 Alicia Hugo klatt3 iven steph2 victor edward2 Marco michel sandro".split(),
-}
+    "train": [
+        "m1", "m2", "m3", "m4", "m5", "m6", "f1", "f2", "f3", "Alex", "Andy", "Annie", "Denis", "Gene",
+        "Jacky", "Lee", "Mario", "Michael", "Mike", "adam", "anika", "antonio", "aunty", "belinda",
+        "benjamin", "boris", "caleb", "david", "ed", "edward", "grandma", "grandpa", "john", "klatt",
+        "klatt2", "linda", "max", "miguel", "norbert", "pablo", "paul", "pedro", "quincy", "robert", "shelby",
+        "steph", "travis", "zac", "Andrea", "Storm",
+    ],
+    "heldout": [
+        "m7", "m8", "f4", "f5", "Alicia", "Hugo", "klatt3", "iven", "steph2", "victor", "edward2", "Marco",
+        "michel", "sandro",
+    ],
+}  # fmt: skip
 SPEEDS = {"train": ((130, 190),), "heldout": ((105, 122), (200, 220))}  # words a minute
 PLAIN = ("en-us", 150, 50)
 

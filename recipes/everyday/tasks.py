@@ -115,7 +115,7 @@ def _utterances(world: World, chosen: NDArray[np.int64], random: Random, held_ou
 
 
 def caption(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """picture -> name; held out are other vendors' drawings."""
+    """Picture -> name; held out are other vendors' drawings."""
     chosen, pictures, _ = choose(world, random, held_out, count)
     means = _names(world, chosen)
     shown = still(pictures) if held_out else seen(pictures, random)
@@ -123,7 +123,7 @@ def caption(world: World, random: Random, held_out: bool, count: int) -> Batch:
 
 
 def draw(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """text -> Google's picture; one text in ten is empty, for guidance."""
+    """Text -> Google's picture; one text in ten is empty, for guidance."""
     chosen = random.choice(len(world.names), count, replace=False)
     texts = _texts(world, chosen, random)
     if held_out:
@@ -154,7 +154,7 @@ def ask(world: World, random: Random, held_out: bool, count: int) -> Batch:
 
 
 def listen(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """speech -> name."""
+    """Speech -> name."""
     chosen = random.choice(len(world.names), count, replace=False)
     means = _names(world, chosen)
     sound = _utterances(world, chosen, random, held_out)
@@ -162,14 +162,14 @@ def listen(world: World, random: Random, held_out: bool, count: int) -> Batch:
 
 
 def imagine(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """speech -> picture."""
+    """Speech -> picture."""
     chosen = random.choice(len(world.names), count, replace=False)
     sound = _utterances(world, chosen, random, held_out)
     return Batch("picture", world.picture_codes[chosen], _names(world, chosen), media={"sound": sound})
 
 
 def speak(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """text -> speech, in the plain voice."""
+    """Text -> speech, in the plain voice."""
     chosen = random.choice(len(world.names), count, replace=False)
     texts = encode_given(world.tokenizer, _names(world, chosen))
     return Batch("sound", world.sound_codes[chosen], _names(world, chosen), text=texts)
@@ -183,13 +183,13 @@ def _filmed(world: World, random: Random, held_out: bool, count: int) -> tuple[T
 
 
 def watch(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """film -> sentence; held out are pairs of object and motion."""
+    """Film -> sentence; held out are pairs of object and motion."""
     film, means = _filmed(world, random, held_out, count)
     return Batch("text", encode_made(world.tokenizer, means), means, media={"film": film})
 
 
 def animate(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """sentence -> film."""
+    """Sentence -> film."""
     film, means = _filmed(world, random, held_out, count)
     return Batch("film", world.codes_of("film", film), means, text=encode_given(world.tokenizer, means))
 
@@ -201,13 +201,13 @@ def _written(random: Random, held_out: bool, count: int) -> tuple[Tensor, list[s
 
 
 def read(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """stroke -> words; held out are other writers."""
+    """Stroke -> words; held out are other writers."""
     series, means = _written(random, held_out, count)
     return Batch("text", encode_made(world.tokenizer, means), means, media={"series": series})
 
 
 def write(world: World, random: Random, held_out: bool, count: int) -> Batch:
-    """words -> stroke."""
+    """Words -> stroke."""
     series, means = _written(random, held_out, count)
     text = encode_given(world.tokenizer, means)
     return Batch("series", world.codes_of("series", series), means, text=text)

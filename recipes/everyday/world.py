@@ -17,7 +17,7 @@ from train_codec import load_codec
 from mmgen.export.base import embedded
 from mmgen.export.networks.grouped_vqvae import GroupedVQVAE
 from mmgen.export.networks.vqvae import VQVAE
-from mmgen.export.sources import checkpoint
+from mmgen.export.sources.checkpoint import text_to_picture
 
 
 def as_floats(images: NDArray[np.uint8]) -> Tensor:
@@ -61,7 +61,7 @@ class World:
     @cached_property
     def picture_codec(self) -> VQVAE:
         """That of the embedded model ``emoji``."""
-        return checkpoint.read(embedded.folder("emoji"))[1].eval().requires_grad_(False)
+        return text_to_picture.read(embedded.folder("emoji"))[1].eval().requires_grad_(False)
 
     @cached_property
     def codecs(self) -> dict[str, GroupedVQVAE]:

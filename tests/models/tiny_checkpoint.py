@@ -9,7 +9,7 @@ from torch import nn
 from mmgen.export.networks.dit import TextDiT, TextDiTConfig
 from mmgen.export.networks.token_dit import TokenDiT
 from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
-from mmgen.export.sources.checkpoint import Checkpoint
+from mmgen.export.sources.checkpoint.text_to_picture import Checkpoint
 from mmgen.runtime.storage.process import Flow, Masked
 from mmgen.runtime.storage.schema import Defaults
 

@@ -15,7 +15,9 @@ from tiny_checkpoint import tiny_checkpoint, tiny_token_checkpoint
 from tolerances import LIMITS
 from torch import Tensor
 
-from mmgen.export.sources import checkpoint, int8, resolve
+from mmgen.export.sources import resolve
+from mmgen.export.sources.checkpoint import int8
+from mmgen.export.sources.checkpoint import text_to_picture as checkpoint
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.hashes import sha256
 

@@ -12,7 +12,8 @@ from diffusers_models import damage, edit
 from safetensors.torch import load_file
 from tiny_checkpoint import tiny_checkpoint
 
-from mmgen.export.sources import checkpoint, resolve
+from mmgen.export.sources import resolve
+from mmgen.export.sources.checkpoint import text_to_picture as checkpoint
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.hashes import sha256
 
@@ -116,8 +117,8 @@ def test_weights_that_do_not_fit_are_named(saved: Path, change: Any, message: st
     ("changes", "message"),
     [
         (
-            {"format": "mmgen-checkpoint/2"},
-            "format, got 'mmgen-checkpoint/2', wanted 'mmgen-checkpoint/1'; update mmgen",
+            {"format": "mmgen-checkpoint/9"},
+            "format, got 'mmgen-checkpoint/9', wanted 'mmgen-checkpoint/1' or 'mmgen-checkpoint/2'; update mmgen",
         ),
         ({"process": ...}, "field 'process' is missing"),
         ({"flavour": "sweet"}, "unknown field 'flavour'"),

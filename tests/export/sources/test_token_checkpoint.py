@@ -8,7 +8,8 @@ import torch
 from tiny_checkpoint import CODES, tiny_checkpoint, tiny_token_checkpoint
 
 from mmgen.export.exporter import export
-from mmgen.export.sources import checkpoint, resolve
+from mmgen.export.sources import resolve
+from mmgen.export.sources.checkpoint import text_to_picture as checkpoint
 from mmgen.runtime import load
 from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.storage.process import Masked

@@ -1,7 +1,4 @@
-"""mmgen's own checkpoint: a folder of ``config.json``, ``weights.safetensors`` and ``tokenizer.json``.
-
-A text-conditional DiT over the latents of a VQ-VAE, or, where the process is masked, over its codes.  The writer and
-the reader are both here; nothing else knows the format.
+"""Format 1 of mmgen's checkpoints: a text-conditional DiT over a VQ-VAE's latents or, where masked, over its codes.
 
 Weights are stored as float32 or float16; or, with ``storage`` int8, as float16 except the denoiser's matrices, which
 are stored as ``int8`` describes.  Whatever they are stored as, they are float32 when they are read.
@@ -10,37 +7,44 @@ A checkpoint may use the autoencoder and the tokenizer of another one, a folder 
 its own weights are then the denoiser's alone.
 """
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mmgen.export.base.model import Model
+from mmgen.export.base.weights import files_sha256, load_strictly
 from mmgen.export.networks.dit import TextDiT, TextDiTConfig
 from mmgen.export.networks.quantiser import CodesDecoder, CodesEncoder, Quantiser
 from mmgen.export.networks.token_dit import TokenDiT
 from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
-from mmgen.export.sources import int8
-from mmgen.export.sources.weights import files_sha256, load_safetensors, load_strictly, read_json
+from mmgen.export.sources.checkpoint.folder import (
+    AUTOENCODER,
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Storage,
+    check_hashes,
+    check_shared,
+    check_sizes,
+    check_tokenizer,
+    home,
+    load_autoencoder,
+    load_weights,
+    located,
+    read_record,
+    stored_weights,
+    write,
+)
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.files.atomic import followed
-from mmgen.runtime.files.folders import whole_folder
-from mmgen.runtime.files.json_records import from_json, to_json
-from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.process import Masked, Process
 from mmgen.runtime.storage.schema import Condition, Defaults, Media
 
-FAMILY = "mmgen-checkpoint/"
 FORMAT: Literal["mmgen-checkpoint/1"] = "mmgen-checkpoint/1"
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "weights.safetensors", "tokenizer.json"
-AUTOENCODER, DENOISER = "autoencoder", "denoiser"  # first parts of the names of weights
-Storage = Literal["float32", "float16", "int8"]
+DENOISER = "denoiser"  # first part of the names of its weights
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,10 @@ def read(folder: Path) -> tuple[Checkpoint, VQVAE, TextDiT | TokenDiT]:
     vqvae, dit = _build(checkpoint, folder / CONFIG)
     parts = nn.ModuleDict({DENOISER: dit})
     if checkpoint.shared:
-        shared = _home(checkpoint, folder) / WEIGHTS
-        load_strictly(nn.ModuleDict({AUTOENCODER: vqvae}), _autoencoder(shared), str(shared))
+        load_autoencoder(vqvae, home(folder, checkpoint.shared) / WEIGHTS)
     else:
         parts[AUTOENCODER] = vqvae
-    tensors = load_safetensors(folder / WEIGHTS)
-    if checkpoint.storage == "int8":
-        tensors = int8.restore(tensors, str(folder / WEIGHTS))
-    load_strictly(parts, tensors, str(folder / WEIGHTS))
+    load_strictly(parts, load_weights(folder / WEIGHTS, checkpoint.storage), str(folder / WEIGHTS))
     return checkpoint, vqvae, dit
 
 
@@ -149,7 +149,7 @@ def load(folder: Path) -> Model:
         **parts,
         condition=Text(text),
         conditioning=("context",),
-        tokenizer=(_home(checkpoint, folder) / TOKENIZER).read_bytes(),
+        tokenizer=(home(folder, checkpoint.shared) / TOKENIZER).read_bytes(),
         examples=tuple({"prompt": prompt} for prompt in checkpoint.examples),
         licence=checkpoint.licence,
         source=f"mmgen checkpoint {checkpoint.name}",
@@ -172,96 +172,34 @@ def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | Toke
         MmgenError: a weight that is not finite in the type it is stored in; an autoencoder or a tokenizer that is not
             the one of the checkpoint it is to be shared with; the folder can't be written.
     """
-    parts = nn.ModuleDict({DENOISER: dit})
+    parts, others = nn.ModuleDict({DENOISER: dit}), {}
     if checkpoint.shared:
-        _check_shared(_home(checkpoint, folder), vqvae, tokenizer)
+        check_shared(home(folder, checkpoint.shared), vqvae, tokenizer)
     else:
         parts[AUTOENCODER] = vqvae
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in parts.state_dict().items():
-        tensors |= _stored(name, tensor.detach(), checkpoint.storage)
-    with whole_folder(followed(folder)) as partial:
-        save_file(tensors, partial / WEIGHTS)
-        if not checkpoint.shared:
-            (partial / TOKENIZER).write_bytes(tokenizer)
-        files = {name: sha256(path) for name, path in _files(checkpoint, partial).items()}
-        record = to_json(dataclasses.replace(checkpoint, files=files))
-        (partial / CONFIG).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _stored(name: str, weight: Tensor, storage: Storage) -> dict[str, Tensor]:
-    if storage == "int8" and name.startswith(f"{DENOISER}.") and int8.is_stored(weight):
-        stored = int8.store(name, weight.float())
-    else:
-        stored = {name: weight.to(torch.float32 if storage == "float32" else torch.float16).contiguous()}
-    for tensor in stored.values():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise MmgenError(
-                f"tensor {name!r} is not finite as {tensor.dtype}", remedy="save as float32, or train again"
-            )
-    return stored
-
-
-def _home(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Return the folder of the autoencoder and the tokenizer: the checkpoint's own or, shared, one next to it."""
-    shared = checkpoint.shared
-    if shared and (Path(shared).name != shared or shared == ".."):
-        raise MmgenError(f"{folder / CONFIG}: shared", got=repr(shared), wanted="the name of a folder next to this one")
-    return folder.resolve().parent / shared if shared else folder
+        others = {TOKENIZER: tokenizer}
+    weights = {WEIGHTS: stored_weights(parts, checkpoint.storage, DENOISER)}
+    write(folder, checkpoint, weights, others, partial(_files, checkpoint))
 
 
 def _files(checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
     """Return all files but the configuration, by their names in ``Checkpoint.files``."""
-    home, prefix = _home(checkpoint, folder), f"{checkpoint.shared}/" if checkpoint.shared else ""
-    return {WEIGHTS: folder / WEIGHTS, prefix + WEIGHTS: home / WEIGHTS, prefix + TOKENIZER: home / TOKENIZER}
-
-
-def _autoencoder(path: Path) -> dict[str, Tensor]:
-    """Load the autoencoder's tensors from a file, as they are stored."""
-    return {n: tensor for n, tensor in load_safetensors(path).items() if n.startswith(f"{AUTOENCODER}.")}
-
-
-def _check_shared(home: Path, vqvae: VQVAE, tokenizer: bytes) -> None:
-    own, stored = nn.ModuleDict({AUTOENCODER: vqvae}).state_dict(), _autoencoder(home / WEIGHTS)
-    same = own.keys() == stored.keys() and all(torch.equal(t, own[n].to(t.dtype)) for n, t in stored.items())
-    if not same or (home / TOKENIZER).read_bytes() != tokenizer:
-        what = "tokenizer" if same else "autoencoder"
-        raise MmgenError(f"the {what} is not the one in {home}", remedy="save without sharing it")
+    return located(folder, checkpoint.shared, (WEIGHTS,), (WEIGHTS, TOKENIZER))
 
 
 def _read_config(folder: Path) -> Checkpoint:
-    path = folder / CONFIG
-    record = read_json(path)
-    if record.get("format") != FORMAT:
-        raise MmgenError(f"{path}: format", got=repr(record.get("format")), wanted=repr(FORMAT), remedy="update mmgen")
-    try:
-        checkpoint = from_json(Checkpoint, record, str(path))
-    except MmgenError as error:
-        raise MmgenError(
-            error.what, got=error.got, wanted=error.wanted, remedy="update mmgen, or save the checkpoint again"
-        ) from None
-    for name, file in _files(checkpoint, folder).items():
-        if not file.is_file():
-            raise MmgenError(f"{file} is missing", remedy="copy the whole checkpoint again")
-        wanted, found = checkpoint.files.get(name), sha256(file)
-        if found != wanted:
-            raise MmgenError(
-                f"{file}: sha256",
-                got=found[:16],
-                wanted=str(wanted)[:16],
-                remedy="the file changed; copy the checkpoint again",
-            )
-    _check_fit(checkpoint, path)
-    _check_tokenizer(_home(checkpoint, folder) / TOKENIZER, checkpoint.denoiser.vocabulary)
+    checkpoint = read_record(folder, Checkpoint, FORMAT)
+    check_hashes(_files(checkpoint, folder), checkpoint.files)
+    _check_fit(checkpoint, folder / CONFIG)
+    tokenizer = home(folder, checkpoint.shared) / TOKENIZER
+    check_tokenizer(tokenizer, checkpoint.denoiser.vocabulary, "denoiser.vocabulary")
     return checkpoint
 
 
 def _check_fit(checkpoint: Checkpoint, path: Path) -> None:
     vae, dit = checkpoint.autoencoder, checkpoint.denoiser
     for part, config in (("autoencoder", vae), ("denoiser", dit)):
-        for name, value in vars(config).items():
-            if any(isinstance(v, int) and v < 1 for v in (value if isinstance(value, tuple) else (value,))):
-                raise MmgenError(f"{path}: {part}.{name}", got=value, wanted="1 or more")
+        check_sizes(path, part, config)
     process, features = checkpoint.process, vae.code_dim
     if isinstance(process, Masked):
         features = vae.codes
@@ -282,15 +220,6 @@ def _check_fit(checkpoint: Checkpoint, path: Path) -> None:
     ):
         if value % (by := getattr(dit, divisor)):
             raise MmgenError(f"{path}: denoiser.{name}", got=value, wanted=f"a multiple of {divisor} {by}")
-
-
-def _check_tokenizer(path: Path, vocabulary: int) -> None:
-    try:
-        tokens = Tokenizer.from_buffer(path.read_bytes()).get_vocab_size()
-    except Exception as error:  # the library raises nothing more specific
-        raise MmgenError(f"{path} is not a tokenizer ({error})", remedy="save the checkpoint again") from error
-    if tokens > vocabulary:
-        raise MmgenError(f"{path}: tokens", got=tokens, wanted=f"at most denoiser.vocabulary {vocabulary}")
 
 
 def _build(checkpoint: Checkpoint, path: Path) -> tuple[VQVAE, TextDiT | TokenDiT]:
