@@ -127,7 +127,7 @@ class AnyToAny(nn.Module):
         Returns:
             Vectors (B, P, D), and the bias (B, P) of their keys.
         """
-        rows = len(next(iter(given.values())))
+        rows = next(iter(given.values())).shape[0]
         parts, biases = [self.start.expand(rows, 1, -1)], [self.start.new_zeros(rows, 1)]
         for name in GIVEN:
             if name not in given:

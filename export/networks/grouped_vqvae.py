@@ -158,7 +158,7 @@ class SeriesVQVAE(GroupedVQVAE):
 class SoundVQVAE(GroupedVQVAE):
     """Sound (B, 4 N HOP) in [-1, 1] at ``spectrum.RATE``, through logarithms of its magnitudes (B, BINS, 4 N)."""
 
-    def __init__(self, config: GroupedVQVAEConfig, iterations: int = 24) -> None:
+    def __init__(self, config: GroupedVQVAEConfig, iterations: int = 8) -> None:
         super().__init__(config, encoder_1d(BINS, config), decoder_1d(BINS, config))
         self.spectrum = Spectrum()
         self.phases = Phases(4 * config.places, iterations)

@@ -4,6 +4,7 @@ Each ends with a normalisation, so that no vector is zero: zeros mean that a med
 """
 
 from itertools import pairwise
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +101,8 @@ class SoundSense(nn.Module):
     def bands(self, sound: Tensor) -> Tensor:
         """Hear logarithms of the power in mel bands (B, BANDS, T), less their mean over the sound."""
         real, imaginary = self.spectrum(sound).chunk(2, -1)
-        bands = ((real.square() + imaginary.square()) @ self.filters + FLOOR).log()
+        bands = ((real.square() + imaginary.square()) @ self.filters + FLOOR).log() - log(FLOOR)  # of silence: 0, so
+        # that its mean, which is subtracted, leaves no rounding errors for what normalises next
         return (bands - bands.mean((1, 2), keepdim=True)).transpose(1, 2)
 
     def forward(self, sound: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ class Match:
 
     text: Tensor
     media: dict[str, Tensor]
+    names: Tensor  # int64 (B,), which emoji they are of
 
 
 def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Tensor:
@@ -217,13 +218,14 @@ def match(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words and pictures of the same emoji."""
     chosen, pictures, _ = choose(world, random, held_out, count)
     shown = still(pictures) if held_out else seen(pictures, random)
-    return Match(_texts(world, chosen, random), {"picture": shown})
+    return Match(_texts(world, chosen, random), {"picture": shown}, torch.from_numpy(chosen))
 
 
 def match_sound(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words and speech of the same emoji."""
     chosen = random.choice(len(world.names), count, replace=False)
-    return Match(_texts(world, chosen, random), {"sound": _utterances(world, chosen, random, held_out)})
+    sound = _utterances(world, chosen, random, held_out)
+    return Match(_texts(world, chosen, random), {"sound": sound}, torch.from_numpy(chosen))
 
 
 Draw = Callable[[World, Random, bool, int], Batch | Match]

@@ -1,8 +1,8 @@
 """Train the any-to-any network: ``python train.py [--minutes 30] [--weights caption=3,draw=3,match=2]``.
 
-Goes on from ``network.pt`` where it was stopped, whatever is asked of it now, and writes that file every three minutes
-and at the end (or when it is told to stop), ``network.safetensors`` (the average of the weights) at the end, and
-appends to ``network.log``.  With ``--last`` the rate falls to zero by the end of the run.
+Goes on from ``network.pt`` where it was stopped, whatever is asked of it now, and writes that file and
+``network.safetensors`` (the average of the weights) every three minutes and at the end (or when it is told to stop),
+and appends to ``network.log``.  With ``--last`` the rate falls to zero by the end of the run.
 """
 
 import argparse
@@ -53,16 +53,19 @@ def masked(target: Tensor, mask: int, by_cosine: bool) -> tuple[Tensor, Tensor]:
     return torch.where(hidden, mask, target), hidden
 
 
-def loss_of(model: AnyToAny, batch: Batch | Match) -> Tensor:
-    """Cross entropy of masked codes; of a ``Match``, of which is the same as which (van den Oord et al. 2018)."""
+def loss_of(model: AnyToAny, proxies: Tensor, batch: Batch | Match) -> Tensor:
+    """Cross entropy of masked codes; of a ``Match``, of which emoji each vector is of.
+
+    Every emoji has a vector of its own, a proxy (Movshovitz-Attias et al. 2017), to which words, pictures and sounds of
+    it are drawn: so each is told from all the others, and not from those of a small batch alone.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         given = {name: model.sense(name, medium) for name, medium in batch.media.items()}
         if isinstance(batch, Match):
-            views = [model.embed({"text": batch.text})] + [model.embed({name: x}) for name, x in given.items()]
-            same = torch.arange(len(batch.text))
-            pairs = [(a, b) for i, a in enumerate(views) for b in views[:i]]
-            likeness = [a.float() @ b.float().t() / TEMPERATURE for a, b in pairs]
-            return sum(F.cross_entropy(x, same) + F.cross_entropy(x.t(), same) for x in likeness) / (2 * len(likeness))
+            views = [model.embed({"text": batch.text}), *(model.embed({name: x}) for name, x in given.items())]
+            every = F.normalize(proxies, dim=-1)
+            likeness = [view.float() @ every.t() / TEMPERATURE for view in views]
+            return torch.stack([F.cross_entropy(x, batch.names) for x in likeness]).mean()
         if batch.text is not None:
             given["text"] = batch.text
         config = model.config.outputs[batch.output]
@@ -89,13 +92,15 @@ def main() -> None:
     world = World(folder)
     model = AnyToAny(AnyToAnyConfig())
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
-    optimiser = optimisers(model, args.rate)
+    proxies = nn.Parameter(torch.randn(len(world.names), model.config.embed_width))
+    optimiser = [*optimisers(model, args.rate), torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
     state_file, start = folder / "network.pt", 0
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         start = state["step"]
         model.load_state_dict(state["model"])
         shadow.load_state_dict(state["shadow"])
+        proxies.data.copy_(state["proxies"])
         for o, saved in zip(optimiser, state["optimisers"], strict=True):
             o.load_state_dict(saved)
     torch.manual_seed(start)
@@ -108,11 +113,11 @@ def main() -> None:
 
     def save(step: int) -> None:
         partial = state_file.with_suffix(".partial")
-        states = [o.state_dict() for o in optimiser]
-        torch.save(
-            {"model": model.state_dict(), "shadow": shadow.state_dict(), "step": step, "optimisers": states}, partial
-        )
+        state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "proxies": proxies.data, "step": step}
+        torch.save(state | {"optimisers": [o.state_dict() for o in optimiser]}, partial)
         partial.replace(state_file)
+        save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
+        (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
 
     stopped = False
 
@@ -131,7 +136,7 @@ def main() -> None:
                 group["lr"] = args.rate * min(1.0, (step + 1) / 200) * fall
         count = min(TASKS_A_STEP, len(tasks))
         for task in random.choice(tasks, count, replace=False, p=shares):
-            loss = loss_of(model, TASKS[task](world, random, False, SIZES[task]))
+            loss = loss_of(model, proxies, TASKS[task](world, random, False, SIZES[task]))
             (loss / count).backward()
             losses[str(task)].append(loss.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -152,8 +157,6 @@ def main() -> None:
             reported = now
             say(f"step {step} {report(shadow, world, tasks, few=True)}")
     save(step)
-    save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
-    (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
     say(f"step {step} {report(shadow, world, tasks, few=True)}")
 
 
