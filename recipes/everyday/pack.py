@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluate import load_network
 from films import FRAMES, MOTIONS, films
 from films import RATE as FRAME_RATE
 from pictures import on_ground
@@ -15,7 +16,6 @@ from speech import RATE, SAMPLES, clip
 from strokes import POINTS, stroke
 from tokens import END
 from torch import Tensor
-from evaluate import load_network
 from train_codec import load_codec
 from world import World
 
