@@ -25,8 +25,8 @@ from mmgen.runtime.request.checks import checked_latents
 from mmgen.runtime.request.conditions import values
 from mmgen.runtime.request.prepare import Prepared
 from mmgen.runtime.request.request import REQUESTED, Request
-from mmgen.runtime.storage.bundle import AnyPath, output_of, outputs_of, read_bundle
-from mmgen.runtime.storage.schema import EMBED, Bundle
+from mmgen.runtime.storage.bundle import AnyPath, embedded, output_of, read_bundle
+from mmgen.runtime.storage.schema import Bundle
 
 
 class Generator:
@@ -105,15 +105,12 @@ class Generator:
             MmgenError: not one input, one without an embedding, or a value that it doesn't take.
         """
         resize = given.pop("resize", False)
-        homes = {
-            role.removeprefix(EMBED): bundle
-            for bundle in reversed(outputs_of(self.bundle).values()) for role in bundle.graphs if role.startswith(EMBED)
-        }  # fmt: skip
+        homes = embedded(self.bundle)
         if len(given) != 1 or (name := next(iter(given))) not in homes:
             got = " and ".join(given) or "nothing"
-            wanted = f"one of {either(homes)}" if homes else "a bundle with embeddings"
+            wanted = f"one of {either(sorted(homes))}" if homes else "a bundle with embeddings"
             raise MmgenError("embed", got=got, wanted=wanted)
-        opened = self._open(homes[name].output)
+        opened = self._open(homes[name][1].output)
         each = opened.inputs[name]
         features = each.encode(values(each.condition, given[name], resize=bool(resize)))
         return self._turns.run(lambda: opened.session.embedding(name, features))
