@@ -1,6 +1,7 @@
 """A bundle, opened: requests in, media out."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -247,9 +248,28 @@ def load(
         from mmgen.runtime.building import ensure_built  # starts processes and looks for devices
 
         ensure_built(bundle, backend)
+    return generator_of(bundle, backend, threads)
+
+
+def generator_of(
+    bundle: Bundle,
+    backend: str,
+    threads: int | None,
+    over: Callable[[Backend], Backend] = lambda opened: opened,
+) -> Generator:
+    """Open a bundle, or an output of one, that has been read.
+
+    Args:
+        bundle: as read; it is not compared with its hashes again.
+        backend, threads: as for ``load``.
+        over: returns what is to be used in place of each backend that is opened, and closes it.
+
+    Raises:
+        MmgenError: a backend that can't be opened.
+    """
     opened = open_backend(backend, bundle, threads)
     try:
-        return Generator(bundle, opened, lambda other: open_backend(backend, other, threads))
+        return Generator(bundle, over(opened), lambda other: over(open_backend(backend, other, threads)))
     except BaseException:
         opened.close()
         raise
