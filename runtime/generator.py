@@ -1,6 +1,7 @@
 """A bundle, opened: requests in, media out."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -25,8 +26,8 @@ from mmgen.runtime.request.checks import checked_latents
 from mmgen.runtime.request.conditions import values
 from mmgen.runtime.request.prepare import Prepared
 from mmgen.runtime.request.request import REQUESTED, Request
-from mmgen.runtime.storage.bundle import AnyPath, output_of, outputs_of, read_bundle
-from mmgen.runtime.storage.schema import EMBED, Bundle
+from mmgen.runtime.storage.bundle import AnyPath, embedded, output_of, read_bundle
+from mmgen.runtime.storage.schema import Bundle
 
 
 class Generator:
@@ -105,15 +106,12 @@ class Generator:
             MmgenError: not one input, one without an embedding, or a value that it doesn't take.
         """
         resize = given.pop("resize", False)
-        homes = {
-            role.removeprefix(EMBED): bundle
-            for bundle in reversed(outputs_of(self.bundle).values()) for role in bundle.graphs if role.startswith(EMBED)
-        }  # fmt: skip
+        homes = embedded(self.bundle)
         if len(given) != 1 or (name := next(iter(given))) not in homes:
             got = " and ".join(given) or "nothing"
-            wanted = f"one of {either(homes)}" if homes else "a bundle with embeddings"
+            wanted = f"one of {either(sorted(homes))}" if homes else "a bundle with embeddings"
             raise MmgenError("embed", got=got, wanted=wanted)
-        opened = self._open(homes[name].output)
+        opened = self._open(homes[name][1].output)
         each = opened.inputs[name]
         features = each.encode(values(each.condition, given[name], resize=bool(resize)))
         return self._turns.run(lambda: opened.session.embedding(name, features))
@@ -250,9 +248,28 @@ def load(
         from mmgen.runtime.building import ensure_built  # starts processes and looks for devices
 
         ensure_built(bundle, backend)
+    return generator_of(bundle, backend, threads)
+
+
+def generator_of(
+    bundle: Bundle,
+    backend: str,
+    threads: int | None,
+    over: Callable[[Backend], Backend] = lambda opened: opened,
+) -> Generator:
+    """Open a bundle, or an output of one, that has been read.
+
+    Args:
+        bundle: as read; it is not compared with its hashes again.
+        backend, threads: as for ``load``.
+        over: returns what is to be used in place of each backend that is opened, and closes it.
+
+    Raises:
+        MmgenError: a backend that can't be opened.
+    """
     opened = open_backend(backend, bundle, threads)
     try:
-        return Generator(bundle, opened, lambda other: open_backend(backend, other, threads))
+        return Generator(bundle, over(opened), lambda other: over(open_backend(backend, other, threads)))
     except BaseException:
         opened.close()
         raise

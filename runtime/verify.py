@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmgen.runtime.backends.registry import check_backend
 from mmgen.runtime.base.errors import MmgenError
-from mmgen.runtime.generator import Generator, every_evaluation, load
+from mmgen.runtime.generator import Generator, every_evaluation, generator_of
 from mmgen.runtime.loop.results import Progress
 from mmgen.runtime.storage import limits
-from mmgen.runtime.storage.bundle import AnyPath
+from mmgen.runtime.storage.bundle import AnyPath, output_of, read_bundle
 from mmgen.runtime.storage.golden import Golden, golden_of
 from mmgen.runtime.storage.process import Masked
-from mmgen.runtime.storage.schema import Receipt, Role
+from mmgen.runtime.storage.schema import Bundle, Receipt, Role
 
 LEVELS = {1: "ONNX against torch", 2: "half against float", 3: "trajectory", 4: "media"}
 EXACT_DB = 120.0  # PSNR of equal pictures, which would be infinite, and JSON has no infinity
@@ -30,26 +31,24 @@ def verify(
     Raises:
         MmgenError: the bundle or the backend can't be opened, or a comparison fails.
     """
-    return require(repeat(folder, backend, threads=threads, output=output))
+    threads = check_backend(backend, threads)  # before the slow part
+    return require(repeat(output_of(read_bundle(folder), output), backend, threads=threads))
 
 
-def repeat(
-    folder: AnyPath, backend: str = "auto", *, threads: int | None = None, output: str | None = None
-) -> tuple[Receipt, ...]:
+def repeat(bundle: Bundle, backend: str = "auto", *, threads: int | None = None) -> tuple[Receipt, ...]:
     """Measure the receipts of levels 3 and 4 on a backend, passed or not.
 
     Args:
-        folder: the ``.mmgen`` folder.
-        backend, threads, output: as for ``load``.
+        bundle: as read and compared with its hashes, or one of its outputs.
+        backend, threads: as for ``load``.
 
     Raises:
-        MmgenError: the bundle or the backend can't be opened.
+        MmgenError: the backend can't be opened, or there is nothing to compare with.
     """
-    with load(folder, backend, threads=threads, output=output) as generator:
-        if generator.bundle.golden_sha256 is None:
-            bundle = generator.bundle
+    with generator_of(bundle, backend, threads) as generator:
+        if bundle.golden_sha256 is None:
             raise MmgenError(f"bundle {bundle.folder} has no {bundle.golden}", remedy="export the bundle again")
-        return measure(generator, golden_of(generator.bundle))
+        return measure(generator, golden_of(bundle))
 
 
 def measure(generator: Generator, golden: Golden) -> tuple[Receipt, ...]:

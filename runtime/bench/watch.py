@@ -11,9 +11,8 @@ from typing import Any
 from mmgen.runtime.backends.cuda import Device, Event
 from mmgen.runtime.backends.memory import Slot
 from mmgen.runtime.backends.protocol import Backend, Block, Call, Runner
-from mmgen.runtime.backends.registry import check_backend, open_backend
 from mmgen.runtime.base.distribution import extra, unloaded
-from mmgen.runtime.generator import Generator
+from mmgen.runtime.generator import Generator, generator_of
 from mmgen.runtime.storage.schema import Bundle, Role
 
 DOMAIN = "mmgen"  # of the ranges, in a profiler
@@ -23,11 +22,17 @@ PARTS = {"step": "evaluation"}  # what a part of a request is called, where not 
 class Watch:
     """Ranges for a profiler, where it is asked for; and on CUDA the GPU time of calls, while a request is timed."""
 
-    def __init__(self, device: Device | None, nvtx: Any | None) -> None:
-        self._device, self._nvtx = device, nvtx
+    def __init__(self, nvtx: Any | None) -> None:
+        self._device: Device | None = None
+        self._nvtx = nvtx
         self._timed = False
         self._spare: list[Event] = []
         self._marked: list[tuple[str, Event, Event]] = []
+
+    def over(self, backend: Backend) -> Backend:
+        """Return a backend that is watched, where there is CUDA or a profiler is to be told; else the backend."""
+        self._device = getattr(backend, "device", None)
+        return WatchedBackend(backend, self) if self._device or self._nvtx else backend
 
     @property
     def on_cuda(self) -> bool:
@@ -142,17 +147,8 @@ def watched_generator(
     Raises:
         MmgenError: a backend that can't be had, or ``nvtx`` without its package.
     """
-    threads = check_backend(backend, threads)
-    profiler = import_nvtx() if nvtx else None
-    opened = open_backend(backend, bundle, threads)
-    device: Device | None = getattr(opened, "device", None)
-    watch = Watch(device, profiler)
-    try:
-        generator = Generator(bundle, WatchedBackend(opened, watch) if device or profiler else opened)
-    except BaseException:
-        opened.close()
-        raise
-    with generator:
+    watch = Watch(import_nvtx() if nvtx else None)
+    with generator_of(bundle, backend, threads, watch.over) as generator:
         yield generator, watch
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from mmgen.runtime.backends.registry import check_backend
 from mmgen.runtime.base import distribution
 from mmgen.runtime.cli.arguments import also as read_also
 from mmgen.runtime.cli.arguments import conditions as read_conditions
@@ -224,18 +225,20 @@ def verify(folder: Path, backend: str, threads: int | None, output_name: str | N
     from mmgen.runtime.cli import describe
     from mmgen.runtime.verify import repeat, require
 
+    check_backend(backend, threads)  # before the slow part
     with Progress() as progress:
-        bundle = read_bundle(folder, verify=False)
-        names = [output_of(bundle, output_name).output] if output_name else list(outputs_of(bundle))
+        progress(f"verifying {folder}", 0.0)
+        bundle = read_bundle(folder)
+        outputs = [output_of(bundle, output_name)] if output_name else list(outputs_of(bundle).values())
         found = {}
-        for i, name in enumerate(names):
-            progress(f"verifying {folder}{f': {name}' if len(names) > 1 else ''}", i / len(names))
-            found[name] = repeat(folder, backend, threads=threads, output=name)
+        for i, output in enumerate(outputs):
+            progress(f"verifying {folder}{f': {output.output}' if len(outputs) > 1 else ''}", i / len(outputs))
+            found[output.output] = repeat(output, backend, threads=threads)
     several = {
         name: [plain_json({**vars(receipt), "passed": receipt.passed}) for receipt in receipts]
         for name, receipts in found.items()
     }
-    record = {"outputs": several} if len(names) > 1 else {"receipts": several[names[0]]}
+    record = {"outputs": several} if len(outputs) > 1 else {"receipts": several[outputs[0].output]}
     show(record, as_json, lambda: describe.receipts_of_all(found))
     for receipts in found.values():
         require(receipts)

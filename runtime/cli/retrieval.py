@@ -18,8 +18,8 @@ from mmgen.runtime.files.numpy_files import NoArray, read_npz
 from mmgen.runtime.files.regular import open_regular
 from mmgen.runtime.generator import Generator, load
 from mmgen.runtime.media.write import SUFFIXES
-from mmgen.runtime.storage.bundle import outputs_of
-from mmgen.runtime.storage.schema import EMBED, Condition
+from mmgen.runtime.storage.bundle import embedded
+from mmgen.runtime.storage.schema import Condition
 
 AT_ONCE = 8  # files that are embedded in one call
 LONGEST = 1 << 20  # bytes of a file of texts
@@ -118,27 +118,18 @@ def read_index(path: Path) -> tuple[NDArray[np.float32], list[str]]:
     return vectors, names.tolist()
 
 
-def _embedded(generator: Generator) -> dict[str, Condition]:
-    """Return the inputs of a bundle that have embeddings, by name."""
-    return {
-        condition.name: condition
-        for bundle in outputs_of(generator.bundle).values() for condition in bundle.conditions
-        if any(EMBED + condition.name in output.graphs for output in outputs_of(generator.bundle).values())
-    }  # fmt: skip
-
-
 def _input_of(generator: Generator, file: Path, name: str | None) -> Condition:
     """Return the input that a file is for: the named one, or the only one of a kind that such files have."""
     kinds = [kind for kind, suffixes in SUFFIXES.items() if file.suffix.lower() in suffixes and file.suffix != ".npy"]
-    found = [each for kind in kinds for each in _embedded(generator).values() if each.kind == kind]
+    found = [each for kind in kinds for each, _ in embedded(generator.bundle).values() if each.kind == kind]
     if name is None and len(found) == 1:
         return found[0]
     return _of_kind(generator, "", name, str(file))
 
 
 def _of_kind(generator: Generator, kind: str, name: str | None, what: str) -> Condition:
-    known = _embedded(generator)
-    found = [each for each in known.values() if each.name == name or (name is None and each.kind == kind)]
+    known = embedded(generator.bundle)
+    found = [each for each, _ in known.values() if each.name == name or (name is None and each.kind == kind)]
     if len(found) != 1:
         wanted = " or ".join(f"--as {each}" for each in known) or "a bundle with embeddings"
         raise MmgenError(f"{what}: its input" if name is None else f"--as {name}", wanted=wanted)

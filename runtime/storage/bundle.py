@@ -13,7 +13,7 @@ from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.storage.consistency import check_parts
 from mmgen.runtime.storage.hashes import BRIEF, CHANGED, CHECKSUM, checksum_of, sha256
 from mmgen.runtime.storage.manifest import Manifest, bundles_of
-from mmgen.runtime.storage.schema import FORMAT, FORMAT_2, MANIFEST, Bundle
+from mmgen.runtime.storage.schema import EMBED, FORMAT, FORMAT_2, MANIFEST, Bundle, Condition
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -106,6 +106,16 @@ def output_of(bundle: Bundle, name: object) -> Bundle:
         what, remedy = f"bundle {bundle.folder}: output", did_you_mean(name, outputs)
         raise MmgenError(what, got=shown(name), wanted=either(outputs), remedy=remedy)
     return outputs[name]
+
+
+def embedded(bundle: Bundle) -> dict[str, tuple[Condition, Bundle]]:
+    """Return the inputs that have an embedding, by name, each with the first output that has the graph for it."""
+    found: dict[str, tuple[Condition, Bundle]] = {}
+    for output in outputs_of(bundle).values():
+        for condition in output.conditions:
+            if EMBED + condition.name in output.graphs:
+                found.setdefault(condition.name, (condition, output))
+    return found
 
 
 def _outputs(record: dict[str, Any], where: str) -> list[Bundle]:

@@ -81,9 +81,9 @@ def _play(folder: Path) -> str:
             for embedded in (c for c in output.conditions if EMBED + c.name in output.graphs):
                 generator.embed(**{embedded.name: _value(embedded)})
             said.append(f"{made.media.astype(np.float64).mean():.3f}")
-    for name, output in outputs_of(bundle).items():
+    for output in outputs_of(bundle).values():
         if output.golden_sha256:
-            repeat(folder, "ort-cpu", threads=1, output=name)
+            repeat(output, "ort-cpu", threads=1)
     return ", ".join(said)
 
 

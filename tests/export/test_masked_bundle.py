@@ -263,7 +263,7 @@ def test_in_bfloat16_a_step_that_makes_codes_stays_one_graph(half: Path) -> None
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     if "BF16" not in find_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no instructions for bfloat16")
-    torchs, own, *_ = repeat(half, "openvino-bf16", threads=1)
+    torchs, own, *_ = repeat(read_bundle(half), "openvino-bf16", threads=1)
     assert own.tensor.endswith("given their own") and own.passed
     assert torchs.tensor.endswith("given torch's") and torchs.measured < torchs.limit
 

@@ -11,6 +11,7 @@ from commands import done, mmgen
 from four_outputs import PICTURE, four_outputs
 
 from mmgen.runtime import load
+from mmgen.runtime.storage.hashes import sha256
 
 ANY = "any.mmgen"
 
@@ -86,6 +87,13 @@ def test_verify_compares_all_outputs_or_the_one_that_is_wanted(here: Path) -> No
     assert set(record["outputs"]) == {"picture", "caption", "sound", "motion"}
     one = json.loads(done("verify", ANY, "--backend", "ort-cpu", "--want", "motion", "--json").stdout)
     assert one["receipts"] == record["outputs"]["motion"]
+
+
+def test_verify_reads_the_files_of_all_outputs_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("mmgen.runtime.storage.bundle.sha256", lambda path: read.append(path) or sha256(path))
+    done("verify", ANY, "--backend", "ort-cpu")
+    assert read and len(read) == len(set(read))
 
 
 def test_inspect_shows_every_output_and_one(here: Path) -> None:

@@ -20,7 +20,7 @@ from mmgen.runtime.cli.arguments import conditions as read_conditions
 from mmgen.runtime.solvers.masked import table as masked_table
 from mmgen.runtime.solvers.registry import table
 from mmgen.runtime.storage.process import Flow, Masked
-from mmgen.runtime.verify import repeat
+from mmgen.runtime.verify import verify
 
 ASKED: dict[str, Any] = {"prompt": "red", "label": 1, "steps": 2}
 LATENTS = np.zeros((1, 4, 8, 8), np.float32)
@@ -200,7 +200,7 @@ def test_junk_elsewhere_is_refused(generator: Generator, bundle_folder: Path) ->
         for call in (
             lambda value=value: generator.forget(value),
             lambda value=value: load(value, "ort-cpu"),
-            lambda value=value: repeat(value),
+            lambda value=value: verify(value),
             lambda value=value: load(bundle_folder, value if value is not None else 0),
             lambda value=value: load(bundle_folder, "ort-cpu", threads="" if value is None else value),
         ):  # fmt: skip
