@@ -158,10 +158,9 @@ def _media(condition: Condition, media: Media, given: object, resize: bool) -> l
     if isinstance(given, (list, tuple)) and any(isinstance(each, (*FILES, np.ndarray)) for each in given):
         return [value for each in given for value in _media(condition, media, each, resize)]
     array = as_array(what, given, media.dtype, described)
-    shape = array.shape[array.ndim - len(media.shape) :]
-    if shape != media.shape or not 0 <= array.ndim - len(media.shape) <= 1 or array.size == 0:
+    if not _fits(array, media.shape) or array.size == 0:
         raise MmgenError(what, got=said(given if isinstance(given, np.ndarray) else array), wanted=described)
-    return [array] if array.ndim == len(media.shape) else list(array)
+    return _samples(array, media.shape)
 
 
 def _arrays(condition: Condition, given: object) -> list[Any]:
@@ -170,14 +169,23 @@ def _arrays(condition: Condition, given: object) -> list[Any]:
         _check_shape(condition, given)  # before it is copied
     array = as_array(what, given, condition.dtype, described)
     _check_shape(condition, array)
-    if array.shape == condition.shape:
-        return [array]
-    if len(array) == 0:
+    samples = _samples(array, condition.shape)
+    if not samples:
         raise MmgenError(f"{what} is an empty list", wanted=described)
-    return list(array)
+    return samples
 
 
 def _check_shape(condition: Condition, array: NDArray[Any]) -> None:
-    if array.shape != condition.shape and (array.ndim == 0 or array.shape[1:] != condition.shape):
+    if not _fits(array, condition.shape):
         wanted_ = f"{wanted(condition)}, or (n, ...) for n samples"
         raise MmgenError(f"condition {condition.name!r}", got=said(array), wanted=wanted_)
+
+
+def _fits(array: NDArray[Any], shape: tuple[int, ...]) -> bool:
+    """Return whether an array is one sample of this shape, or n of them: (n, ...)."""
+    return array.shape == shape or (array.ndim > 0 and array.shape[1:] == shape)
+
+
+def _samples(array: NDArray[Any], shape: tuple[int, ...]) -> list[Any]:
+    """List the samples of an array that fits."""
+    return [array] if array.shape == shape else list(array)
