@@ -28,16 +28,27 @@ from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 SIZES = defaultdict(lambda: 32, draw=24, speak=24, imagine=16, listen=24, match=48, watch=16, animate=16)
 WEIGHTS = "caption=3,draw=3,match=2,ask=1"
 TASKS_A_STEP = 3
+SENSES = ("picture", "film", "sound", "series")
 TEMPERATURE = 0.07  # of the similarities of vectors that should be the same
 
 
 def optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan 2024) for the matrices inside blocks, AdamW for everything else."""
-    inside = [p for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2]
-    chosen = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    muon = torch.optim.Muon(inside, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    """Muon (Jordan 2024) for the matrices inside blocks, AdamW for everything else.
+
+    What senses media has a fifth of the rate and a weight decay: at the rate of the others its convolutions grew until
+    their residual branches no longer counted, and it learnt nothing.
+    """
+    named = dict(model.named_parameters())
+    inside = {n for n, p in named.items() if "blocks." in n and p.ndim == 2}
+    senses = {n for n in named if n.partition(".")[0] in SENSES}
+    rest = [p for n, p in named.items() if n not in inside | senses]
+    muon = torch.optim.Muon([named[n] for n in sorted(inside)], lr=rate, weight_decay=0.01,
+                            adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    groups = [
+        {"params": rest, "lr": rate, "weight_decay": 0.0},
+        {"params": [named[n] for n in sorted(senses)], "lr": rate / 5, "weight_decay": 0.05},
+    ]
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98))]
 
 
 def masked(target: Tensor, mask: int, by_cosine: bool) -> tuple[Tensor, Tensor]:
@@ -84,6 +95,7 @@ def main() -> None:
     parser.add_argument("--last", action="store_true", help="let the rate fall to zero by the end of this run")
     parser.add_argument("--report", type=float, default=12, help="minutes between reports")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="the transformer's blocks, for runs of an hour or more")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     folder = Path("build/everyday")
@@ -91,9 +103,13 @@ def main() -> None:
     tasks, shares = list(weights), np.array(list(weights.values())) / sum(weights.values())
     world = World(folder)
     model = AnyToAny(AnyToAnyConfig())
-    shadow = copy.deepcopy(model).requires_grad_(False).eval()
     proxies = nn.Parameter(torch.randn(len(world.names), model.config.embed_width))
     optimiser = [*optimisers(model, args.rate), torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
+    for kind in ("picture", "sound"):
+        if (file := folder / f"sense_{kind}.pt").is_file():
+            getattr(model, kind).load_state_dict(torch.load(file, weights_only=True)["sense"])
+    shadow = copy.deepcopy(model).requires_grad_(False).eval()
+    rates = [[group["lr"] for group in o.param_groups] for o in optimiser]
     state_file, start = folder / "network.pt", 0
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
@@ -103,6 +119,9 @@ def main() -> None:
         proxies.data.copy_(state["proxies"])
         for o, saved in zip(optimiser, state["optimisers"], strict=True):
             o.load_state_dict(saved)
+    if args.compile:
+        for block in model.trunk.blocks:
+            block.compile(dynamic=True)
     torch.manual_seed(start)
     random = np.random.default_rng([start, 2])
     log = (folder / "network.log").open("a")
@@ -131,9 +150,9 @@ def main() -> None:
     step, losses = start, defaultdict(list)
     while not stopped and (gone := time.monotonic() - began) < 60 * args.minutes:
         fall = min(1.0, 2.5 * (1 - gone / (60 * args.minutes)) + 0.01) if args.last else 1.0
-        for o in optimiser:
-            for group in o.param_groups:
-                group["lr"] = args.rate * min(1.0, (step + 1) / 200) * fall
+        for o, peaks in zip(optimiser, rates, strict=True):
+            for group, peak in zip(o.param_groups, peaks, strict=True):
+                group["lr"] = peak * min(1.0, (step + 1) / 200) * fall
         count = min(TASKS_A_STEP, len(tasks))
         for task in random.choice(tasks, count, replace=False, p=shares):
             loss = loss_of(model, proxies, TASKS[task](world, random, False, SIZES[task]))
