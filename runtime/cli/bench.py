@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mmgen.runtime.bench.measure import Sample
 
 
-
 @click.command(cls=InputsCommand)
 @bundle_argument
 @want_option
