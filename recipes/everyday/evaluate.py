@@ -11,7 +11,7 @@ import torch
 from pictures import HELD_OUT
 from safetensors.torch import load_file
 from sampling import embed, make
-from speech import clip
+from speech import clip_at
 from tasks import TASKS, Batch, seen, still
 from tokens import decode_made, encode_given
 from torch import Tensor
@@ -109,7 +109,7 @@ def report_match(model: AnyToAny, world: World, few: bool) -> str:
     names = list(range(5, len(world.names), 20 if few else 2))
     speech = world.speech["heldout"]
     waves = (speech.wave(int(speech.of_name[i][0])) for i in names)
-    sounds = torch.from_numpy(np.stack([clip(0.5 * w / max(0.01, np.abs(w).max())) for w in waves]))
+    sounds = torch.from_numpy(np.stack([clip_at(w, 0.5) for w in waves]))
     texts = encode_given(world.tokenizer, [n.name for n in world.names])
     likeness = embed(model, "sound", sounds, 32) @ embed(model, "text", texts).t()
     return share((likeness.argmax(1) == torch.tensor(names)).tolist())

@@ -19,10 +19,10 @@ from evaluate import nearest
 from films import MOTIONS
 from numpy.typing import NDArray
 from pictures import HELD_OUT
-from speech import clip
+from speech import clip_at
 from strokes import WORDS
 from tasks import TASKS, Batch, seen, still
-from world import World
+from world import World, as_bytes
 
 from mmgen.runtime import Generator, load
 
@@ -34,17 +34,13 @@ def as_media(name: str, tensor: torch.Tensor) -> list[NDArray[Any]]:
     """What ``tasks`` has, as files hold it."""
     match name:
         case "picture":
-            return list(_bytes(tensor.permute(0, 2, 3, 1)))
+            return list(as_bytes(tensor.movedim(1, -1)))
         case "film":
-            return list(_bytes(tensor.permute(0, 1, 3, 4, 2)))
+            return list(as_bytes(tensor.movedim(2, -1)))
         case "sound":
             return list(tensor[..., None].numpy())
         case _:
             return list(tensor.numpy())
-
-
-def _bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
-    return ((tensor + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def made(generator: Generator, output: str, given: dict[str, list[Any]], **options: Any) -> Iterator[Any]:
@@ -169,7 +165,7 @@ def measure_speech(generator: Generator, world: World, count: int) -> Figures:
     sounds = [s for r in made(generator, "sound", {"text": wanted}, seed=7) for s in r.media[..., 0]]
     plain = world.speech["plain"]
     waves = [plain.wave(i) for i in names]
-    espeak = [clip(0.7 * wave / max(0.01, float(np.abs(wave).max()))) for wave in waves]
+    espeak = [clip_at(wave, 0.7) for wave in waves]
     ours, theirs = (share([heard(s) == w for s, w in zip(x, wanted, strict=True)]) for x in (sounds, espeak))
     return {"recognised": ours, "espeak-ng recognised": theirs}
 
@@ -187,7 +183,7 @@ def measure_retrieval(generator: Generator, world: World, count: int) -> Figures
     names = np.linspace(0, len(world.names) - 1, count).astype(int)
     speech = world.speech["heldout"]
     waves = [speech.wave(int(speech.of_name[i][0])) for i in names]
-    sounds = [clip(0.5 * w / max(0.01, float(np.abs(w).max())))[:, None] for w in waves]
+    sounds = [clip_at(wave, 0.5)[:, None] for wave in waves]
     pictures = as_media("picture", still(world.pictures["google"][names]))
     vectors = {
         "text": _embedded(generator, "text", [world.names[i].name for i in names]),

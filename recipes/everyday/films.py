@@ -63,6 +63,12 @@ def _paths(motion: int, random: np.random.Generator) -> NDArray[np.float32]:
     return np.stack([x, y, size, angle, opacity], 1).astype(np.float32)
 
 
+def premultiplied(pictures: NDArray[np.uint8]) -> Tensor:
+    """RGBA (B, H, W, 4) as floats (B, 4, H, W) in [0, 1], colours multiplied by alpha, as they are laid over others."""
+    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    return torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+
+
 def films(pictures: NDArray[np.uint8], motions: list[int], random: np.random.Generator) -> Tensor:
     """RGBA pictures (B, 64, 64, 4) and what each does, to films (B, FRAMES, 3, 64, 64) in [-1, 1] on white."""
     paths = torch.from_numpy(np.stack([_paths(m, random) for m in motions])).flatten(0, 1)  # (B T, 5)
@@ -70,8 +76,7 @@ def films(pictures: NDArray[np.uint8], motions: list[int], random: np.random.Gen
     cos, sin = angle.cos() / size, angle.sin() / size
     # From a place in the frame to a place in the picture: p = R(-angle) (q - middle) / size.
     rows = torch.stack([cos, sin, -cos * x - sin * y, -sin, cos, sin * x - cos * y], 1).unflatten(1, (2, 3))
-    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    rgba = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1).repeat_interleave(FRAMES, 0)
+    rgba = premultiplied(pictures).repeat_interleave(FRAMES, 0)
     grid = F.affine_grid(rows, list(rgba.shape), align_corners=False)
     seen = F.grid_sample(rgba, grid, "bilinear", "zeros", align_corners=False) * opacity[:, None, None, None]
     return (2 * (seen[:, :3] + 1 - seen[:, 3:]) - 1).unflatten(0, (-1, FRAMES))

@@ -12,12 +12,12 @@ from evaluate import load_network
 from films import FRAMES, MOTIONS, films
 from films import RATE as FRAME_RATE
 from pictures import on_ground
-from speech import RATE, SAMPLES, clip
+from speech import RATE, SAMPLES, clip_at
 from strokes import POINTS, stroke
 from tokens import END
 from torch import Tensor
 from train_codec import load_codec
-from world import World
+from world import World, as_bytes
 
 from mmgen.export.base import embedded
 from mmgen.export.sources.checkpoint.any_to_any import AnyToAnyCheckpoint, MadeRecord, Parts, save
@@ -51,10 +51,10 @@ def examples(world: World) -> dict[str, Tensor]:
     pictures = torch.from_numpy(on_ground(world.pictures["google"][chosen]))
     speech = world.speech["plain"]
     waves = [speech.wave(i) for i in chosen]
-    sounds = torch.from_numpy(np.stack([clip(0.7 * w / np.abs(w).max()) for w in waves]))[..., None]
+    sounds = torch.from_numpy(np.stack([clip_at(w, 0.7) for w in waves]))[..., None]
     motions = [MOTIONS.index(m) for m in ("moving left", "turning right", "growing", "blinking")]
     made = films(world.pictures["google"][chosen], motions, np.random.default_rng(0))  # (B, T, 3, H, W)
-    shown = ((made.movedim(2, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    shown = torch.from_numpy(as_bytes(made.movedim(2, -1)))
     strokes = torch.from_numpy(np.stack([stroke(k, 2 * k) for k in (0, 9, 20, 33)]))
     return {"picture": pictures, "sound": sounds, "film": shown, "series": strokes}
 

@@ -123,6 +123,11 @@ def clip(wave: Samples, offset: int = 800) -> Samples:
     return out
 
 
+def clip_at(wave: Samples, peak: float) -> Samples:
+    """A clip whose loudest sample is ``peak``; one of silence stays soft."""
+    return clip(peak * wave / max(0.01, float(np.abs(wave).max())))
+
+
 def in_a_room(wave: Samples, random: np.random.Generator) -> Samples:
     """A clip as a microphone may hear it: moved, louder or softer, at times with echoes and with noise."""
     out = clip(wave, int(random.integers(0, max(1, SAMPLES - len(wave)) + 1)))

@@ -6,7 +6,7 @@ from math import pi
 
 import numpy as np
 import torch
-from films import draw_pair, films, sentence
+from films import draw_pair, films, premultiplied, sentence
 from numpy.typing import NDArray
 from pictures import HELD_OUT, LEARNT
 from questions import COUNT, NUMBERS, draw_dialogue, draw_question
@@ -55,8 +55,7 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
     cos, sin, zero = angle.cos() / size, angle.sin() / size, torch.zeros(count)
     rows = torch.stack([cos, sin, zero, -sin, cos, zero], 1).unflatten(1, (2, 3))
     rows[:, :, 2:] -= rows[:, :, :2] @ move[:, :, None]
-    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    rgba = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    rgba = premultiplied(pictures)
     laid = F.grid_sample(rgba, F.affine_grid(rows, list(rgba.shape), align_corners=False), align_corners=False)
     coloured = (uniform(0, 1) < 0.5).float()[:, None]
     ground = (1 - coloured * (1 - uniform(0, 1, 3)))[:, :, None, None]
@@ -72,15 +71,13 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
 
 def still(pictures: NDArray[np.uint8]) -> Tensor:
     """RGBA on white, as they are."""
-    rgba = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    return 2 * (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]) - 1
+    rgba = premultiplied(pictures)
+    return 2 * (rgba[:, :3] + 1 - rgba[:, 3:]) - 1
 
 
 def several(pictures: NDArray[np.uint8], counts: list[int], random: Random) -> Tensor:
     """Each picture one to four times, small, at as many of the four corners, on white: (B, 3, 64, 64)."""
-    small = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    small = torch.cat([small[:, :3] * small[:, 3:], small[:, 3:]], 1)
-    small = F.interpolate(small, size=(28, 28), mode="bilinear", antialias=True)
+    small = F.interpolate(premultiplied(pictures), size=(28, 28), mode="bilinear", antialias=True)
     out = torch.ones(len(pictures), 3, 64, 64)
     for i, count in enumerate(counts):
         for corner in random.permutation(4)[:count]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pictures import HELD_OUT, LEARNT, load_named, load_pictures, on_ground
 from questions import colour_of
-from speech import Speech, clip
+from speech import Speech, clip_at
 from tokens import load_tokenizer
 from torch import Tensor
 from train_codec import load_codec
@@ -23,6 +23,11 @@ from mmgen.export.sources.checkpoint import text_to_picture
 def as_floats(images: NDArray[np.uint8]) -> Tensor:
     """uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def as_bytes(images: Tensor) -> NDArray[np.uint8]:
+    """Undo ``as_floats`` for numbers of any shape; axes stay."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 class World:
@@ -90,7 +95,7 @@ class World:
         plain, codec, codes = self.speech["plain"], self.codecs["sound"], []
         for start in range(0, len(self.names), 32):
             waves = [plain.wave(i) for i in range(start, min(start + 32, len(self.names)))]
-            clips = torch.from_numpy(np.stack([clip(0.7 * w / max(0.01, np.abs(w).max())) for w in waves]))
+            clips = torch.from_numpy(np.stack([clip_at(w, 0.7) for w in waves]))
             codes.append(codec.nearest_codes(codec.encode(codec.prepared(clips))))
         return torch.cat(codes)
 

@@ -91,7 +91,7 @@ def test_any_sequence_of_requests_gives_what_onnx_runtime_gives(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("release", "requests"), [(OLDEST, 402), (api.RTX, 204)])
+@pytest.mark.parametrize(("release", "requests"), [(OLDEST, 1002), (api.RTX, 204)])
 def test_short_requests_leave_nothing(machine: Machine, generator: Generator, requests: int) -> None:
     def some(number: int) -> None:
         asked = ASKED | {"steps": 1, "count": number % 6 % 4 + 1, "guidance": float(number % 6)}  # more than are kept
