@@ -223,3 +223,16 @@ class FilmVQVAE(GroupedVQVAE):
     def finished(self, decoded: Tensor) -> Tensor:
         """Undo ``prepared``."""
         return decoded.unflatten(1, (self.frames, 3)).clamp(-1, 1)
+
+
+def autoencoder_of(medium: str, config: GroupedVQVAEConfig, frames: int, channels: int) -> GroupedVQVAE:
+    """Build the autoencoder of sound, of films of so many frames, or of series of so many channels."""
+    match medium:
+        case "sound":
+            return SoundVQVAE(config)
+        case "film":
+            return FilmVQVAE(config, frames)
+        case "series":
+            return SeriesVQVAE(config, channels)
+        case other:
+            raise ValueError(other)

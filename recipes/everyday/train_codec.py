@@ -21,7 +21,7 @@ from strokes import POINTS, WORDS, draw_writer, stroke
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmgen.export.networks.grouped_vqvae import FilmVQVAE, GroupedVQVAE, GroupedVQVAEConfig, SeriesVQVAE, SoundVQVAE
+from mmgen.export.networks.grouped_vqvae import GroupedVQVAE, GroupedVQVAEConfig, autoencoder_of
 from mmgen.runtime.files.json_records import from_json
 
 Draw = Callable[[np.random.Generator, bool, int], Tensor]  # a batch of media; of the held-out half; how many
@@ -44,15 +44,7 @@ KINDS = {
 
 
 def build(kind: str, config: GroupedVQVAEConfig) -> GroupedVQVAE:
-    match kind:
-        case "sound":
-            return SoundVQVAE(config)
-        case "film":
-            return FilmVQVAE(config, FRAMES)
-        case "series":
-            return SeriesVQVAE(config, 2)
-        case other:
-            raise ValueError(other)
+    return autoencoder_of(kind, config, FRAMES, channels=2)
 
 
 def load_codec(folder: Path, kind: str) -> GroupedVQVAE:

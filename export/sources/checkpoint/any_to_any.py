@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmgen.export.base.model import Model, Output
 from mmgen.export.base.weights import files_sha256, load_safetensors, load_strictly
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig, Embed, Given, Made, Sense
-from mmgen.export.networks.grouped_vqvae import FilmVQVAE, GroupedVQVAE, GroupedVQVAEConfig, SeriesVQVAE, SoundVQVAE
+from mmgen.export.networks.grouped_vqvae import GroupedVQVAE, GroupedVQVAEConfig, autoencoder_of
 from mmgen.export.networks.quantiser import CodesDecoder
 from mmgen.export.networks.vqvae import VQVAE, VQVAEConfig
 from mmgen.export.sources.checkpoint.folder import (
@@ -133,15 +133,8 @@ class Flat(nn.Module):
 def build(checkpoint: AnyToAnyCheckpoint) -> Parts:
     """Build the networks that a checkpoint describes."""
     frames = checkpoint.outputs["film"].media.shape[0] if "film" in checkpoint.outputs else 0
-    autoencoders: dict[str, GroupedVQVAE] = {}
-    for name, config in checkpoint.autoencoders.items():
-        match name:
-            case "sound":
-                autoencoders[name] = SoundVQVAE(config)
-            case "film":
-                autoencoders[name] = FilmVQVAE(config, frames)
-            case _:
-                autoencoders[name] = SeriesVQVAE(config, checkpoint.network.series_channels)
+    channels = checkpoint.network.series_channels
+    autoencoders = {n: autoencoder_of(n, c, frames, channels) for n, c in checkpoint.autoencoders.items()}
     return Parts(AnyToAny(checkpoint.network), VQVAE(checkpoint.picture), autoencoders)
 
 
