@@ -64,7 +64,7 @@ def source(model: Model, work: Path) -> None:
     """A model's folder: its weights as diffusers has them, and ONNX as torch alone exports it."""
     models = ("diffusers_models", "amused_models", "action_head")
     weights = [ROOT / "tests" / "models" / f"{name}.py" for name in models]
-    weights.append(ROOT / "export" / "checkpoints" / "emoji" / "config.json")  # has the hash of its own
+    weights.append(ROOT / "checkpoints" / "emoji" / "config.json")  # has the hash of its own
     key = f"{model.latents} {model.layers} {_hash([HERE / 'compare_sources.py', *weights])}"
     if _done(folder := work / model.name, key):
         return

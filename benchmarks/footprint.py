@@ -55,7 +55,7 @@ from pathlib import Path
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer
-from mmgen.export.sources.checkpoint import read
+from mmgen.export.sources.checkpoint.text_to_picture import read
 folder = Path("emoji")
 _, autoencoder, dit = read(folder)
 config, autoencoder, dit = autoencoder.config, autoencoder.eval(), dit.eval()
@@ -107,7 +107,7 @@ def make_models(work: Path) -> None:
     """``model``, a diffusers folder, and ``emoji``, a checkpoint; the bundles made from them."""
     if not (work / "emoji.mmgen").exists():
         export(work, "--model", "emoji", "--fp16", "--no-engines", "-o", "emoji.mmgen")
-        (work / "emoji").symlink_to(ROOT / "export" / "checkpoints" / "emoji")
+        (work / "emoji").symlink_to(ROOT / "checkpoints" / "emoji")
     if not (work / "model.mmgen").exists():
         save_pipeline(work / "model")
         export(work, "model", "--fp32", "-o", "model.mmgen")

@@ -16,13 +16,14 @@ from mmgen.runtime.cli import describe
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show
 
 ENGINES = "mmgen.engines"  # entry point of the function that builds engines; exporting imports no compiler
+EMBEDDED = embedded.names()
 CPU = "cpu"  # the target that has no engines
 NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")  # of the extra "export"
 
 
 @click.command("export", cls=Command)
 @click.argument("source", required=False)
-@click.option("--model", "name", type=click.Choice(embedded.names()),
+@click.option("--model", "name", type=click.Choice(EMBEDDED) if EMBEDDED else str,
               help=f"The embedded model to export, in place of SOURCE; else {embedded.DEFAULT}.")  # fmt: skip
 @click.option("--describe", "description", type=click.Path(path_type=Path), metavar="FILE.toml",
               help="Of an ONNX file: what it is for, which no graph says; docs/exporting.md shows one.")  # fmt: skip

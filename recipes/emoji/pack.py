@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=NAMES, help="one of them")
     parser.add_argument("--out", type=Path, default=Path("build/emoji"), help="where the trainers wrote")
-    parser.add_argument("--to", type=Path, default=embedded.CHECKPOINTS)
+    parser.add_argument("--to", type=Path, default=embedded.checkpoints())
     args = parser.parse_args()
     vqvae = load_vqvae(args.out)
     args.to.mkdir(parents=True, exist_ok=True)

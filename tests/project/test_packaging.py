@@ -3,6 +3,7 @@
 import email
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -12,9 +13,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 from tree import ROOT
 
+from mmgen.export.base import embedded
 from mmgen.runtime.base.distribution import NAME
 
 pytest.importorskip("setuptools", minversion="77", reason="wheels are built by setuptools 77 or newer")
+CHECKPOINTS = ROOT / "checkpoints"
 PACKAGES = ("export", "engines", "runtime")
 HOUSE = ("pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
@@ -44,11 +47,19 @@ def wheel(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFi
     return zipfile.ZipFile(build("wheel", copy, tmp_path_factory.mktemp("built") / "wheel"))
 
 
+def install(wheel: zipfile.ZipFile, folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--target", folder, wheel.filename], check=True)
+
+
 def belongs_in_wheel() -> set[str]:
     patterns = ("*.py", "py.typed")
     code = [file for package in PACKAGES for pattern in patterns for file in (ROOT / package).rglob(pattern)]
-    weights = [file for file in (ROOT / "export" / "checkpoints").rglob("*") if file.is_file()]
-    return {str(PurePosixPath("mmgen", *file.relative_to(ROOT).parts)) for file in (*code, *weights)}
+    return {in_wheel(file) for file in code}
+
+
+def in_wheel(file: Path) -> str:
+    return str(PurePosixPath("mmgen", *file.relative_to(ROOT).parts))
 
 
 def test_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -78,8 +89,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
 
 
 def test_an_installed_wheel_says_how_to_add_an_extra_to_it(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--target", tmp_path, wheel.filename], check=True)
+    install(wheel, tmp_path)
     script = "from mmgen.runtime.base.distribution import extra; print(extra('ort'))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     ran = subprocess.run(
@@ -94,6 +104,29 @@ def test_the_runtime_needs_no_torch_to_be_installed(wheel: zipfile.ZipFile) -> N
     for line in metadata.get_all("Requires-Dist", []):
         if "torch" in line or "onnx>" in line or "diffusers" in line:
             assert 'extra == "export"' in line
+
+
+def test_checkpoints_are_a_distribution_of_their_own_found_beside_the_other(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    tree = tmp_path / "checkpoints"
+    shutil.copytree(CHECKPOINTS, tree, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+    weights = zipfile.ZipFile(build("wheel", tree, tmp_path / "weights"))
+    files = {file for name in embedded.names() for file in (CHECKPOINTS / name).iterdir()}
+    models = {in_wheel(file) for file in (*files, CHECKPOINTS / "__init__.py")}
+    assert {name for name in weights.namelist() if ".dist-info/" not in name} == models
+    told = "from mmgen.export.base import embedded; print(embedded.names()); print(embedded.folder('emoji'))"
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'one'}:{tmp_path / 'two'}"}
+        run = [sys.executable, "-S", "-c", f"import sys; sys.path.append({site.getsitepackages()[0]!r}); {told}"]
+        return subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    install(wheel, tmp_path / "one")
+    alone = ask()
+    assert "pip install ./checkpoints" in alone.stderr and alone.stdout == "()\n"
+    install(weights, tmp_path / "two")
+    assert ask().stdout == f"('emoji', 'emoji-tokens')\n{tmp_path / 'two' / 'mmgen' / 'checkpoints' / 'emoji'}\n"
 
 
 def test_wheel_from_sdist_is_the_same(copy: Path, wheel: zipfile.ZipFile, tmp_path: Path) -> None:

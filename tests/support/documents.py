@@ -7,7 +7,7 @@ from tree import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-CARDS = [*sorted((ROOT / "export" / "checkpoints").glob("*/README.md")), ROOT / "recipes" / "emoji" / "README.md"]
+CARDS = [*sorted((ROOT / "checkpoints").glob("*/README.md")), ROOT / "recipes" / "emoji" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 

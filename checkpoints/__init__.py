@@ -1,0 +1,1 @@
+"""The embedded models: a checkpoint folder each, named after its model."""
