@@ -14,6 +14,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.engine_build import Build, EngineFile, Identity, Options, require_buildable
 from mmgen.runtime.builds.profiles import profiles
 from mmgen.runtime.files.folders import size_text
+from mmgen.runtime.storage.bundle import graph_bytes
 from mmgen.runtime.storage.graph_file import graph_content
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import Axis, Bundle, Graph, HalfShare
@@ -73,7 +74,7 @@ def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> B
     """Compile every graph's engine, one after the other: two compilers at once would need twice the memory."""
     for role in bundle.graphs:
         graph_content(bundle, role)
-    sizes = {role: LEAST + memory.graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
+    sizes = {role: LEAST + graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
     total, before = sum(sizes.values()), 0
     engines: dict[str, EngineFile] = {}
     for role, graph in bundle.graphs.items():
@@ -97,7 +98,7 @@ def _make(bundle: Bundle, identity: Identity, folder: Path, report: Report) -> B
 
 def _expected(bundle: Bundle, graph: Graph, identity: Identity) -> int:
     """Estimate the bytes of host memory that compiling a graph takes."""
-    weights, options = memory.graph_bytes(bundle, graph), identity.options
+    weights, options = graph_bytes(bundle, graph), identity.options
     return memory.expected_bytes(weights, identity.place.flavour, options.workspace_mib, memory.is_shared())
 
 

@@ -26,7 +26,7 @@ from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.files.links import own
 from mmgen.runtime.files.locks import lock_of, locked
 from mmgen.runtime.files.unfinished import LABEL, leftovers, unfinished
-from mmgen.runtime.storage.bundle import output_of, read_bundle
+from mmgen.runtime.storage.bundle import graph_bytes, output_of, read_bundle
 from mmgen.runtime.storage.schema import Bundle
 
 __all__ = ["Removed", "building", "find", "folder_of", "graph_hashes", "prune", "publish", "timing_cache"]
@@ -100,7 +100,7 @@ def building(bundle: Bundle, identity: Identity, progress: Report | None = None)
     with explained(folder.parent, ELSEWHERE):
         folder.parent.mkdir(exist_ok=True)
         with locked(lock_of(folder), waiting) as lock:
-            room = round(ROOM * _graph_bytes(bundle))
+            room = round(ROOM * sum(graph_bytes(bundle, graph) for graph in bundle.graphs.values()))
             with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=lock == "mine") as partial:
                 yield partial
                 if any(partial.iterdir()):
@@ -162,11 +162,6 @@ def prune(bundle: Bundle, places: Sequence[Place] = (), onnxruntime: str | None 
     except OSError as error:
         raise MmgenError(f"{error.filename or folder} can't be deleted ({error.strerror})") from error
     return removed
-
-
-def _graph_bytes(bundle: Bundle) -> int:
-    files = [file for graph in bundle.graphs.values() for file in (graph.file, graph.data) if file]
-    return sum(bundle.path(file).stat().st_size for file in files)
 
 
 def _unchanged(bundle: Bundle, identity: Identity) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,13 @@ def main(
             texts.append(report.removed_text(removed))
         outputs = _outputs(bundle, output_names)
         if cpu:
-            made = [graph for output in outputs for graph in ort.optimise(output, progress)]
+            made = [graph for output, part in _in_turn(outputs, progress) for graph in ort.optimise(output, part)]
             record["optimised"] = [{"folder": str(folder), "reused": reused} for folder, reused in made]
             texts.append(_optimised_text(made))
         if wanted:
             built = {}
-            for output in outputs:
-                place, build, reused = builder.build(output, wanted, progress=progress, **options)
+            for output, part in _in_turn(outputs, progress):
+                place, build, reused = builder.build(output, wanted, progress=part, **options)
                 built[output.output] = {"folder": str(place), "reused": reused, "build": to_json(build)}
                 texts.append(_titled(output, report.text(output, place, build, reused)))
             record |= {"outputs": built} if len(bundle.outputs) > 1 else next(iter(built.values()))
@@ -123,7 +123,9 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
     """
     if set(names) == {targets.CPU}:
         return lambda folder, progress: _optimised_text([
-            graph for output in _outputs(read_bundle(folder, verify=False)) for graph in ort.optimise(output, progress)
+            graph
+            for output, part in _in_turn(_outputs(read_bundle(folder, verify=False)), progress)
+            for graph in ort.optimise(output, part)
         ])
     found = targets.Possible(tuple(names), "") if names else targets.possible()
     wanted = targets.parse(found.names) if found.names else None
@@ -134,8 +136,8 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
             return ""
         bundle = read_bundle(folder, verify=False)  # it has just been written
         return "\n\n".join(
-            _titled(output, report.text(output, *builder.build(output, wanted, progress=progress)))
-            for output in _outputs(bundle)
+            _titled(output, report.text(output, *builder.build(output, wanted, progress=part)))
+            for output, part in _in_turn(_outputs(bundle), progress)
         )
 
     return finish
@@ -144,6 +146,16 @@ def after_export(names: Sequence[str]) -> Callable[[Path, Report], str]:
 def _outputs(bundle: Bundle, names: Sequence[str] = ()) -> list[Bundle]:
     """Return the outputs of these names, or all of a bundle."""
     return [output_of(bundle, name) for name in names] or list(outputs_of(bundle).values())
+
+
+def _in_turn(outputs: Sequence[Bundle], progress: Report) -> Iterator[tuple[Bundle, Report]]:
+    """Pair each output with a report of progress for its share of the work, which names it where there are several."""
+    for i, output in enumerate(outputs):
+
+        def part(stage: str, done: float, before: int = i, name: str = output.output) -> None:
+            progress(f"{name}: {stage}" if len(outputs) > 1 else stage, (before + done) / len(outputs))
+
+        yield output, part
 
 
 def _titled(bundle: Bundle, text: str) -> str:

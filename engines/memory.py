@@ -6,18 +6,12 @@ from pathlib import Path
 
 from mmgen.runtime.builds.engine_build import Flavour
 from mmgen.runtime.files.folders import size_text
-from mmgen.runtime.storage.schema import Bundle, Graph
 
 # Resident at the peak: so much, and so many bytes for each byte of weights.  TensorRT for RTX 1.7 took 387 MiB for
 # 14 MiB of weights, 490 for 63 and 4964 for 1434.  TensorRT's own figure is what it logs of its kernels on a desktop;
 # on a Jetson it has not been measured.
 BASE: dict[Flavour, int] = {"tensorrt-rtx": 360 << 20, "tensorrt": 2 << 30}
 FACTOR = 3.3
-
-
-def graph_bytes(bundle: Bundle, graph: Graph) -> int:
-    """Return the size of an ONNX file and its external data: nearly all of it is weights."""
-    return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def expected_bytes(weights: int, flavour: Flavour, workspace_mib: int | None, shared: bool) -> int:

@@ -20,7 +20,7 @@ from mmgen.runtime.base.errors import MmgenError
 from mmgen.runtime.builds.identity import identity_of_graph, key_of
 from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.files.links import is_link, own
-from mmgen.runtime.storage.bundle import outputs_of
+from mmgen.runtime.storage.bundle import graph_bytes, outputs_of
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.schema import Bundle, Role
 
@@ -213,7 +213,7 @@ def _write(
     sources = {bundle.path(graph.file): graph.sha256}
     if graph.data:
         sources[bundle.path(graph.data)] = graph.data_sha256 or ""
-    room = ROOM * sum(path.stat().st_size for path in sources)
+    room = ROOM * graph_bytes(bundle, graph)
     with whole_folder(folder, wanted_bytes=room, remedy=ELSEWHERE, alone=alone) as partial:
         optimise(partial / GRAPH, DATA)
         for path, wanted in sources.items():  # the key has these hashes, and the files may have changed since

@@ -13,9 +13,9 @@ from mmgen.runtime.builds.optimised import Optimised
 from mmgen.runtime.files.json_records import read_json, to_json
 from mmgen.runtime.solvers.options import described
 from mmgen.runtime.solvers.registry import options_of, solvers_for
-from mmgen.runtime.storage.bundle import outputs_of
+from mmgen.runtime.storage.bundle import graph_bytes, outputs_of
 from mmgen.runtime.storage.process import Process
-from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Graph, Media, Receipt
+from mmgen.runtime.storage.schema import MANIFEST, Bundle, Condition, Media, Receipt
 
 
 def record(bundle: Bundle) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def record(bundle: Bundle) -> dict[str, Any]:
     ``optimised``: the graphs that ONNX Runtime's CPU backend keeps, as ``optimised.json`` has them.
     """
     manifest: dict[str, Any] = read_json(bundle.path(MANIFEST))
-    sizes: dict[str, Any] = {role: size(bundle, graph) for role, graph in bundle.graphs.items()}
+    sizes = {role: graph_bytes(bundle, graph) for role, graph in bundle.graphs.items()}
     engines = [
         {"folder": str(folder), "build": None if isinstance(build, MmgenError) else to_json(build), "problem": problem}
         for folder, build, problem in _builds(bundle)
@@ -36,13 +36,6 @@ def record(bundle: Bundle) -> dict[str, Any]:
     solvers = {name: [f.name for f in fields(options_of(name, bundle.process))] for name in solvers_for(bundle.process)}
     kept = [to_json(found) for found in _kept(bundle)]
     return {**manifest, "bytes": sizes, "engines": engines, "optimised": kept, "solvers": solvers}
-
-
-def size(bundle: Bundle, graph: Graph) -> int:
-    """Bytes of a graph's files; where it shares its weights' file with others, of those that it reads."""
-    if len(bundle.outputs) > 1 and graph.data:
-        return bundle.path(graph.file).stat().st_size + (graph.weight_bytes or 0)
-    return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def summary(bundle: Bundle) -> str:
@@ -208,7 +201,7 @@ def _graphs(bundle: Bundle) -> str:
         half = bundle.precision.half_share.get(role)
         rows.append((
             role,
-            f"{size(bundle, graph) / 2**20:.2f}",
+            f"{graph_bytes(bundle, graph) / 2**20:.2f}",
             f"{half.weight_bytes:.1%}" if half else "-",
             f"{half.operations:.1%}" if half else "-",
         ))  # fmt: skip

@@ -13,7 +13,7 @@ from mmgen.runtime.files.json_records import from_json, read_json, to_json
 from mmgen.runtime.storage.consistency import check_parts
 from mmgen.runtime.storage.hashes import BRIEF, CHANGED, CHECKSUM, checksum_of, sha256
 from mmgen.runtime.storage.manifest import Manifest, bundles_of
-from mmgen.runtime.storage.schema import EMBED, FORMAT, FORMAT_2, MANIFEST, Bundle, Condition
+from mmgen.runtime.storage.schema import EMBED, FORMAT, FORMAT_2, MANIFEST, Bundle, Condition, Graph
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -106,6 +106,16 @@ def output_of(bundle: Bundle, name: object) -> Bundle:
         what, remedy = f"bundle {bundle.folder}: output", did_you_mean(name, outputs)
         raise MmgenError(what, got=shown(name), wanted=either(outputs), remedy=remedy)
     return outputs[name]
+
+
+def graph_bytes(bundle: Bundle, graph: Graph) -> int:
+    """Return the bytes of a graph's files; where it shares its weights' file with others, of those that it reads.
+
+    Of a table that is looked up it reads the entries that are taken.
+    """
+    if len(bundle.outputs) > 1 and graph.data:
+        return bundle.path(graph.file).stat().st_size + (graph.weight_bytes or 0)
+    return sum(bundle.path(file).stat().st_size for file in (graph.file, graph.data) if file)
 
 
 def embedded(bundle: Bundle) -> dict[str, tuple[Condition, Bundle]]:

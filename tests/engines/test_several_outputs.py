@@ -9,6 +9,7 @@ import pytest
 from commands import done
 from four_outputs import four_outputs
 
+from mmgen.engines.cli import after_export
 from mmgen.runtime.builds import engine_store
 from mmgen.runtime.storage.bundle import outputs_of, read_bundle
 
@@ -42,7 +43,13 @@ def test_graphs_optimised_for_this_processor_are_of_all_outputs(
 ) -> None:
     folder = shutil.copytree(exported_once(four_outputs, "fp16"), tmp_path / "four.mmgen")
     graphs = {graph.file for output in outputs_of(read_bundle(folder)).values() for graph in output.graphs.values()}
+    said: list[tuple[str, float]] = []
+    after_export(["cpu"])(folder, lambda stage, share: said.append((stage, share)))
+    shares = [share for _, share in said]
+    assert shares == sorted(shares) and 0 == shares[0] < 0.9 < shares[-1] <= 1, "one progress over all outputs"
+    assert list(dict.fromkeys(stage.split(":")[0] for stage, _ in said)) == OUTPUTS
     record = json.loads(done("build", str(folder), "--target", "cpu", "--json").stdout)["optimised"]
+    assert all(each["reused"] for each in record)
     assert len({each["folder"] for each in record}) == len(graphs)
     assert json.loads(done("build", str(folder), "--prune", "--json").stdout)["removed"] == []
     done("verify", str(folder), "--backend", "ort-cpu")
