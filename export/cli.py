@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,9 @@ NEEDED = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors"
               "cpu: a bundle for CPUs alone, which may use operators that TensorRT doesn't have; "
               "its graphs are optimised for this processor.")  # fmt: skip
 @click.option("--no-engines", is_flag=True, help="Build no engines; with --target cpu, optimise no graphs.")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, metavar="N",
+              help="Outputs of a model with several to export at once, each in a process that takes the memory of an "
+              "export; one after the other unless given.")  # fmt: skip
 @click.option("--no-islands", is_flag=True, hidden=True, help="Half precision whatever the ranges, for diagnosis.")
 @click.option("--no-hoist", is_flag=True, help="Leave in the step graph what is the same at every step, to compare.")
 @json_option
@@ -50,6 +54,7 @@ def main(
     policy: Literal["fp16", "fp32"],
     targets: tuple[str, ...],
     no_engines: bool,
+    jobs: int,
     no_islands: bool,
     no_hoist: bool,
     as_json: bool,
@@ -73,6 +78,7 @@ def main(
     import_onnxruntime()  # before a model of the user's own does, and reports it
     from mmgen.export.base.leftovers import nothing_left
     from mmgen.export.exporter import export
+    from mmgen.export.processes import Jobs
     from mmgen.export.sources import resolve
 
     finish = _engines(targets) if not no_engines and (targets or policy == "fp16") else None
@@ -80,7 +86,10 @@ def main(
     engines = ""
     with nothing_left(), Progress() as progress:
         progress("reading the model", 0.0)
-        model = resolve(str(embedded.folder(name)) if name else source, variant=variant, description=description)
+        read = partial(
+            resolve, str(embedded.folder(name)) if name else source, variant=variant, description=description
+        )
+        model = read()
         out = output or Path(f"{model.name}.mmgen")
         bundle = export(
             model,
@@ -89,6 +98,7 @@ def main(
             islands=not no_islands,
             hoist=not no_hoist,
             cpu_only=cpu_only,
+            jobs=Jobs(jobs, read),
             progress=progress,
         )
         del model

@@ -24,6 +24,7 @@ from mmgen.export.half.precision import to_half
 from mmgen.export.half.ranges import measure_ranges
 from mmgen.export.hoisting.hoist import hoist as hoist_graphs
 from mmgen.export.hoisting.unprocessed import unprocessed
+from mmgen.export.processes import Jobs
 from mmgen.export.proof.examples import made_up
 from mmgen.export.proof.invariants import follow
 from mmgen.export.proof.parts import run_torch, sources
@@ -76,6 +77,7 @@ def export(
     islands: bool = True,
     hoist: bool = True,
     cpu_only: bool = False,
+    jobs: Jobs | None = None,
     progress: Report | None = None,
 ) -> Bundle:
     """Export a model as a bundle.
@@ -87,6 +89,7 @@ def export(
         islands: with fp16, keep tensors in float32 (as islands) whose measured range half precision can't represent.
         hoist: compute before the loop what is the same in every step; False leaves it in the step graph.
         cpu_only: take what TensorRT can't build, too; the bundle says what that is, and only CPUs run it.
+        jobs: of a model with several outputs, how many are exported at once; None: one after the other.
         progress: called with the stage under way and the share of all work that is done.
 
     Raises:
@@ -96,7 +99,7 @@ def export(
     report = progress or (lambda stage, fraction: None)
     if model.outputs:
         one = partial(export, policy=policy, islands=islands, hoist=hoist, cpu_only=cpu_only)
-        return export_outputs(model, out, one, report)
+        return export_outputs(model, out, one, report, jobs)
     for part, module in modules(model).items():
         check_loaded(module, f"{part} of {model.name}")
     check_graph = lint_for_cpu if cpu_only else lint

@@ -18,6 +18,7 @@ from mmgen.export.base.onnx_storage import leaves
 from mmgen.export.base.place import placed
 from mmgen.export.base.weights import check_loaded
 from mmgen.export.check import PLAIN, check, weight_bytes
+from mmgen.export.processes import ExportOutput, Jobs, in_processes
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
 from mmgen.runtime.files.atomic import as_text
@@ -41,11 +42,12 @@ PAGE, ALIGNED = 4096, 64  # bytes that a weight's place in it is a multiple of: 
 DISK = 3.5  # bytes to have free for each byte of weights
 
 
-def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Report) -> Bundle:
+def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Report, jobs: Jobs | None) -> Bundle:
     """Export every output of a model, and write one bundle.
 
     Args:
-        export_one: exports a model with one output.
+        export_one: exports a model with one output; with ``jobs``, can be pickled.
+        jobs: how to export several at once; None: one after the other.
 
     Raises:
         MmgenError: as of ``export_one``, or the outputs don't fit together.
@@ -61,11 +63,16 @@ def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Rep
         as_text(made / MANIFEST) as manifest,
     ):
         folder = manifest.parent
-        bundles: dict[str, Bundle] = {}
         (folder / PARTS).mkdir()
-        for i, name in enumerate(model.outputs):
-            part_of = partial(_part, progress, name, 0.95 * i / len(model.outputs), 0.95 / len(model.outputs))
-            bundles[name] = export_one(alone(model, name), folder / PARTS / name, progress=part_of)
+        export_output = partial(_export_output, export_one)
+
+        def report(stage: str, done: float) -> None:
+            progress(stage, 0.95 * done)
+
+        if jobs and jobs.count > 1:
+            bundles = in_processes(jobs, [*model.outputs], export_output, folder / PARTS, report)
+        else:
+            bundles = _in_turn(model, export_output, folder / PARTS, report)
         progress("combining the outputs", 0.95)
         combined = _combined(bundles, folder)
         shutil.rmtree(folder / PARTS)
@@ -73,6 +80,22 @@ def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Rep
         written = read_bundle(folder)
         progress("done", 1.0)
     return dataclasses.replace(written, folder=Path(out))
+
+
+def _export_output(export_one: ExportOne, model: Model, name: str, out: Path, progress: Report) -> Bundle:
+    return export_one(alone(model, name), out, progress=progress)
+
+
+def _in_turn(model: Model, export_output: ExportOutput, folder: Path, report: Report) -> dict[str, Bundle]:
+    """Export every output into a folder of its name."""
+    made = {}
+    for i, name in enumerate(model.outputs):
+
+        def part(stage: str, done: float, name: str = name, before: int = i) -> None:
+            report(f"{name}: {stage}", (before + done) / len(model.outputs))
+
+        made[name] = export_output(model, name, folder / name, part)
+    return made
 
 
 def alone(model: Model, name: str) -> Model:
@@ -124,10 +147,6 @@ def _tokenizers(model: Model, inputs: tuple[Condition, ...], name: str) -> dict[
         files.add(media.tokenizer)
     further = {file: content for file, content in model.tokenizers.items() if file in files}
     return {"tokenizer": model.tokenizer if TOKENIZER in files else None, "tokenizers": further}
-
-
-def _part(progress: Report, name: str, start: float, share: float, stage: str, done: float) -> None:
-    progress(f"{name}: {stage}", start + share * done)
 
 
 def _combined(bundles: Mapping[str, Bundle], folder: Path) -> dict[str, Bundle]:

@@ -1,0 +1,131 @@
+"""Outputs of a model exported at once, in processes: most of an export is Python, which keeps one core busy."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmgen.export.base.model import Model
+from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.storage.schema import Bundle
+
+Report = Callable[[str, float], None]
+ExportOutput = Callable[[Model, str, Path, Report], Bundle]  # a model's output of this name, to a folder
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """How many outputs are exported at once.
+
+    Attributes:
+        count: processes, each of which takes the memory of an export.
+        again: a function, which can be pickled, that makes the same model in another process.
+    """
+
+    count: int
+    again: Callable[[], Model]
+
+
+def in_processes(
+    jobs: Jobs, names: Sequence[str], export_output: ExportOutput, folder: Path, report: Report
+) -> dict[str, Bundle]:
+    """Export outputs of a model at once, each into a folder of its name.
+
+    Args:
+        jobs: how many, and how a process gets the model.
+        names: of the outputs, in the order in which they are begun.
+        export_output: exports one of them; can be pickled.
+        folder: holds their folders.
+        report: called with what is done and the share of all work that is done.
+
+    Raises:
+        MmgenError: of the first output that fails, or a process was ended; then all are.
+    """
+    shares, made = dict.fromkeys(names, 0.0), dict[str, Bundle]()
+    waiting = iter(names)
+    with contextlib.ExitStack() as ending:
+        links = {
+            ending.enter_context(_process(jobs, export_output, folder)): name
+            for _, name in zip(range(jobs.count), waiting, strict=False)
+        }
+        for link, name in links.items():
+            _ask(link, name)
+        while links:
+            ready = wait(list(links))
+            for link in [each for each in links if each in ready]:
+                name = links[link]
+                match _received(link, name):
+                    case str(warning):
+                        warnings.warn(warning, stacklevel=2)
+                    case (stage, done):
+                        shares[name] = done
+                        report(f"{name}: {stage}", sum(shares.values()) / len(names))
+                    case Bundle() as bundle:
+                        made[name] = bundle
+                        if following := next(waiting, None):
+                            _ask(link, following)
+                            links[link] = following
+                        else:
+                            del links[link]
+    return {name: made[name] for name in names}
+
+
+def _ask(link: Connection, name: str) -> None:
+    """Have a process export an output; that it was ended is seen when nothing is received."""
+    with contextlib.suppress(OSError):
+        link.send(name)
+
+
+def _received(link: Connection, name: str) -> Any:
+    """Return what a process says; what it raised is raised."""
+    try:
+        message = link.recv()
+    except (EOFError, OSError):
+        what = f"output {name}: the process that exports it was ended, most likely because memory ran out"
+        raise MmgenError(what, remedy="export fewer at once: --jobs 1") from None
+    if isinstance(message, BaseException):
+        raise message
+    return message
+
+
+@contextlib.contextmanager
+def _process(jobs: Jobs, export_output: ExportOutput, folder: Path) -> Iterator[Connection]:
+    """Start a process, which ends with the context; yield the connection to it."""
+    context = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, jobs, export_output, folder), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
+
+
+def _serve(link: Connection, jobs: Jobs, export_output: ExportOutput, folder: Path) -> None:
+    """Export the outputs whose names come, until this process is ended; its parent gets Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs.count))  # more would wait for each other
+    warnings.showwarning = lambda message, *_, **__: link.send(str(message))
+    try:
+        model = jobs.again()
+        while name := link.recv():
+            link.send(export_output(model, name, folder / name, lambda *progress: link.send(progress)))
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        os._exit(1)
+    except BaseException as error:
+        try:
+            link.send(error)
+        except Exception:  # of a class that can't be sent
+            link.send(RuntimeError("".join(traceback.format_exception(error))))
