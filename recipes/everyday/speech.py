@@ -6,6 +6,7 @@ voice that the model is to speak with.
 """
 
 import argparse
+import json
 import subprocess
 from math import gcd
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pictures import load_named
+from scipy.fft import irfft
 from scipy.signal import fftconvolve, resample_poly
 
 RATE = 16_000
@@ -65,6 +67,16 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> NDArray[np.int16]:
         speed = int(speed * len(wave) / SAMPLES) + 5
 
 
+def phonemes(folder: Path, names: list[str]) -> list[str]:
+    """How the plain voice says each name, a letter of the IPA for each phoneme; kept in ``phonemes.json``."""
+    file = folder / "phonemes.json"
+    if not file.is_file():
+        command = ["espeak-ng", "-q", "--ipa", "-v", PLAIN[0]]
+        said = [subprocess.run([*command, n], check=True, capture_output=True, text=True).stdout for n in names]
+        file.write_text(json.dumps(["".join(c for c in s if c.isalpha()) for s in said]))
+    return json.loads(file.read_text())
+
+
 def record(folder: Path, half: str, texts: list[str], takes: int) -> None:
     """Append what is missing of ``takes`` utterances a name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +126,14 @@ class Speech:
         """Any utterance of a name."""
         return self.wave(int(random.choice(self.of_name[name])))
 
+    def heard(self, name: int, random: np.random.Generator, varied: bool) -> Samples:
+        """A clip of any utterance in a room; ``varied``: faster and higher, or slower and lower, by up to an eighth."""
+        wave = self.draw(name, random)
+        if varied:
+            places = np.arange(0, len(wave) - 1, random.uniform(0.88, 1.13))
+            wave = np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+        return in_a_room(wave, random)
+
 
 def clip(wave: Samples, offset: int = 800) -> Samples:
     """(SAMPLES,) with the utterance ``offset`` samples after its start, cut where it doesn't fit."""
@@ -134,15 +154,15 @@ def in_a_room(wave: Samples, random: np.random.Generator) -> Samples:
     if random.random() < 0.4:  # echoes that fall by 60 dB in 0.1 to 0.5 s
         decay = random.uniform(0.1, 0.5)
         times = np.arange(int(RATE * decay), dtype=np.float32) / RATE
-        echoes = random.standard_normal(times.size).astype(np.float32) * 10 ** (-3 * times / decay)
+        echoes = random.standard_normal(times.size, np.float32) * 10 ** (-3 * times / decay)
         echoes *= random.uniform(0.05, 0.5) / np.linalg.norm(echoes)
         echoes[0] = 1
         out = fftconvolve(out, echoes)[:SAMPLES].astype(np.float32)
     out *= 10 ** (random.uniform(-20, 0) / 20) / max(1e-3, np.abs(out).max())
     if random.random() < 0.6:  # white to brown, 5 to 40 dB below
-        noise = random.standard_normal(SAMPLES // 2 + 1) + 1j * random.standard_normal(SAMPLES // 2 + 1)
-        noise /= np.maximum(np.arange(noise.size), 50) ** random.uniform(0, 1)
-        coloured = np.fft.irfft(noise, SAMPLES).astype(np.float32)
+        noise = random.standard_normal(SAMPLES + 2, np.float32).view(np.complex64)
+        noise /= np.maximum(np.arange(noise.size, dtype=np.float32), 50) ** np.float32(random.uniform(0, 1))
+        coloured = irfft(noise, SAMPLES)
         wanted = np.sqrt((out**2).mean()) * 10 ** (-random.uniform(5, 40) / 20)
         out += coloured * wanted / np.sqrt((coloured**2).mean())
     return out.clip(-1, 1)

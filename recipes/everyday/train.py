@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--last", action="store_true", help="let the rate fall to zero by the end of this run")
     parser.add_argument("--report", type=float, default=12, help="minutes between reports")
+    parser.add_argument("--senses", action="store_true", help="take what train_sense.py wrote, as a new network does")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="the transformer's blocks, for runs of an hour or more")
     args = parser.parse_args()
@@ -105,9 +106,6 @@ def main() -> None:
     model = AnyToAny(AnyToAnyConfig())
     proxies = nn.Parameter(torch.randn(len(world.names), model.config.embed_width))
     optimiser = [*optimisers(model, args.rate), torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
-    for kind in ("picture", "sound"):
-        if (file := folder / f"sense_{kind}.pt").is_file():
-            getattr(model, kind).load_state_dict(torch.load(file, weights_only=True)["sense"])
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     rates = [[group["lr"] for group in o.param_groups] for o in optimiser]
     state_file, start = folder / "network.pt", 0
@@ -119,6 +117,11 @@ def main() -> None:
         proxies.data.copy_(state["proxies"])
         for o, saved in zip(optimiser, state["optimisers"], strict=True):
             o.load_state_dict(saved)
+    if args.senses or not start:
+        for kind in ("picture", "sound"):
+            if (file := folder / f"sense_{kind}.pt").is_file():
+                for network in (model, shadow):
+                    getattr(network, kind).load_state_dict(torch.load(file, weights_only=True)["sense"])
     if args.compile:
         for block in model.trunk.blocks:
             block.compile(dynamic=True)
