@@ -96,8 +96,9 @@ def main() -> None:
     draw = draw_pictures(world) if args.kind == "picture" else draw_sounds(world)
     proxies = nn.Parameter(torch.randn(len(world.names), width))
     spoken = Phonemes(phonemes(folder, [n.name for n in world.names]), width) if args.kind == "sound" else None
+    learnt = [*sense.parameters(), *(spoken.parameters() if spoken else ())]
     groups = [
-        {"params": [*sense.parameters(), *(spoken.parameters() if spoken else ())], "lr": args.rate, "weight_decay": 0.05},
+        {"params": learnt, "lr": args.rate, "weight_decay": 0.05},
         {"params": [proxies], "lr": 5 * args.rate, "weight_decay": 0.0},
     ]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))

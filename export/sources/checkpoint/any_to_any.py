@@ -221,7 +221,7 @@ def save(
     """
     if checkpoint.shared:
         check_shared(home(folder, checkpoint.shared), parts.picture)
-    weights = stored_weights(_modules(checkpoint, parts), checkpoint.storage, NETWORK)
+    weights = stored_weights(_modules(checkpoint, parts), checkpoint.storage, (NETWORK, *parts.autoencoders))
     halved = {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in examples.items()}
     tensors = {WEIGHTS: weights, EXAMPLES: halved}
     write(folder, checkpoint, tensors, {TOKENIZER: tokenizer}, partial(_files, checkpoint))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -108,15 +108,15 @@ def check_shared(home: Path, vqvae: VQVAE, tokenizer: bytes | None = None) -> No
         raise MmgenError(f"the {what} is not the one in {home}", remedy="save without sharing it")
 
 
-def stored_weights(parts: nn.ModuleDict, storage: Storage, matrices_of: str) -> dict[str, Tensor]:
-    """Convert the weights of modules to what is stored; as int8 those of the part ``matrices_of`` alone.
+def stored_weights(parts: nn.ModuleDict, storage: Storage, matrices_of: Collection[str]) -> dict[str, Tensor]:
+    """Convert the weights of modules to what is stored; as int8 the matrices of the parts ``matrices_of`` alone.
 
     Raises:
         MmgenError: a weight that is not finite in the type it is stored in.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in parts.state_dict().items():
-        whole = storage == "int8" and name.startswith(f"{matrices_of}.")
+        whole = storage == "int8" and name.partition(".")[0] in matrices_of
         tensors |= _stored(name, tensor.detach(), storage, whole)
     return tensors
 

@@ -178,7 +178,7 @@ def save(folder: Path, checkpoint: Checkpoint, vqvae: VQVAE, dit: TextDiT | Toke
     else:
         parts[AUTOENCODER] = vqvae
         others = {TOKENIZER: tokenizer}
-    weights = {WEIGHTS: stored_weights(parts, checkpoint.storage, DENOISER)}
+    weights = {WEIGHTS: stored_weights(parts, checkpoint.storage, (DENOISER,))}
     write(folder, checkpoint, weights, others, partial(_files, checkpoint))
 
 

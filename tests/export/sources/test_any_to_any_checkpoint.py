@@ -28,7 +28,7 @@ from mmgen.runtime.storage.schema import Media
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint as it is embedded: matrices of the network int8, pictures' autoencoder that of another one."""
+    """The checkpoint as it is embedded: matrices int8, pictures' autoencoder that of another one."""
     folder = tmp_path_factory.mktemp("checkpoints")
     text_to_picture.save(folder / "small", *tiny_checkpoint())
     record, *parts = tiny_any_to_any()
@@ -56,10 +56,11 @@ def test_it_is_read_as_it_was_saved(saved: Path) -> None:
     assert replace(read, files={}) == replace(record, storage="int8")
     stored = load_file(saved / "any" / "weights.safetensors")
     assert {name.partition(".")[0] for name in stored} == {"network", "sound"}
-    for name, weight in parts.network.state_dict().items():
-        restored = got.network.state_dict()[name]
+    as_read = torch.nn.ModuleDict({"network": got.network, **got.autoencoders}).state_dict()
+    for name, weight in torch.nn.ModuleDict({"network": parts.network, **parts.autoencoders}).state_dict().items():
+        restored = as_read[name]
         if int8.is_stored(weight):
-            assert stored[f"network.{name}"].dtype == torch.int8
+            assert stored[name].dtype == torch.int8
             assert ((restored - weight).abs().flatten(1) <= weight.flatten(1).abs().amax(1, True) / 253).all()
         else:
             assert torch.equal(restored, weight.half().float())
