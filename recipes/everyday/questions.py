@@ -11,6 +11,7 @@ WHAT = ("what is this", "what is it", "what do you see", "what does it show")
 COLOUR = ("what colour is it", "which colour is this", "what color is it")
 GROUP = ("which group is it in", "what group does it belong to", "what kind of thing is it")
 COUNT = ("how many are there", "how many do you see")
+FOLLOWING = ". and "  # what joins the two questions of a dialogue
 KINDS = ("what", "colour", "group", "is it", "is it colour")  # of one emoji; "how many" has a picture of its own
 
 
@@ -61,9 +62,9 @@ def answer(kind: str, asked: str, name: Name, colour: str) -> str:
 
 
 def question(kind: str, asked: str, random: np.random.Generator) -> str:
-    """A way to ask; ``asked`` is a name or a colour where the kind needs one."""
+    """A way to ask, half of them with a question mark; ``asked`` is a name or a colour where the kind needs one."""
     ways = {"what": WHAT, "colour": COLOUR, "group": GROUP, "is it": (f"is it {asked}", f"is this a {asked}")}
-    return str(random.choice(ways.get(kind, (f"is it {asked}", f"is this {asked}"))))
+    return str(random.choice(ways.get(kind, (f"is it {asked}", f"is this {asked}")))) + str(random.choice(("", "?")))
 
 
 def draw_question(
@@ -85,7 +86,7 @@ def draw_dialogue(names: list[Name], chosen: int, colour: str, random: np.random
     """A question with its answer and a question after it, the second one's answer, and its kind."""
     first, said, _ = draw_question(names, chosen, colour, random)
     second, answered, kind = draw_question(names, chosen, colour, random)
-    return f"{first} ? {said} . and {second} ?", answered, kind
+    return f"{first} {said}{FOLLOWING}{second}", answered, kind
 
 
 def every_text() -> list[str]:

@@ -9,7 +9,8 @@ import torch
 from films import draw_pair, films, premultiplied, sentence
 from numpy.typing import NDArray
 from pictures import HELD_OUT, LEARNT
-from questions import COUNT, NUMBERS, draw_dialogue, draw_question
+from questions import COUNT, FOLLOWING, NUMBERS, draw_dialogue, draw_question
+from speech import in_a_room
 from strokes import WORDS, draw_writer, stroke
 from tokens import ask_for, encode_given, encode_made
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from world import World
 
 Random = np.random.Generator
+NOTHING = "nothing"  # what empty pictures, silence and noise are
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
     size, angle, move = uniform(least, 1.1), uniform(-0.06, 0.06) * pi, uniform(-0.12, 0.12, 2)
     cos, sin, zero = angle.cos() / size, angle.sin() / size, torch.zeros(count)
     rows = torch.stack([cos, sin, zero, -sin, cos, zero], 1).unflatten(1, (2, 3))
+    rows[:, :, :2] += uniform(-0.08, 0.08, 2, 2)  # slanted, as seen from the side
     rows[:, :, 2:] -= rows[:, :, :2] @ move[:, :, None]
     rgba = premultiplied(pictures)
     laid = F.grid_sample(rgba, F.affine_grid(rows, list(rgba.shape), align_corners=False), align_corners=False)
@@ -61,7 +64,9 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
     image = laid[:, :3] + ground * (1 - laid[:, 3:])
     jitter = (uniform(0, 1) < 0.5).float()[:, None, None, None]
     gain, lift = (1 + jitter * uniform(-0.15, 0.15, 3, 1, 1)), jitter * uniform(-0.08, 0.08, 1, 1, 1)
-    image = image * gain + lift
+    shade = jitter * uniform(-0.2, 0.2, 2, 1, 1)  # brighter towards one side, as of a lamp or of a screen
+    place = torch.linspace(-1, 1, 64)
+    image = image * (gain + shade[:, :1] * place[:, None] + shade[:, 1:] * place) + lift
     soft = (uniform(0, 1) < 0.2)[:, None, None, None]
     image = torch.where(soft, F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1), image)
     image = image + jitter * uniform(0, 0.04, 1, 1, 1) * torch.randn(image.shape)
@@ -72,6 +77,18 @@ def still(pictures: NDArray[np.uint8]) -> Tensor:
     """RGBA on white, as they are."""
     rgba = premultiplied(pictures)
     return 2 * (rgba[:, :3] + 1 - rgba[:, 3:]) - 1
+
+
+def blank(random: Random) -> NDArray[np.float32]:
+    """A picture of nothing, (3, 64, 64) in [-1, 1]: one colour, or noise."""
+    noise = random.uniform(-1, 1, (3, 64, 64)) * random.choice([0, 0, 0.1, 1])
+    return (random.uniform(-1, 1, (3, 1, 1)) + noise).clip(-1, 1).astype(np.float32)
+
+
+def silence(random: Random) -> NDArray[np.float32]:
+    """A short wave of nothing: no sound at all, or a hum."""
+    hum = np.sin(2 * pi * random.uniform(50, 500) * np.arange(8000) / 16000) * random.choice([0, 0, 0.1])
+    return hum.astype(np.float32)
 
 
 def several(pictures: NDArray[np.uint8], counts: list[int], random: Random) -> Tensor:
@@ -116,6 +133,8 @@ def caption(world: World, random: Random, held_out: bool, count: int) -> Batch:
     chosen, pictures, _ = choose(world, random, held_out, count)
     means = _names(world, chosen)
     shown = still(pictures) if held_out else seen(pictures, random)
+    if not held_out:
+        shown[0], means[0] = torch.from_numpy(blank(random)), NOTHING
     return Batch("text", encode_made(world.tokenizer, means), means, media={"picture": shown})
 
 
@@ -143,9 +162,9 @@ def ask(world: World, random: Random, held_out: bool, count: int) -> Batch:
         for i, c in zip(chosen, colours, strict=True)
     ]
     for i, number in zip(many, counts, strict=True):
-        drawn[i] = (str(random.choice(COUNT)), NUMBERS[number - 1], "how many")
+        drawn[i] = (str(random.choice(COUNT)) + str(random.choice(("", "?"))), NUMBERS[number - 1], "how many")
     questions, means, kinds = (list(x) for x in zip(*drawn, strict=True))
-    kinds = [f"dialogue: {k}" if "?" in q else k for q, k in zip(questions, kinds, strict=True)]
+    kinds = [f"dialogue: {k}" if FOLLOWING in q else k for q, k in zip(questions, kinds, strict=True)]
     text = encode_given(world.tokenizer, questions)
     return Batch("text", encode_made(world.tokenizer, means), means, text, {"picture": shown}, kinds)
 
@@ -155,6 +174,8 @@ def listen(world: World, random: Random, held_out: bool, count: int) -> Batch:
     chosen = random.choice(len(world.names), count, replace=False)
     means = _names(world, chosen)
     sound = _utterances(world, chosen, random, held_out)
+    if not held_out:
+        sound[0], means[0] = torch.from_numpy(in_a_room(silence(random), random)), NOTHING
     return Batch("text", encode_made(world.tokenizer, means), means, media={"sound": sound})
 
 

@@ -19,7 +19,8 @@ VOCABULARY = 2048
 LENGTH = 32  # tokens that are given
 ANSWER = 16  # tokens that are made
 PAD, UNKNOWN, END = 0, 1, 2
-ASKED = ("{}", "a {}", "the {}", "{} please", "a {} please", "draw a {}", "show me a {}", "picture of a {}", "{} emoji")
+ASKED = ("{}", "a {}", "the {}", "{} please", "a {} please", "draw a {}", "show me a {}", "picture of a {}", "{} emoji",
+         "a {}, please", "please draw a {}", "can you draw a {}?", "i want a {}", "an image of a {}")  # fmt: skip
 
 
 def make_tokenizer(names: list[Name]) -> Tokenizer:

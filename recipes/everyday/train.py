@@ -2,12 +2,14 @@
 
 Goes on from ``network.pt`` where it was stopped, whatever is asked of it now, and writes that file and
 ``network.safetensors`` (the average of the weights) every three minutes and at the end (or when it is told to stop),
-and appends to ``network.log``.  With ``--last`` the rate falls to zero by the end of the run.
+and appends to ``network.log``.  With ``--last`` the rate falls to zero by the end of the run.  Started by ``torchrun
+--nproc-per-node 2``, two processes have tasks of their own, and their gradients are averaged: more than two threads do.
 """
 
 import argparse
 import copy
 import json
+import os
 import signal
 import time
 from collections import defaultdict
@@ -19,7 +21,7 @@ import torch
 from evaluate import report
 from safetensors.torch import save_file
 from tasks import TASKS, Batch, Match
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from world import World
 
@@ -87,6 +89,17 @@ def loss_of(model: AnyToAny, proxies: Tensor, batch: Batch | Match) -> Tensor:
     return F.cross_entropy(logits, batch.target[hidden], label_smoothing=0.02)
 
 
+def averaged(parameters: list[nn.Parameter], stop: bool) -> bool:
+    """Average gradients over all processes; return whether any of them wants to stop."""
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([*(part.flatten() for part in parts), torch.tensor([float(stop)])])
+    distributed.all_reduce(flat)
+    *gradients, stops = flat.split([*(p.numel() for p in parameters), 1])
+    for p, gradient in zip(parameters, gradients, strict=True):
+        p.grad = gradient.view_as(p).div_(distributed.get_world_size())
+    return bool(stops.item())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30, help="of this run, by the clock")
@@ -99,6 +112,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the transformer's blocks, for runs of an hour or more")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if several := "WORLD_SIZE" in os.environ:
+        distributed.init_process_group("gloo")
+    rank = distributed.get_rank() if several else 0
     folder = Path("build/everyday")
     weights = {name: float(w) for name, w in (pair.split("=") for pair in args.weights.split(","))}
     tasks, shares = list(weights), np.array(list(weights.values())) / sum(weights.values())
@@ -125,15 +141,19 @@ def main() -> None:
     if args.compile:
         for block in model.trunk.blocks:
             block.compile(dynamic=True)
-    torch.manual_seed(start)
-    random = np.random.default_rng([start, 2])
+    torch.manual_seed(start + rank)
+    random = np.random.default_rng([start, 2, rank])
     log = (folder / "network.log").open("a")
 
     def say(text: str) -> None:
+        if rank:
+            return
         print(text, flush=True)
         print(text, file=log, flush=True)
 
     def save(step: int) -> None:
+        if rank:
+            return
         partial = state_file.with_suffix(".partial")
         state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "proxies": proxies.data, "step": step}
         torch.save(state | {"optimisers": [o.state_dict() for o in optimiser]}, partial)
@@ -141,6 +161,7 @@ def main() -> None:
         save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
         (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
 
+    parameters = [*model.parameters(), proxies]
     stopped = False
 
     def stop(*_: object) -> None:
@@ -151,7 +172,8 @@ def main() -> None:
     began = saved = reported = time.monotonic()
     say(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, from step {start}: {args.weights}")
     step, losses = start, defaultdict(list)
-    while not stopped and (gone := time.monotonic() - began) < 60 * args.minutes:
+    while not stopped:
+        gone = time.monotonic() - began
         fall = min(1.0, 2.5 * (1 - gone / (60 * args.minutes)) + 0.01) if args.last else 1.0
         for o, peaks in zip(optimiser, rates, strict=True):
             for group, peak in zip(o.param_groups, peaks, strict=True):
@@ -161,6 +183,9 @@ def main() -> None:
             loss = loss_of(model, proxies, TASKS[task](world, random, False, SIZES[task]))
             (loss / count).backward()
             losses[str(task)].append(loss.item())
+        stopped |= gone > 60 * args.minutes
+        if several:
+            stopped = averaged(parameters, stopped)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in optimiser:
             o.step()
@@ -175,11 +200,12 @@ def main() -> None:
             save(step)
             means = " ".join(f"{task} {np.mean(x[-50:]):.3f}" for task, x in sorted(losses.items()))
             say(f"step {step} {(now - began) / (step - start):.2f} s/step, losses {means}")
-        if now - reported > 60 * args.report:
+        if now - reported > 60 * args.report and not rank:
             reported = now
             say(f"step {step} {report(shadow, world, tasks, few=True)}")
     save(step)
-    say(f"step {step} {report(shadow, world, tasks, few=True)}")
+    if not rank:
+        say(f"step {step} {report(shadow, world, tasks, few=True)}")
 
 
 if __name__ == "__main__":
