@@ -1,6 +1,7 @@
 """A torch module to an ONNX file: opset 18, named axes, weights beside the graph."""
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -40,6 +41,11 @@ def trace(source: Source, path: Path) -> ExportedProgram:
     Raises:
         MmgenError: torch can't trace the module, wrote another opset, or fixed an axis that must vary.
     """
+    with _collecting_little():
+        return _trace(source, path)
+
+
+def _trace(source: Source, path: Path) -> ExportedProgram:
     with _quiet():
         program = capture(source)
     axes = [{i: axis for i, axis in enumerate(source.axes.get(name, ())) if axis} for name in source.inputs]
@@ -84,6 +90,16 @@ def describe(path: Path, folder: Path) -> Graph:
         operations=operations_by_axes(graph),
         weight_bytes=weight_bytes(graph),
     )
+
+
+@contextlib.contextmanager
+def _collecting_little() -> Iterator[None]:
+    """Spare Python's collector the many objects that torch is, which took a tenth of the time to search."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
