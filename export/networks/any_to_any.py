@@ -49,7 +49,7 @@ class AnyToAnyConfig:
     vocabulary: int = 2048
     pad_id: int = 0  # of text that is given; nobody sees it
     series_channels: int = 2
-    embed_width: int = 128  # of vectors for retrieval
+    embed_width: int = 128  # of what is given as one vector: it modulates what is made, and is compared in retrieval
     outputs: dict[str, CodesConfig] = field(default_factory=_outputs)
 
 
@@ -97,7 +97,7 @@ class AnyToAny(nn.Module):
         self.words = nn.Embedding(config.vocabulary, width)
         self.start = nn.Parameter(torch.randn(1, width))
         self.positions = nn.ParameterDict({n: nn.Parameter(0.02 * torch.randn(k, width)) for n, k in GIVEN.items()})
-        self.trunk = PrefixTransformer(width, config.layers, config.heads, config.mlp_ratio)
+        self.trunk = PrefixTransformer(width, config.layers, config.heads, config.mlp_ratio, config.embed_width)
         self.norm = nn.LayerNorm(width)
         self.embeds = nn.Linear(width, config.embed_width)
         self.outputs = nn.ModuleDict({n: CodesOutput(c, width) for n, c in config.outputs.items()})
@@ -143,20 +143,25 @@ class AnyToAny(nn.Module):
         return torch.cat(parts, 1), torch.cat(biases, 1)
 
     def given(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Run over what is given, as ``prefix`` takes it: keys and values (B, L, 2, P, D), bias, the first vector."""
+        """Run over what is given, as ``prefix`` takes it.
+
+        Returns:
+            Keys and values (B, L, 2, P, D), their bias (B, P), and what is given as unit vectors (B, embed_width).
+        """
         x, bias = self.prefix(given)
         last, keys_values = self.trunk.given(x, bias)
-        return keys_values, bias, last[:, 0]
+        return keys_values, bias, F.normalize(self.embeds(self.norm(last[:, 0])), dim=-1)
 
-    def made(self, output: str, codes: Tensor, keys_values: Tensor, bias: Tensor) -> Tensor:
-        """Predict logits (B, C, rows, columns) of an output's codes, some of them masked."""
+    def made(self, output: str, codes: Tensor, keys_values: Tensor, bias: Tensor, embedding: Tensor) -> Tensor:
+        """Predict logits (B, C, rows, columns) of an output's codes, some of them masked, after what ``given`` returns."""
         part = self.outputs[output]
         assert isinstance(part, CodesOutput)
-        return part.logits(self.trunk.made(part.places(codes), keys_values, bias))
+        vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
+        return part.logits(self.trunk.made(part.places(codes), keys_values, bias, vector))
 
     def embed(self, given: Mapping[str, Tensor]) -> Tensor:
         """Embed what is given as unit vectors (B, embed_width)."""
-        return F.normalize(self.embeds(self.norm(self.given(given)[2])), dim=-1)
+        return self.given(given)[2]
 
 
 class Sense(nn.Module):
@@ -172,16 +177,15 @@ class Sense(nn.Module):
 
 
 class Given(nn.Module):
-    """Tokens and features, in the order of ``names``, to keys and values (R, L, 2, P, D) and their bias (R, P)."""
+    """Tokens and features, in the order of ``names``, to keys and values (R, L, 2, P, D), bias (R, P), vectors (R, E)."""
 
     def __init__(self, network: AnyToAny, names: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network
         self.names = names
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        keys_values, bias, _ = self.network.given(dict(zip(self.names, inputs, strict=True)))
-        return keys_values, bias
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.network.given(dict(zip(self.names, inputs, strict=True)))
 
 
 class Made(nn.Module):
@@ -192,8 +196,8 @@ class Made(nn.Module):
         self.network = network
         self.output = output
 
-    def forward(self, codes: Tensor, keys_values: Tensor, bias: Tensor) -> Tensor:
-        return self.network.made(self.output, codes, keys_values, bias)
+    def forward(self, codes: Tensor, keys_values: Tensor, bias: Tensor, embedding: Tensor) -> Tensor:
+        return self.network.made(self.output, codes, keys_values, bias, embedding)
 
 
 class Embed(nn.Module):

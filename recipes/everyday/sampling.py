@@ -28,14 +28,14 @@ def make(
     given = {} if text is None else {"text": text}
     with torch.autocast("cpu", torch.bfloat16):
         given |= {name: model.sense(name, medium) for name, medium in media.items()}
-        keys_values, bias, _ = model.given(given)
-    rows = keys_values.shape[0]
+        prefix = model.given(given)
+    rows = len(prefix[0])
     config = model.config.outputs[output]
     tokens = torch.full((rows, *config.shape), config.codes)
     count = tokens[0].numel()
     for step in range(1, steps + 1):
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model.made(output, tokens, keys_values, bias)
+            logits = model.made(output, tokens, *prefix)
         log_p = logits.float().flatten(2).log_softmax(1)  # (B, C, N)
         noise = -torch.empty_like(log_p).exponential_(generator=random).log() if temperature else 0.0
         codes = (log_p + noise).argmax(1)  # (B, N)

@@ -83,8 +83,7 @@ def loss_of(model: AnyToAny, proxies: Tensor, batch: Batch | Match) -> Tensor:
             given["text"] = batch.text
         config = model.config.outputs[batch.output]
         shown, hidden = masked(batch.target, config.codes, by_cosine=batch.output != "text")
-        keys_values, bias, _ = model.given(given)
-        logits = model.made(batch.output, shown, keys_values, bias)
+        logits = model.made(batch.output, shown, *model.given(given))
     logits = logits.permute(0, 2, 3, 1)[hidden].float()
     return F.cross_entropy(logits, batch.target[hidden], label_smoothing=0.02)
 

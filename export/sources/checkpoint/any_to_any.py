@@ -126,8 +126,8 @@ class Flat(nn.Module):
         super().__init__()
         self.made = made
 
-    def forward(self, codes: Tensor, keys_values: Tensor, bias: Tensor) -> Tensor:
-        return self.made(codes[..., None], keys_values, bias)[..., 0]
+    def forward(self, codes: Tensor, keys_values: Tensor, bias: Tensor, embedding: Tensor) -> Tensor:
+        return self.made(codes[..., None], keys_values, bias, embedding)[..., 0]
 
 
 def build(checkpoint: AnyToAnyCheckpoint) -> Parts:
@@ -186,7 +186,7 @@ def load(folder: Path) -> Model:
             decoder=_decoder(parts, name),
             inputs=made.inputs,
             condition=given,
-            conditioning=("keys_values", "bias"),
+            conditioning=("keys_values", "bias", "embedding"),
         )
     return Model(
         name=checkpoint.name,

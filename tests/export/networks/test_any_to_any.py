@@ -41,10 +41,10 @@ def test_a_medium_becomes_as_many_vectors_as_it_has_places(network: AnyToAny, na
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_logits_have_the_shape_of_codes(network: AnyToAny, output: str) -> None:
     config = OUTPUTS[output]
-    keys_values, bias = Given(network, ("text", "picture"))(*features(network, ("text", "picture")).values())
-    assert keys_values.shape == (2, 2, 2, 1 + 7 + 16, 32)
+    prefix = Given(network, ("text", "picture"))(*features(network, ("text", "picture")).values())
+    assert [part.shape for part in prefix] == [(2, 2, 2, 1 + 7 + 16, 32), (2, 1 + 7 + 16), (2, 128)]
     codes = torch.full((2, *config.shape), config.codes)  # all masked
-    assert Made(network, output)(codes, keys_values, bias).shape == (2, config.codes, *config.shape)
+    assert Made(network, output)(codes, *prefix).shape == (2, config.codes, *config.shape)
 
 
 def test_a_patch_of_codes_is_a_place(network: AnyToAny) -> None:
@@ -72,24 +72,29 @@ def test_patches_come_back_as_they_went_in(network: AnyToAny) -> None:
 def test_what_is_given_does_not_see_what_is_made() -> None:
     """One pass over both, with the rule written as a mask, is the two passes: so keys and values can be kept."""
     torch.manual_seed(0)
-    trunk = PrefixTransformer(width=32, layers=3, heads=2, mlp_ratio=2).eval()
-    given, made = torch.randn(2, 5, 32), torch.randn(2, 4, 32)
+    trunk = PrefixTransformer(width=32, layers=3, heads=2, mlp_ratio=2, modulated_by=8).eval()
+    for block in trunk.blocks:
+        torch.nn.init.normal_(block.modulation.weight, std=0.3)
+    given, made, vector = torch.randn(2, 5, 32), torch.randn(2, 4, 32), torch.randn(2, 8)
     bias = torch.zeros(2, 5)
     bias[1, 3:] = -1e4
     with torch.no_grad():
         last, keys_values = trunk.given(given, bias)
-        got = trunk.made(made, keys_values, bias)
+        got = trunk.made(made, keys_values, bias, vector)
         rule = torch.zeros(2, 1, 9, 9)
         rule[:, :, :5, 5:] = -torch.inf
         rule[:, :, :, :5] += bias[:, None, None]
         x = torch.cat([given, made], 1)
         for block in trunk.blocks:
+            of_made = block.modulation(vector).unflatten(1, (6, 1, 32)).expand(-1, -1, 4, -1)
+            shift, scale, gate, *mlp = torch.cat([torch.zeros(2, 6, 5, 32), of_made], 2).unbind(1)
             q, k, v = (
-                t.unflatten(-1, (2, -1)).transpose(1, 2) for t in block.qkv(block.norm1(x)).chunk(3, -1)
+                t.unflatten(-1, (2, -1)).transpose(1, 2)
+                for t in block.qkv(block.norm1(x) * (1 + scale) + shift).chunk(3, -1)
             )
             attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, rule).transpose(1, 2).flatten(2)
-            x = x + block.proj(attended)
-            x = x + block.mlp(block.norm2(x))
+            x = x + (1 + gate) * block.proj(attended)
+            x = x + (1 + mlp[2]) * block.mlp(block.norm2(x) * (1 + mlp[1]) + mlp[0])
     torch.testing.assert_close(last, x[:, :5], rtol=0, atol=LIMITS["prefix attention"])
     torch.testing.assert_close(got, x[:, 5:], rtol=0, atol=LIMITS["prefix attention"])
 
@@ -109,14 +114,14 @@ def test_padding_and_zeros_are_as_if_nothing_were_there(network: AnyToAny, absen
     zeros = {absent: torch.zeros(shape, dtype=torch.int64 if absent == "text" else torch.float32)}
     codes = torch.full((2, 4, 6), 20)
     without, with_zeros = (
-        network.made("picture", codes, *network.given(given)[:2]) for given in (present, present | zeros)
+        network.made("picture", codes, *network.given(given)) for given in (present, present | zeros)
     )
     torch.testing.assert_close(without, with_zeros, rtol=0, atol=LIMITS["prefix attention"])
     torch.testing.assert_close(network.embed(present), network.embed(present | zeros), rtol=0, atol=1e-5)
 
 
 def test_with_nothing_given_it_still_makes_something(network: AnyToAny) -> None:
-    logits = network.made("text", torch.full((2, 5, 1), 50), *network.given({"text": torch.zeros(2, 3).long()})[:2])
+    logits = network.made("text", torch.full((2, 5, 1), 50), *network.given({"text": torch.zeros(2, 3).long()}))
     assert torch.isfinite(logits).all()
 
 

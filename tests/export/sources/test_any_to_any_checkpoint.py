@@ -169,10 +169,10 @@ def test_a_text_is_what_torch_makes(saved: Path, generator: Generator) -> None:
     (text,) = (torch.tensor([[WORDS.index(w) for w in ["a", "red", "cat"]] + [0] * (32 - 3)]),)
     with torch.no_grad():
         seen = network.sense("picture", to_module(picture, generator.bundle.conditions[1].media))
-        keys_values, bias, _ = network.given({"text": text, "picture": seen})
+        prefix = network.given({"text": text, "picture": seen})
         tokens = torch.full((1, LENGTH, 1), len(WORDS))
         for _ in range(LENGTH):
-            p, word = network.made("text", tokens, keys_values, bias)[0, :, :, 0].softmax(0).max(0)  # (LENGTH,)
+            p, word = network.made("text", tokens, *prefix)[0, :, :, 0].softmax(0).max(0)  # (LENGTH,)
             place = int(p.masked_fill(tokens[0, :, 0] != len(WORDS), -1).argmax())
             tokens[0, place] = word[place]
     made = generator.generate("text", text="a red cat", picture=picture.numpy())
