@@ -153,7 +153,7 @@ class AnyToAny(nn.Module):
         return keys_values, bias, F.normalize(self.embeds(self.norm(last[:, 0])), dim=-1)
 
     def made(self, output: str, codes: Tensor, keys_values: Tensor, bias: Tensor, embedding: Tensor) -> Tensor:
-        """Predict logits (B, C, rows, columns) of an output's codes, some of them masked, after what ``given`` returns."""
+        """Predict logits (B, C, rows, columns) of codes, some of them masked, after what ``given`` returns."""
         part = self.outputs[output]
         assert isinstance(part, CodesOutput)
         vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
@@ -177,7 +177,7 @@ class Sense(nn.Module):
 
 
 class Given(nn.Module):
-    """Tokens and features, in the order of ``names``, to keys and values (R, L, 2, P, D), bias (R, P), vectors (R, E)."""
+    """Tokens and features, in the order of ``names``, to what ``given`` returns."""
 
     def __init__(self, network: AnyToAny, names: tuple[str, ...]) -> None:
         super().__init__()
