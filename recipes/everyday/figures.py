@@ -199,6 +199,24 @@ def measure_retrieval(generator: Generator, world: World, count: int) -> Figures
     }
 
 
+def measure_latency(generator: Generator, world: World, count: int) -> Figures:
+    """Seconds of one request for one thing, the median of seven after a first, and the evaluations that it took."""
+    figures: Figures = {}
+    for task in ("draw", "caption", "ask", "listen", "imagine", "speak", "watch", "animate", "read", "write"):
+        batch = drawn(world, task, 8)
+        output, given = batch.output, given_by(world, batch)
+        if output not in generator.bundle.outputs:
+            continue
+        samples = []
+        for i in range(8):
+            began = time.perf_counter()
+            result = generator.generate(output, **{name: values[i : i + 1] for name, values in given.items()}, seed=i)
+            samples.append((time.perf_counter() - began, result.evaluations_run))
+        seconds, evaluations = (float(np.median(x)) for x in zip(*samples[1:], strict=True))
+        figures |= {task: round(seconds, 3), f"{task}, evaluations": evaluations}
+    return figures
+
+
 MEASURES: dict[str, tuple[str, Callable[[Generator, World, int], Figures]]] = {  # by task: output it needs, function
     "caption": ("text", measure_caption),
     "draw": ("picture", measure_drawn("draw")),
@@ -211,6 +229,7 @@ MEASURES: dict[str, tuple[str, Callable[[Generator, World, int], Figures]]] = { 
     "speak": ("sound", measure_speech),
     "write": ("series", measure_strokes),
     "retrieval": ("text", measure_retrieval),
+    "latency": ("text", measure_latency),
 }
 
 
