@@ -231,6 +231,12 @@ def write(world: World, random: Random, held_out: bool, count: int) -> Batch:
     return Batch("series", world.codes_of("series", series), means, text=text)
 
 
+def match_words(world: World, random: Random, held_out: bool, count: int) -> Match:
+    """Words of an emoji, which cost so little that they are learnt first."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    return Match(_texts(world, chosen, random), {}, torch.from_numpy(chosen))
+
+
 def match(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words and pictures of the same emoji."""
     chosen, pictures, _ = choose(world, random, held_out, count)
@@ -248,5 +254,5 @@ def match_sound(world: World, random: Random, held_out: bool, count: int) -> Mat
 Draw = Callable[[World, Random, bool, int], Batch | Match]
 TASKS: dict[str, Draw] = {
     f.__name__: f
-    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, match, match_sound)
+    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, match_words, match, match_sound)
 }  # fmt: skip

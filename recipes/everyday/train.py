@@ -27,7 +27,7 @@ from world import World
 
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
-SIZES = defaultdict(lambda: 32, draw=24, speak=24, imagine=16, listen=24, match=48, watch=16, animate=16)
+SIZES = defaultdict(lambda: 32, draw=24, speak=24, imagine=16, listen=24, match_words=128, match=48, watch=16, animate=16)
 WEIGHTS = "caption=3,draw=3,match=2,ask=1"
 TASKS_A_STEP = 3
 SENSES = ("picture", "film", "sound", "series")
