@@ -16,6 +16,7 @@ WHICH ?=# tests that test-runtime leaves out or takes, as options of pytest
 SECONDS ?= 600
 SEED ?= 0
 BACKENDS ?= ort# extras that test-runtime installs: ort,openvino tests both backends of the CPU
+EXPORTER ?= .venv/export# the environment that exports; .venv/dev, where that is there, saves a torch
 CLEAN ?= .venv/clean# where test-runtime has its environment; of another name, two can run side by side
 PROMPTS = --prompt "red apple" --prompt "cat face" --prompt "rocket" --prompt "pizza" \
           --prompt "snowman" --prompt "guitar" --prompt "sunflower" --prompt "blue heart"
@@ -42,12 +43,12 @@ INSTALL = .venv/dev/bin/pip install --quiet --disable-pip-version-check --no-dep
 .PHONY: campaign demo test test-runtime test-gpu test-engines clean
 .SECONDARY:
 
-demo: .venv/export/ready .venv/runtime/ready
+demo: $(EXPORTER)/ready .venv/runtime/ready
 	mkdir -p build
-	.venv/export/bin/mmgen-export --fp16 -o $(BUNDLE)
+	$(EXPORTER)/bin/mmgen-export --fp16 -o $(BUNDLE)
 	.venv/runtime/bin/python -c "import importlib.util as u; assert not u.find_spec('torch'); print('torch is not installed here')"
 	.venv/runtime/bin/mmgen generate $(BUNDLE) $(PROMPTS) -o build/sheet.png
-	.venv/export/bin/mmgen build $(BUNDLE)
+	$(EXPORTER)/bin/mmgen build $(BUNDLE)
 
 test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	.venv/dev/bin/ruff check .
@@ -86,9 +87,9 @@ test-engines: .venv/dev/ready
 	mkdir -p build/true_sizes
 	.venv/dev/bin/python benchmarks/engines.py --work build/true_sizes
 
-$(BUNDLE)/bundle.json: .venv/export/ready
+$(BUNDLE)/bundle.json: $(EXPORTER)/ready
 	mkdir -p build
-	.venv/export/bin/mmgen-export --fp16 --no-engines -o $(BUNDLE)
+	$(EXPORTER)/bin/mmgen-export --fp16 --no-engines -o $(BUNDLE)
 
 $(TEST_BUNDLE)/bundle.json: .venv/dev/ready $(SOURCES)
 	mkdir -p build
