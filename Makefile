@@ -40,7 +40,7 @@ CUDA = 12.8.0 13.0.3 13.5.0
 LEAN = 11.4.0.106
 INSTALL = .venv/dev/bin/pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all:
 
-.PHONY: campaign demo test test-runtime test-gpu test-engines clean
+.PHONY: campaign demo ready test test-runtime test-gpu test-engines clean
 .SECONDARY:
 
 demo: $(EXPORTER)/ready .venv/runtime/ready
@@ -55,6 +55,9 @@ test: .venv/dev/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS)
 	.venv/dev/bin/mypy
 	OMP_NUM_THREADS=1 MMGEN_TEST_BUNDLE=$(TEST_BUNDLE) $(if $(BINDINGS),MMGEN_TEST_BINDINGS=$(dir $(BINDINGS))) \
 	    .venv/dev/bin/pytest -n 2 --dist loadfile $(if $(GRID),,-m 'not grid')
+
+# What the tests and the demo need before they begin.
+ready: .venv/dev/ready .venv/runtime/ready $(TEST_BUNDLE)/bundle.json $(BINDINGS) build/wheel/ready
 
 # Not editable and without constraints: the wheel, with what pip finds for this Python.
 test-runtime: $(TEST_BUNDLE)/bundle.json build/wheel/ready
