@@ -1,4 +1,4 @@
-"""Train the any-to-any network: ``python train.py [--minutes 30] [--weights caption=3,draw=3,match=2]``.
+"""Train the any-to-any network: ``python train.py [--minutes 30] [--weights caption=3,draw=3]``.
 
 Goes on from ``network.pt`` where it was stopped, whatever is asked of it now, and writes that file and
 ``network.safetensors`` (the average of the weights) every three minutes and at the end (or when it is told to stop),
@@ -28,7 +28,10 @@ from world import World
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
 SIZES = defaultdict(lambda: 32, draw=24, speak=24, imagine=16, listen=24, match_words=128, match=48, watch=16, animate=16)
-WEIGHTS = "caption=3,draw=3,match=2,ask=1"
+WEIGHTS = (  # of all tasks, by how much they need
+    "draw=7,caption=2,match=2.5,match_sound=2,match_words=0.5,listen=2,speak=2.5,ask=1.5,watch=0.7,animate=1.2,"
+    "imagine=1,read=0.3,write=0.4"
+)
 TASKS_A_STEP = 3
 SENSES = ("picture", "film", "sound", "series")
 TEMPERATURE = 0.07  # of the similarities of vectors that should be the same
