@@ -96,6 +96,8 @@ class AnyToAny(nn.Module):
         self.sound, self.series = SoundSense(width), SeriesSense(config.series_channels, width)
         self.words = nn.Embedding(config.vocabulary, width)
         self.start = nn.Parameter(torch.randn(1, width))
+        self.pooled = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.pooled.weight)
         self.positions = nn.ParameterDict({n: nn.Parameter(0.02 * torch.randn(k, width)) for n, k in GIVEN.items()})
         self.trunk = PrefixTransformer(width, config.layers, config.heads, config.mlp_ratio, config.embed_width)
         self.norm = nn.LayerNorm(width)
@@ -125,10 +127,9 @@ class AnyToAny(nn.Module):
                 left out is absent, as is what is all padding or all zero.
 
         Returns:
-            Vectors (B, P, D), and the bias (B, P) of their keys.
+            Vectors (B, P, D), of which the first has the mean of the others, and the bias (B, P) of their keys.
         """
-        rows = next(iter(given.values())).shape[0]
-        parts, biases = [self.start.expand(rows, 1, -1)], [self.start.new_zeros(rows, 1)]
+        parts, biases = [], []
         for name in GIVEN:
             if name not in given:
                 continue
@@ -140,7 +141,10 @@ class AnyToAny(nn.Module):
                 hidden = (x.abs().amax((1, 2)) == 0)[:, None].expand(-1, x.shape[1])
             parts.append(x + self.positions[name][: x.shape[1]])
             biases.append(hidden.to(self.start.dtype) * HIDDEN)
-        return torch.cat(parts, 1), torch.cat(biases, 1)
+        vectors, bias = torch.cat(parts, 1), torch.cat(biases, 1)  # (B, P - 1, D), (B, P - 1)
+        seen = (bias == 0).to(vectors.dtype)
+        mean = (seen[:, None] @ vectors) / seen.sum(1).clamp(min=1)[:, None, None]  # (B, 1, D)
+        return torch.cat([self.start + self.pooled(mean), vectors], 1), F.pad(bias, (1, 0))
 
     def given(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Run over what is given, as ``prefix`` takes it.
