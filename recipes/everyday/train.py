@@ -34,25 +34,25 @@ WEIGHTS = (  # of all tasks, by how much they need
     "imagine=1,read=0.3,write=0.4"
 )
 TASKS_A_STEP = 3
-SENSES = ("picture", "film", "sound", "series")
+TRAINED = ("picture", "sound")  # by train_sense.py, and left as they are unless told
 TEMPERATURE = 0.07  # of the similarities of vectors that should be the same
 
 
-def optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def optimisers(model: nn.Module, rate: float, sense_rate: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan 2024) for the matrices inside blocks, AdamW for everything else.
 
-    What senses media has a fifth of the rate and a weight decay: at the rate of the others its convolutions grew until
-    their residual branches no longer counted, and it learnt nothing.
+    What senses pictures and sound has a rate of its own: while the rest hardly knows anything, what it asks of them is
+    noise, and at a fifth of its rate they forgot in an hour what they had been taught.
     """
     named = dict(model.named_parameters())
     inside = {n for n, p in named.items() if "blocks." in n and p.ndim == 2}
-    senses = {n for n in named if n.partition(".")[0] in SENSES}
+    senses = {n for n in named if n.partition(".")[0] in TRAINED}
     rest = [p for n, p in named.items() if n not in inside | senses]
     muon = torch.optim.Muon([named[n] for n in sorted(inside)], lr=rate, weight_decay=0.01,
                             adjust_lr_fn="match_rms_adamw")  # fmt: skip
     groups = [
         {"params": rest, "lr": rate, "weight_decay": 0.0},
-        {"params": [named[n] for n in sorted(senses)], "lr": rate / 5, "weight_decay": 0.05},
+        {"params": [named[n] for n in sorted(senses)], "lr": sense_rate, "weight_decay": 0.05},
     ]
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98))]
 
@@ -108,9 +108,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="of this run, by the clock")
     parser.add_argument("--weights", default=WEIGHTS, help="how often each task is drawn; tasks: " + ", ".join(TASKS))
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--sense-rate", type=float, default=0.0, help="of what train_sense.py trained; 0: none")
     parser.add_argument("--last", action="store_true", help="let the rate fall to zero by the end of this run")
     parser.add_argument("--report", type=float, default=12, help="minutes between reports")
-    parser.add_argument("--senses", action="store_true", help="take what train_sense.py wrote, as a new network does")
+    parser.add_argument("--senses", action="store_true", help="take what it wrote, as a new network does")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="the transformer's blocks, for runs of an hour or more")
     args = parser.parse_args()
@@ -124,7 +125,10 @@ def main() -> None:
     world = World(folder)
     model = AnyToAny(AnyToAnyConfig())
     proxies = nn.Parameter(torch.randn(len(world.names), model.config.embed_width))
-    optimiser = [*optimisers(model, args.rate), torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
+    for kind in TRAINED if not args.sense_rate else ():
+        getattr(model, kind).requires_grad_(False)
+    optimiser = optimisers(model, args.rate, args.sense_rate)
+    optimiser += [torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     rates = [[group["lr"] for group in o.param_groups] for o in optimiser]
     state_file, start = folder / "network.pt", 0
@@ -137,7 +141,7 @@ def main() -> None:
         for o, saved in zip(optimiser, state["optimisers"], strict=True):
             o.load_state_dict(saved)
     if args.senses or not start:
-        for kind in ("picture", "sound"):
+        for kind in TRAINED:
             if (file := folder / f"sense_{kind}.pt").is_file():
                 for network in (model, shadow):
                     getattr(network, kind).load_state_dict(torch.load(file, weights_only=True)["sense"])
@@ -164,7 +168,7 @@ def main() -> None:
         save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
         (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
 
-    parameters = [*model.parameters(), proxies]
+    parameters = [p for p in (*model.parameters(), proxies) if p.requires_grad]
     stopped = False
 
     def stop(*_: object) -> None:
