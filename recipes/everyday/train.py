@@ -27,8 +27,8 @@ from world import World
 
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
-SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, **dict.fromkeys(("draw", "speak", "listen"), 24))
-SIZES |= dict.fromkeys(("imagine", "watch", "animate"), 16)
+SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48)
+SIZES |= dict.fromkeys(("draw", "speak", "listen"), 24) | dict.fromkeys(("imagine", "watch", "animate"), 16)
 WEIGHTS = (  # of all tasks, by how much they need
     "draw=7,caption=2,match=2.5,match_sound=2,match_words=0.5,listen=2,speak=2.5,ask=1.5,watch=0.7,animate=1.2,"
     "imagine=1,read=0.3,write=0.4"
