@@ -119,8 +119,9 @@ def _serve(link: Connection, jobs: Jobs, export_output: ExportOutput, folder: Pa
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs.count))  # more would wait for each other
     warnings.showwarning = lambda message, *_, **__: link.send(str(message))
     try:
-        model = jobs.again()
-        while name := link.recv():
+        model = None
+        while name := link.recv():  # first: of a socket that is closed with something unread, nothing more is received
+            model = model or jobs.again()
             link.send(export_output(model, name, folder / name, lambda *progress: link.send(progress)))
     except (EOFError, BrokenPipeError):  # the parent is gone
         os._exit(1)

@@ -48,6 +48,6 @@ def test_an_output_that_fails_ends_the_others_with_its_error(tmp_path: Path) -> 
 
 
 def test_a_process_that_is_ended_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MmgenError, match=r"output picture: the process that exports it was ended.*--jobs 1"):
+    with pytest.raises(MmgenError, match=r"output (picture|caption): the process that exports it was ended.*--jobs 1"):
         export(four_outputs(), tmp_path / "four.mmgen", policy="fp32", jobs=Jobs(2, ended))
     assert not any(tmp_path.iterdir())
