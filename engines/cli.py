@@ -11,13 +11,12 @@ import click
 from mmgen.engines import builder, cache, report, targets
 from mmgen.runtime.backends.ort import cpu as ort
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.base.progress import Report, parts
 from mmgen.runtime.builds.engine_build import Place, require_buildable
 from mmgen.runtime.cli.terminal import Command, Progress, json_option, show, tell
 from mmgen.runtime.files.json_records import to_json
 from mmgen.runtime.storage.bundle import output_of, outputs_of, read_bundle
 from mmgen.runtime.storage.schema import Axis, Bundle
-
-Report = Callable[[str, float], None]
 
 # What the compiler logs, other than the errors that ours quote, is for programs that add a handler.
 logging.getLogger("mmgen.tensorrt").addHandler(logging.NullHandler())
@@ -150,12 +149,8 @@ def _outputs(bundle: Bundle, names: Sequence[str] = ()) -> list[Bundle]:
 
 def _in_turn(outputs: Sequence[Bundle], progress: Report) -> Iterator[tuple[Bundle, Report]]:
     """Pair each output with a report of progress for its share of the work, which names it where there are several."""
-    for i, output in enumerate(outputs):
-
-        def part(stage: str, done: float, before: int = i, name: str = output.output) -> None:
-            progress(f"{name}: {stage}" if len(outputs) > 1 else stage, (before + done) / len(outputs))
-
-        yield output, part
+    names = [output.output if len(outputs) > 1 else "" for output in outputs]
+    return ((output, part) for output, (_, part) in zip(outputs, parts(names, progress), strict=True))
 
 
 def _titled(bundle: Bundle, text: str) -> str:

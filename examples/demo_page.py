@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mmgen.runtime import Generator, Result, load
 
 PICTURES = ("red apple", "rocket", "cat face", "pizza", "a snowman, please", "guitar", "sunflower", "blue heart")
@@ -41,9 +39,8 @@ PAGE = """<!doctype html>
   body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem }}
   section div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem }}
   figure {{ margin: 0; padding: .75rem; border: 1px solid #8885; border-radius: .5rem }}
-  img, svg {{ width: 100%; aspect-ratio: 1; background: white; border-radius: .25rem; image-rendering: auto }}
+  img, svg {{ width: 100%; aspect-ratio: 1; background: white; border-radius: .25rem }}
   audio {{ width: 100% }}
-  small {{ opacity: .7 }}
 </style>
 <h1>What one small model does</h1>
 <p>{bundle}, {megabytes:.0f} MB of half-precision graphs, on {backend}, without torch. A line says what was asked, what
@@ -64,7 +61,7 @@ class Asking:
     """A generator that is asked for one thing at a time, and says so."""
 
     def __init__(self, generator: Generator, files: Path) -> None:
-        self._generator, self._files, self._count = generator, files, 0
+        self._generator, self._files = generator, files
 
     def __call__(self, output: str, **given: object) -> tuple[Result, str]:
         """Return the result, and how long it took."""
@@ -77,38 +74,41 @@ class Asking:
 
     def medium(self, result: Result, suffix: str) -> str:
         """Return HTML that shows or plays what was made."""
-        self._count += 1
-        file = self._files / f"{self._count}{suffix}"
+        file = self._files / f"made{suffix}"
         result.save(file)
         content = base64.b64encode(file.read_bytes()).decode()
         source = f'src="data:{TYPES[suffix]};base64,{content}"'
         return f"<audio controls {source}></audio>" if suffix == ".wav" else f'<img alt="" {source}>'
 
 
+def there_and_back(
+    ask: Asking, output: str, texts: tuple[str, ...], made: str, given_back: str
+) -> Iterator[tuple[Result, tuple[str, ...]]]:
+    """Text to something, and that to text again: what was made, and a line for each way."""
+    for text in texts:
+        result, seconds = ask(output, text=text)
+        back, again = ask("text", **{output: result.media[0]})
+        yield result, (f"{made}: {text} ({seconds})", f"{given_back}: {back.text} ({again})")
+
+
 def pictures(ask: Asking) -> Iterator[Shown]:
     """Text to picture, and the picture to its name."""
-    for text in PICTURES:
-        drawn, seconds = ask("picture", text=text)
-        named, again = ask("text", picture=drawn.media[0])
-        yield Shown(ask.medium(drawn, ".png"), (f"drawn: {text} ({seconds})", f"named: {named.text} ({again})"))
+    for drawn, lines in there_and_back(ask, "picture", PICTURES, "drawn", "named"):
+        yield Shown(ask.medium(drawn, ".png"), lines)
 
 
 def speech(ask: Asking) -> Iterator[Shown]:
     """Text to speech, the speech to text, and to a picture."""
-    for text in SPOKEN:
-        spoken, seconds = ask("sound", text=text)
-        heard, again = ask("text", sound=spoken.media[0])
-        drawn, third = ask("picture", sound=spoken.media[0])
-        lines = (f"said: {text} ({seconds})", f"heard: {heard.text} ({again})", f"drawn of what was heard ({third})")
-        yield Shown(ask.medium(spoken, ".wav") + ask.medium(drawn, ".png"), lines)
+    for spoken, lines in there_and_back(ask, "sound", SPOKEN, "said", "heard"):
+        drawn, seconds = ask("picture", sound=spoken.media[0])
+        medium = ask.medium(spoken, ".wav") + ask.medium(drawn, ".png")
+        yield Shown(medium, (*lines, f"drawn of what was heard ({seconds})"))
 
 
 def films(ask: Asking) -> Iterator[Shown]:
     """Text to film, and the film to what is seen in it."""
-    for text in FILMED:
-        filmed, seconds = ask("film", text=text)
-        seen, again = ask("text", film=filmed.media[0])
-        yield Shown(ask.medium(filmed, ".gif"), (f"filmed: {text} ({seconds})", f"seen: {seen.text} ({again})"))
+    for filmed, lines in there_and_back(ask, "film", FILMED, "filmed", "seen"):
+        yield Shown(ask.medium(filmed, ".gif"), lines)
 
 
 def answers(ask: Asking) -> Iterator[Shown]:
@@ -123,13 +123,9 @@ def answers(ask: Asking) -> Iterator[Shown]:
 
 def strokes(ask: Asking) -> Iterator[Shown]:
     """Words to a stroke, and the stroke to the word."""
-    for text in STROKES:
-        written, seconds = ask("series", text=text)
-        read, again = ask("text", series=written.media[0])
-        points = np.asarray(written.media[0]) * (1, -1)
-        path = " ".join(f"{x:.3f},{y:.3f}" for x, y in points)
+    for written, lines in there_and_back(ask, "series", STROKES, "written", "read"):
+        path = " ".join(f"{x:.3f},{-y:.3f}" for x, y in written.media[0])
         line = f'<polyline points="{path}" fill="none" stroke="black" stroke-width="0.05" stroke-linecap="round"/>'
-        lines = (f"written: {text} ({seconds})", f"read: {read.text} ({again})")
         yield Shown(f'<svg viewBox="-1.3 -1.3 2.6 2.6">{line}</svg>', lines)
 
 

@@ -16,9 +16,9 @@ import torch
 
 from mmgen.export.base.model import Model
 from mmgen.runtime.base.errors import MmgenError
+from mmgen.runtime.base.progress import Report
 from mmgen.runtime.storage.schema import Bundle
 
-Report = Callable[[str, float], None]
 ExportOutput = Callable[[Model, str, Path, Report], Bundle]  # a model's output of this name, to a folder
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -18,16 +18,15 @@ from mmgen.export.base.onnx_storage import leaves
 from mmgen.export.base.place import placed
 from mmgen.export.base.weights import check_loaded
 from mmgen.export.check import PLAIN, check, weight_bytes
-from mmgen.export.processes import ExportOutput, Jobs, in_processes
+from mmgen.export.processes import Jobs, in_processes
 from mmgen.runtime.base.choices import did_you_mean
 from mmgen.runtime.base.errors import MmgenError, shown
+from mmgen.runtime.base.progress import Report, parts
 from mmgen.runtime.files.atomic import as_text
 from mmgen.runtime.storage.bundle import read_bundle, write_manifest
 from mmgen.runtime.storage.hashes import sha256
 from mmgen.runtime.storage.manifest import manifest_of
 from mmgen.runtime.storage.schema import EMBED, INPUT, MANIFEST, TOKENIZER, Bundle, Condition, Graph
-
-Report = Callable[[str, float], None]
 
 
 class ExportOne(Protocol):
@@ -72,7 +71,10 @@ def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Rep
         if jobs and jobs.count > 1:
             bundles = in_processes(jobs, [*model.outputs], export_output, folder / PARTS, report)
         else:
-            bundles = _in_turn(model, export_output, folder / PARTS, report)
+            bundles = {
+                name: export_output(model, name, folder / PARTS / name, part)
+                for name, part in parts([*model.outputs], report)
+            }
         progress("combining the outputs", 0.95)
         combined = _combined(bundles, folder)
         shutil.rmtree(folder / PARTS)
@@ -84,18 +86,6 @@ def export_outputs(model: Model, out: Path, export_one: ExportOne, progress: Rep
 
 def _export_output(export_one: ExportOne, model: Model, name: str, out: Path, progress: Report) -> Bundle:
     return export_one(alone(model, name), out, progress=progress)
-
-
-def _in_turn(model: Model, export_output: ExportOutput, folder: Path, report: Report) -> dict[str, Bundle]:
-    """Export every output into a folder of its name."""
-    made = {}
-    for i, name in enumerate(model.outputs):
-
-        def part(stage: str, done: float, name: str = name, before: int = i) -> None:
-            report(f"{name}: {stage}", (before + done) / len(model.outputs))
-
-        made[name] = export_output(model, name, folder / name, part)
-    return made
 
 
 def alone(model: Model, name: str) -> Model:
