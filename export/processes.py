@@ -1,6 +1,7 @@
 """Outputs of a model exported at once, in processes: most of an export is Python, which keeps one core busy."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ class Jobs:
     again: Callable[[], Model]
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A process, and the connection to it."""
+
+    process: BaseProcess
+    link: Connection
+
+
 def in_processes(
     jobs: Jobs, names: Sequence[str], export_output: ExportOutput, folder: Path, report: Report
 ) -> dict[str, Bundle]:
@@ -53,17 +63,16 @@ def in_processes(
     shares, made = dict.fromkeys(names, 0.0), dict[str, Bundle]()
     waiting = iter(names)
     with contextlib.ExitStack() as ending:
-        links = {
-            ending.enter_context(_process(jobs, export_output, folder)): name
-            for _, name in zip(range(jobs.count), waiting, strict=False)
-        }
-        for link, name in links.items():
-            _ask(link, name)
-        while links:
-            ready = wait(list(links))
-            for link in [each for each in links if each in ready]:
-                name = links[link]
-                match _received(link, name):
+        begun = list(itertools.islice(waiting, jobs.count))
+        workers = [ending.enter_context(_process(jobs, export_output, folder)) for _ in begun]
+        busy = dict(zip(workers, begun, strict=True))
+        for worker, name in busy.items():
+            _ask(worker, name)
+        while busy:
+            ready = wait([worker.link for worker in busy])
+            for worker in [each for each in busy if each.link in ready]:
+                name = busy[worker]
+                match _received(worker, name):
                     case str(warning):
                         warnings.warn(warning, stacklevel=2)
                     case (stage, done):
@@ -72,41 +81,48 @@ def in_processes(
                     case Bundle() as bundle:
                         made[name] = bundle
                         if following := next(waiting, None):
-                            _ask(link, following)
-                            links[link] = following
+                            _ask(worker, following)
+                            busy[worker] = following
                         else:
-                            del links[link]
+                            del busy[worker]
     return {name: made[name] for name in names}
 
 
-def _ask(link: Connection, name: str) -> None:
+def _ask(worker: _Worker, name: str) -> None:
     """Have a process export an output; that it was ended is seen when nothing is received."""
     with contextlib.suppress(OSError):
-        link.send(name)
+        worker.link.send(name)
 
 
-def _received(link: Connection, name: str) -> Any:
+def _received(worker: _Worker, name: str) -> Any:
     """Return what a process says; what it raised is raised."""
     try:
-        message = link.recv()
+        message = worker.link.recv()
     except (EOFError, OSError):
-        what = f"output {name}: the process that exports it was ended, most likely because memory ran out"
-        raise MmgenError(what, remedy="export fewer at once: --jobs 1") from None
+        worker.process.join()  # nobody holds the other end, so it has ended or is about to
+        how = worker.process.exitcode
+        what = f"output {name}: the process that exports it was ended"
+        if how == -signal.SIGKILL:
+            raise MmgenError(
+                f"{what}, most likely because memory ran out", remedy="export fewer at once: --jobs 1"
+            ) from None
+        remedy = "read what it printed, or export without --jobs to see the error"
+        raise MmgenError(f"{what} by itself, with code {how}", remedy=remedy) from None
     if isinstance(message, BaseException):
         raise message
     return message
 
 
 @contextlib.contextmanager
-def _process(jobs: Jobs, export_output: ExportOutput, folder: Path) -> Iterator[Connection]:
-    """Start a process, which ends with the context; yield the connection to it."""
+def _process(jobs: Jobs, export_output: ExportOutput, folder: Path) -> Iterator[_Worker]:
+    """Start a process, which ends with the context."""
     context = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, jobs, export_output, folder), daemon=True)
     process.start()
     theirs.close()
     try:
-        yield ours
+        yield _Worker(process, ours)
     finally:
         process.terminate()
         process.join()
