@@ -2,7 +2,8 @@
 
 One ``PrefixTransformer`` does all.  What is given is a vector that is always there, text and the vectors of ``senses``;
 what is made are places that hold codes or masks, as MaskGIT's (Chang et al. 2022).  Which medium is to be made is said
-by its places alone, so what is given is the same for every output.
+by its places alone, so what is given is the same for every output.  What is made begins from what a ``Memory`` knows of
+the thing that is meant.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmgen.export.networks.memory import Memory
 from mmgen.export.networks.prefix import HIDDEN, PrefixTransformer
 from mmgen.export.networks.senses import FilmSense, PictureSense, SeriesSense, SoundSense
 
@@ -26,14 +28,16 @@ class CodesConfig:
     shape: tuple[int, int]
     patch: tuple[int, int]
     codes: int  # the mask is one past the last
+    recalls: str = ""  # what of the memory; nothing: ""
+    parts: int = 1  # that it is divided into: one, which every place gets, or one for each place
 
 
 def _outputs() -> dict[str, CodesConfig]:
     return {
         "text": CodesConfig((16, 1), (1, 1), 2048),
-        "picture": CodesConfig((16, 16), (2, 2), 1024),
-        "sound": CodesConfig((64, 4), (1, 4), 1024),
-        "film": CodesConfig((64, 4), (1, 4), 1024),
+        "picture": CodesConfig((16, 16), (2, 2), 1024, recalls="look", parts=64),
+        "sound": CodesConfig((64, 4), (1, 4), 1024, recalls="voice", parts=64),
+        "film": CodesConfig((64, 4), (1, 4), 1024, recalls="look"),
         "series": CodesConfig((16, 2), (1, 2), 256),
     }
 
@@ -50,6 +54,8 @@ class AnyToAnyConfig:
     pad_id: int = 0  # of text that is given; nobody sees it
     series_channels: int = 2
     embed_width: int = 128  # of what is given as one vector: it modulates what is made, and is compared in retrieval
+    things: int = 1906  # that the memory knows
+    memory: dict[str, int] = field(default_factory=lambda: {"look": 2048, "voice": 1024})  # numbers known of each
     outputs: dict[str, CodesConfig] = field(default_factory=_outputs)
 
 
@@ -57,15 +63,24 @@ class CodesOutput(nn.Module):
     """Codes int64 (B, rows, columns) to places (B, N, D), and places to logits (B, codes, rows, columns).
 
     A code's vector is the same on the way in and on the way out (Press & Wolf 2017).
+
+    Args:
+        config: which codes.
+        width: D.
+        known: numbers that the memory has for it; 0: it has none.
     """
 
-    def __init__(self, config: CodesConfig, width: int) -> None:
+    def __init__(self, config: CodesConfig, width: int, known: int) -> None:
         super().__init__()
         (rows, columns), (tall, wide) = config.shape, config.patch
         self.grid, self.patch, self.codes = (rows // tall, columns // wide), config.patch, config.codes
         self.embedding = nn.Embedding(config.codes + 1, CODE_WIDTH)
         self.enter = nn.Linear(CODE_WIDTH * tall * wide, width)
         self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
+        if config.parts not in (1, len(self.position)) or known % config.parts:
+            raise ValueError(f"{config.parts} parts of {known} numbers for {len(self.position)} places")
+        self.parts = config.parts
+        self.recall = nn.Linear(known // config.parts, width, bias=False) if known else None
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, CODE_WIDTH * tall * wide)
         self.bias = nn.Parameter(torch.zeros(config.codes))
@@ -76,6 +91,12 @@ class CodesOutput(nn.Module):
         (rows, columns), (tall, wide) = self.grid, self.patch
         h = self.embedding(codes).unflatten(2, (columns, wide)).unflatten(1, (rows, tall))
         return self.enter(h.transpose(2, 3).flatten(3).flatten(1, 2)) + self.position
+
+    def recalled(self, value: Tensor) -> Tensor:
+        """Turn what is known of a thing (B, V) into what is added to places, (B, N or 1, D)."""
+        assert self.recall is not None
+        out: Tensor = self.recall(value.unflatten(1, (self.parts, -1)))
+        return out
 
     def logits(self, places: Tensor) -> Tensor:
         """Turn places (B, N, D) into logits."""
@@ -100,9 +121,11 @@ class AnyToAny(nn.Module):
         nn.init.eye_(self.pooled.weight)
         self.positions = nn.ParameterDict({n: nn.Parameter(0.02 * torch.randn(k, width)) for n, k in GIVEN.items()})
         self.trunk = PrefixTransformer(width, config.layers, config.heads, config.mlp_ratio, config.embed_width)
+        self.memory = Memory(config.things, config.embed_width, config.memory)
         self.norm = nn.LayerNorm(width)
         self.embeds = nn.Linear(width, config.embed_width)
-        self.outputs = nn.ModuleDict({n: CodesOutput(c, width) for n, c in config.outputs.items()})
+        known = {n: config.memory[c.recalls] if c.recalls else 0 for n, c in config.outputs.items()}
+        self.outputs = nn.ModuleDict({n: CodesOutput(c, width, known[n]) for n, c in config.outputs.items()})
         nn.init.normal_(self.words.weight, std=0.5)
 
     def sense(self, name: str, medium: Tensor) -> Tensor:
@@ -158,10 +181,18 @@ class AnyToAny(nn.Module):
 
     def made(self, output: str, codes: Tensor, keys_values: Tensor, bias: Tensor, embedding: Tensor) -> Tensor:
         """Predict logits (B, C, rows, columns) of codes, some of them masked, after what ``given`` returns."""
-        part = self.outputs[output]
-        assert isinstance(part, CodesOutput)
+        part = self.output(output)
+        places = part.places(codes)
+        if recalls := self.config.outputs[output].recalls:
+            places = places + part.recalled(self.memory.recall(recalls, embedding))
         vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
-        return part.logits(self.trunk.made(part.places(codes), keys_values, bias, vector))
+        return part.logits(self.trunk.made(places, keys_values, bias, vector))
+
+    def output(self, name: str) -> CodesOutput:
+        """Return what turns the codes of an output into places and back."""
+        part = self.outputs[name]
+        assert isinstance(part, CodesOutput)
+        return part
 
     def embed(self, given: Mapping[str, Tensor]) -> Tensor:
         """Embed what is given as unit vectors (B, embed_width)."""

@@ -42,6 +42,15 @@ class Match:
     names: Tensor  # int64 (B,), which emoji they are of
 
 
+@dataclass(frozen=True)
+class Known:
+    """Codes that what the memory has of things should tell by itself."""
+
+    output: str
+    target: Tensor  # codes (B, rows, columns)
+    names: Tensor  # int64 (B,), which emoji they are of
+
+
 def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Tensor:
     """RGBA (B, 64, 64, 4) as a camera may see them: moved, scaled, tilted a little, on some ground, with some light.
 
@@ -71,6 +80,29 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
     image = torch.where(soft, F.avg_pool2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), 3, 1), image)
     image = image + jitter * uniform(0, 0.04, 1, 1, 1) * torch.randn(image.shape)
     return 2 * image.clamp(0, 1) - 1
+
+
+def restyled(pictures: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
+    """RGBA (B, 64, 64, 4) as other vendors may draw them: other colours and contrast, a third with dark outlines."""
+    count = len(pictures)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(random.uniform(low, high, (count, *shape)).astype(np.float32))
+
+    rgb, alpha = (torch.from_numpy(pictures.astype(np.float32) / 255).movedim(-1, 1)).split((3, 1), 1)
+    mix = torch.eye(3) + (uniform(0, 1, 1, 1) < 0.5) * uniform(-0.25, 0.25, 3, 3)
+    mix = mix / mix.sum(2, keepdim=True)  # so that grey stays grey
+    rgb = (mix @ rgb.flatten(2)).view_as(rgb)
+    grey = rgb.mean(1, keepdim=True)
+    rgb = (grey + uniform(0.5, 1.5, 1, 1, 1) * (rgb - grey)).clamp(0, 1) ** uniform(0.7, 1.4, 1, 1, 1)
+    outlined = (uniform(0, 1, 1, 1, 1) < 0.33).float()
+    on_white = rgb.mean(1, keepdim=True) * alpha + 1 - alpha
+    within = (F.max_pool2d(on_white, 3, 1, 1) + F.max_pool2d(-on_white, 3, 1, 1) > 0.25).float()
+    around = F.max_pool2d(alpha, 3, 1, 1) - alpha
+    rgb = rgb * (1 - outlined * torch.maximum(within, (around > 0.1).float()) * uniform(0.7, 1, 1, 1, 1))
+    alpha = alpha + outlined * around
+    out = torch.cat([rgb, alpha], 1).movedim(1, -1).clamp(0, 1) * 255
+    return out.round().to(torch.uint8).numpy()
 
 
 def still(pictures: NDArray[np.uint8]) -> Tensor:
@@ -113,6 +145,14 @@ def choose(world: World, random: Random, held_out: bool, count: int) -> tuple[ND
         pictures.append(world.pictures[vendor][i])
         colours.append(world.colours[vendor][i])
     return chosen, np.stack(pictures), colours
+
+
+def varied(pictures: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
+    """Half of them restyled."""
+    half = random.random(len(pictures)) < 0.5
+    out = pictures.copy()
+    out[half] = restyled(pictures[half], random)
+    return out
 
 
 def _names(world: World, chosen: NDArray[np.int64]) -> list[str]:
@@ -231,6 +271,18 @@ def write(world: World, random: Random, held_out: bool, count: int) -> Batch:
     return Batch("series", world.codes_of("series", series), means, text=text)
 
 
+def look(world: World, random: Random, held_out: bool, count: int) -> Known:
+    """What the memory has of emoji -> Google's pictures."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    return Known("picture", world.picture_codes[chosen], torch.from_numpy(chosen))
+
+
+def voice(world: World, random: Random, held_out: bool, count: int) -> Known:
+    """What the memory has of emoji -> their names in the plain voice."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    return Known("sound", world.sound_codes[chosen], torch.from_numpy(chosen))
+
+
 def match_words(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words of an emoji, which cost so little that they are learnt first."""
     chosen = random.choice(len(world.names), count, replace=False)
@@ -251,8 +303,9 @@ def match_sound(world: World, random: Random, held_out: bool, count: int) -> Mat
     return Match(_texts(world, chosen, random), {"sound": sound}, torch.from_numpy(chosen))
 
 
-Draw = Callable[[World, Random, bool, int], Batch | Match]
+Draw = Callable[[World, Random, bool, int], Batch | Match | Known]
 TASKS: dict[str, Draw] = {
     f.__name__: f
-    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, match_words, match, match_sound)
+    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, look, voice, match_words, match,
+              match_sound)
 }  # fmt: skip

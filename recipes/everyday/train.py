@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from evaluate import report
 from safetensors.torch import save_file
-from tasks import TASKS, Batch, Match
+from tasks import TASKS, Batch, Known, Match
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from world import World
 
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
-SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48)
+SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, look=96, voice=96)
 SIZES |= dict.fromkeys(("draw", "speak", "listen"), 24) | dict.fromkeys(("imagine", "watch", "animate"), 16)
 WEIGHTS = (  # of all tasks, by how much they need
     "draw=7,caption=2,match=2.5,match_sound=2,match_words=0.5,listen=2,speak=2.5,ask=1.5,watch=0.7,animate=1.2,"
@@ -35,7 +35,7 @@ WEIGHTS = (  # of all tasks, by how much they need
 )
 TASKS_A_STEP = 3
 TRAINED = ("picture", "sound")  # by train_sense.py, and left as they are unless told
-TEMPERATURE = 0.07  # of the similarities of vectors that should be the same
+KNOWN_RATE = 10  # times the others': of what is known of a thing, which is a part of few batches
 
 
 def optimisers(model: nn.Module, rate: float, sense_rate: float) -> list[torch.optim.Optimizer]:
@@ -47,12 +47,14 @@ def optimisers(model: nn.Module, rate: float, sense_rate: float) -> list[torch.o
     named = dict(model.named_parameters())
     inside = {n for n, p in named.items() if "blocks." in n and p.ndim == 2}
     senses = {n for n in named if n.partition(".")[0] in TRAINED}
-    rest = [p for n, p in named.items() if n not in inside | senses]
+    known = {n for n in named if n.startswith("memory.values.")}
+    rest = [p for n, p in named.items() if n not in inside | senses | known]
     muon = torch.optim.Muon([named[n] for n in sorted(inside)], lr=rate, weight_decay=0.01,
                             adjust_lr_fn="match_rms_adamw")  # fmt: skip
     groups = [
         {"params": rest, "lr": rate, "weight_decay": 0.0},
         {"params": [named[n] for n in sorted(senses)], "lr": sense_rate, "weight_decay": 0.05},
+        {"params": [named[n] for n in sorted(known)], "lr": KNOWN_RATE * rate, "weight_decay": 0.0},
     ]
     return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98))]
 
@@ -70,24 +72,30 @@ def masked(target: Tensor, mask: int, by_cosine: bool) -> tuple[Tensor, Tensor]:
     return torch.where(hidden, mask, target), hidden
 
 
-def loss_of(model: AnyToAny, proxies: Tensor, batch: Batch | Match) -> Tensor:
-    """Cross entropy of masked codes; of a ``Match``, of which emoji each vector is of.
+def loss_of(model: AnyToAny, batch: Batch | Match | Known) -> Tensor:
+    """Cross entropy of masked codes, of what the memory alone says of codes, or of which emoji vectors are of.
 
-    Every emoji has a vector of its own, a proxy (Movshovitz-Attias et al. 2017), to which words, pictures and sounds of
-    it are drawn: so each is told from all the others, and not from those of a small batch alone.
+    Every emoji has a key in the memory, to which words, pictures and sounds of it are drawn, as to a proxy
+    (Movshovitz-Attias et al. 2017): so each is told from all the others, and not from those of a small batch alone.
     """
     with torch.autocast("cpu", torch.bfloat16):
-        given = {name: model.sense(name, medium) for name, medium in batch.media.items()}
-        if isinstance(batch, Match):
-            views = [model.embed({"text": batch.text}), *(model.embed({name: x}) for name, x in given.items())]
-            every = F.normalize(proxies, dim=-1)
-            likeness = [view.float() @ every.t() / TEMPERATURE for view in views]
-            return torch.stack([F.cross_entropy(x, batch.names) for x in likeness]).mean()
-        if batch.text is not None:
-            given["text"] = batch.text
-        config = model.config.outputs[batch.output]
-        shown, hidden = masked(batch.target, config.codes, by_cosine=batch.output != "text")
-        logits = model.made(batch.output, shown, *model.given(given))
+        match batch:
+            case Known():
+                part, memory = model.output(batch.output), model.memory.values
+                value = memory[model.config.outputs[batch.output].recalls][batch.names]
+                logits, hidden = part.logits(part.position + part.recalled(value)), torch.ones_like(batch.target) > 0
+            case Match():
+                senses = ({name: model.sense(name, x)} for name, x in batch.media.items())
+                views = [model.embed(given) for given in ({"text": batch.text}, *senses)]
+                likeness = [model.memory.likeness(view).float() for view in views]
+                return torch.stack([F.cross_entropy(x, batch.names) for x in likeness]).mean()
+            case Batch():
+                given = {name: model.sense(name, medium) for name, medium in batch.media.items()}
+                if batch.text is not None:
+                    given["text"] = batch.text
+                config = model.config.outputs[batch.output]
+                shown, hidden = masked(batch.target, config.codes, by_cosine=batch.output != "text")
+                logits = model.made(batch.output, shown, *model.given(given))
     logits = logits.permute(0, 2, 3, 1)[hidden].float()
     return F.cross_entropy(logits, batch.target[hidden], label_smoothing=0.02)
 
@@ -124,11 +132,9 @@ def main() -> None:
     tasks, shares = list(weights), np.array(list(weights.values())) / sum(weights.values())
     world = World(folder)
     model = AnyToAny(AnyToAnyConfig())
-    proxies = nn.Parameter(torch.randn(len(world.names), model.config.embed_width))
     for kind in TRAINED if not args.sense_rate else ():
         getattr(model, kind).requires_grad_(False)
     optimiser = optimisers(model, args.rate, args.sense_rate)
-    optimiser += [torch.optim.AdamW([proxies], lr=args.rate, weight_decay=0.0)]
     shadow = copy.deepcopy(model).requires_grad_(False).eval()
     rates = [[group["lr"] for group in o.param_groups] for o in optimiser]
     state_file, start = folder / "network.pt", 0
@@ -137,7 +143,6 @@ def main() -> None:
         start = state["step"]
         model.load_state_dict(state["model"])
         shadow.load_state_dict(state["shadow"])
-        proxies.data.copy_(state["proxies"])
         for o, saved in zip(optimiser, state["optimisers"], strict=True):
             o.load_state_dict(saved)
     if args.senses or not start:
@@ -162,13 +167,13 @@ def main() -> None:
         if rank:
             return
         partial = state_file.with_suffix(".partial")
-        state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "proxies": proxies.data, "step": step}
+        state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "step": step}
         torch.save(state | {"optimisers": [o.state_dict() for o in optimiser]}, partial)
         partial.replace(state_file)
         save_file({k: v.contiguous() for k, v in shadow.state_dict().items()}, folder / "network.safetensors")
         (folder / "network.json").write_text(json.dumps(asdict(shadow.config), indent=1))
 
-    parameters = [p for p in (*model.parameters(), proxies) if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     stopped = False
 
     def stop(*_: object) -> None:
@@ -187,7 +192,7 @@ def main() -> None:
                 group["lr"] = peak * min(1.0, (step + 1) / 200) * fall
         count = min(TASKS_A_STEP, len(tasks))
         for task in random.choice(tasks, count, replace=False, p=shares):
-            loss = loss_of(model, proxies, TASKS[task](world, random, False, SIZES[task]))
+            loss = loss_of(model, TASKS[task](world, random, False, SIZES[task]))
             (loss / count).backward()
             losses[str(task)].append(loss.item())
         stopped |= gone > 60 * args.minutes

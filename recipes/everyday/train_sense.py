@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from speech import phonemes
-from tasks import choose, seen, still
+from tasks import choose, seen, still, varied
 from torch import Tensor, nn
 from torch.nn import functional as F
 from world import World
@@ -30,7 +30,7 @@ Draw = Callable[[np.random.Generator, bool, int], tuple[Tensor, Tensor]]  # medi
 def draw_pictures(world: World) -> Draw:
     def draw(random: np.random.Generator, held_out: bool, count: int) -> tuple[Tensor, Tensor]:
         chosen, pictures, _ = choose(world, random, held_out, count)
-        return still(pictures) if held_out else seen(pictures, random), torch.from_numpy(chosen)
+        return still(pictures) if held_out else seen(varied(pictures, random), random), torch.from_numpy(chosen)
 
     return draw
 

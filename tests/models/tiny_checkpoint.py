@@ -77,13 +77,24 @@ OUTPUTS = {
 def tiny_any_to_any() -> tuple[AnyToAnyCheckpoint, Parts, bytes, dict[str, Tensor]]:
     """Build what ``any_to_any.save`` takes after the folder: a text and a sound; it shares with "small"."""
     small, vqvae, _, tokenizer = tiny_checkpoint()
-    codes = {"text": CodesConfig((LENGTH, 1), (1, 1), len(WORDS)), "sound": CodesConfig((PLACES, 2), (1, 2), SPOKEN)}
+    codes = {
+        "text": CodesConfig((LENGTH, 1), (1, 1), len(WORDS)),
+        "sound": CodesConfig((PLACES, 2), (1, 2), SPOKEN, "voice", PLACES),
+    }
     sound = GroupedVQVAEConfig(places=PLACES, groups=2, codes=SPOKEN, channels=16, encoder_blocks=1, decoder_blocks=1)
     record = AnyToAnyCheckpoint(
         name="any",
         licence="MIT",
         network=AnyToAnyConfig(
-            width=64, layers=1, heads=2, mlp_ratio=2, vocabulary=len(WORDS), embed_width=8, outputs=codes
+            width=64,
+            layers=1,
+            heads=2,
+            mlp_ratio=2,
+            vocabulary=len(WORDS),
+            embed_width=8,
+            things=5,
+            memory={"voice": 4 * PLACES},
+            outputs=codes,
         ),
         picture=small.autoencoder,
         autoencoders={"sound": sound},

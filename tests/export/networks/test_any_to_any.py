@@ -6,13 +6,24 @@ import pytest
 import torch
 from tolerances import LIMITS
 
-from mmgen.export.networks.any_to_any import GIVEN, AnyToAny, AnyToAnyConfig, CodesConfig, Embed, Given, Made, Sense
+from mmgen.export.networks.any_to_any import (
+    GIVEN,
+    AnyToAny,
+    AnyToAnyConfig,
+    CodesConfig,
+    CodesOutput,
+    Embed,
+    Given,
+    Made,
+    Sense,
+)
+from mmgen.export.networks.memory import Memory
 from mmgen.export.networks.prefix import PrefixTransformer
 
 OUTPUTS = {
     "text": CodesConfig((5, 1), (1, 1), 50),
-    "picture": CodesConfig((4, 6), (2, 2), 20),
-    "sound": CodesConfig((6, 4), (1, 4), 30),
+    "picture": CodesConfig((4, 6), (2, 2), 20, recalls="look", parts=6),
+    "sound": CodesConfig((6, 4), (1, 4), 30, recalls="look"),
 }
 MEDIA = {"picture": (3, 64, 64), "film": (8, 3, 64, 64), "sound": (51_200,), "series": (64, 2)}
 
@@ -20,7 +31,8 @@ MEDIA = {"picture": (3, 64, 64), "film": (8, 3, 64, 64), "sound": (51_200,), "se
 @pytest.fixture(scope="module")
 def network() -> AnyToAny:
     torch.manual_seed(0)
-    config = replace(AnyToAnyConfig(), width=32, layers=2, heads=2, vocabulary=50, outputs=OUTPUTS)
+    sizes = {"width": 32, "layers": 2, "heads": 2, "vocabulary": 50, "things": 3, "memory": {"look": 24}}
+    config = replace(AnyToAnyConfig(), **sizes, outputs=OUTPUTS)
     return AnyToAny(config).eval().requires_grad_(False)
 
 
@@ -104,6 +116,31 @@ def test_what_is_made_sees_what_is_given(network: AnyToAny) -> None:
     codes = torch.full((2, 5, 1), 50)
     given, other = (Given(network, ("text",))(t) for t in (text, text.flip(1)))
     assert not torch.allclose(Made(network, "text")(codes, *given), Made(network, "text")(codes, *other))
+
+
+def test_a_thing_is_recalled_by_whatever_is_nearest_to_its_key() -> None:
+    memory = Memory(things=3, key_width=2, values={"look": 4})
+    with torch.no_grad():
+        memory.keys.copy_(torch.tensor([[3.0, 0.0], [0.0, 3.0], [-3.0, 0.0]]))
+        memory.values["look"].copy_(torch.eye(4)[:3])
+        recalled = memory.recall("look", torch.tensor([[0.0, 1.0], [-0.96, -0.28]]))
+        between = memory.recall("look", torch.tensor([[0.5**0.5, 0.5**0.5]]))
+    assert recalled.argmax(1).tolist() == [1, 2] and (recalled.amax(1) > 0.999).all()
+    torch.testing.assert_close(between, torch.tensor([[0.5, 0.5, 0.0, 0.0]]), rtol=0, atol=1e-4)
+
+
+def test_a_part_of_what_is_known_is_for_a_place_or_for_all_of_them(network: AnyToAny) -> None:
+    value, other = torch.zeros(1, 24), torch.zeros(1, 24)
+    other[0, 4 * 2 : 4 * 3] = 1  # the third of six parts
+    picture, sound = network.output("picture"), network.output("sound")
+    changed = (picture.recalled(value) != picture.recalled(other)).any(2)[0]
+    assert changed.tolist() == [False, False, True, False, False, False]
+    assert sound.recalled(other).shape == (1, 1, 32)
+
+
+def test_what_is_known_cannot_be_divided_into_any_number_of_parts() -> None:
+    with pytest.raises(ValueError, match="5 parts of 24 numbers for 6 places"):
+        CodesOutput(CodesConfig((4, 6), (2, 2), 20, recalls="look", parts=5), 32, 24)
 
 
 @pytest.mark.parametrize("absent", ["text", "picture", "film", "sound", "series"])
