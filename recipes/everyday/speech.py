@@ -1,4 +1,4 @@
-"""The names, spoken by espeak-ng in many voices: ``python speech.py [--takes 8]`` caches them, and goes on if stopped.
+"""The names, spoken by espeak-ng in many voices: ``python speech.py [--takes 16]`` caches them, and goes on if stopped.
 
 ``speech/HALF.samples`` holds int16 at 16 kHz, one utterance after another, and ``speech/HALF.npy`` an ``UTTERANCE``
 for each.  The half ``heldout`` has voices and speeds that ``train`` has none of; ``plain`` is each name once in the
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pictures import load_named
-from scipy.fft import irfft
+from scipy.fft import irfft, rfft
 from scipy.signal import fftconvolve, resample_poly
 
 RATE = 16_000
@@ -127,11 +127,14 @@ class Speech:
         return self.wave(int(random.choice(self.of_name[name])))
 
     def heard(self, name: int, random: np.random.Generator, varied: bool) -> Samples:
-        """A clip of any utterance in a room; ``varied``: faster and higher, or slower and lower, by up to an eighth."""
+        """A clip of any utterance in a room; ``varied``: as other voices may say it.
+
+        They are faster and higher, or slower and lower, by up to a seventh, and of another timbre.
+        """
         wave = self.draw(name, random)
         if varied:
-            places = np.arange(0, len(wave) - 1, random.uniform(0.88, 1.13))
-            wave = np.interp(places, np.arange(len(wave)), wave).astype(np.float32)
+            places = np.arange(0, len(wave) - 1, random.uniform(0.86, 1.16))
+            wave = coloured(np.interp(places, np.arange(len(wave)), wave), random)
         return in_a_room(wave, random)
 
 
@@ -148,6 +151,15 @@ def clip_at(wave: Samples, peak: float) -> Samples:
     return clip(peak * wave / max(0.01, float(np.abs(wave).max())))
 
 
+def coloured(wave: NDArray[np.float64], random: np.random.Generator) -> Samples:
+    """A wave with bands of its spectrum louder or softer, by up to 10 dB."""
+    spectrum = rfft(wave)
+    octaves = np.linspace(0, 8, 9) / 8  # of the logarithm of frequency
+    place = np.log2(1 + np.arange(spectrum.size) / spectrum.size * 255) / 8
+    gain = np.interp(place, octaves, random.uniform(-10, 10, octaves.size))
+    return irfft(spectrum * 10 ** (gain / 20), wave.size).astype(np.float32)
+
+
 def in_a_room(wave: Samples, random: np.random.Generator) -> Samples:
     """A clip as a microphone may hear it: moved, louder or softer, at times with echoes and with noise."""
     out = clip(wave, int(random.integers(0, max(1, SAMPLES - len(wave)) + 1)))
@@ -162,15 +174,15 @@ def in_a_room(wave: Samples, random: np.random.Generator) -> Samples:
     if random.random() < 0.6:  # white to brown, 5 to 40 dB below
         noise = random.standard_normal(SAMPLES + 2, np.float32).view(np.complex64)
         noise /= np.maximum(np.arange(noise.size, dtype=np.float32), 50) ** np.float32(random.uniform(0, 1))
-        coloured = irfft(noise, SAMPLES)
+        hiss = irfft(noise, SAMPLES)
         wanted = np.sqrt((out**2).mean()) * 10 ** (-random.uniform(5, 40) / 20)
-        out += coloured * wanted / np.sqrt((coloured**2).mean())
+        out += hiss * wanted / np.sqrt((hiss**2).mean())
     return out.clip(-1, 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--takes", type=int, default=8, help="utterances of each name to train with")
+    parser.add_argument("--takes", type=int, default=16, help="utterances of each name to train with")
     args = parser.parse_args()
     folder = Path("build/everyday")
     texts = [n.name for n in load_named(folder)]

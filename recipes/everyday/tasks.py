@@ -234,7 +234,10 @@ def speak(world: World, random: Random, held_out: bool, count: int) -> Batch:
 
 
 def _filmed(world: World, random: Random, held_out: bool, count: int) -> tuple[Tensor, list[str]]:
-    pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
+    return _filmed_pairs(world, random, [draw_pair(len(world.names), random, held_out) for _ in range(count)])
+
+
+def _filmed_pairs(world: World, random: Random, pairs: list[tuple[int, int]]) -> tuple[Tensor, list[str]]:
     pictures = world.pictures["google"][[name for name, _ in pairs]]
     sentences = [sentence(world.names[name].name, motion) for name, motion in pairs]
     return films(pictures, [motion for _, motion in pairs], random), sentences
@@ -303,9 +306,17 @@ def match_sound(world: World, random: Random, held_out: bool, count: int) -> Mat
     return Match(_texts(world, chosen, random), {"sound": sound}, torch.from_numpy(chosen))
 
 
+def match_film(world: World, random: Random, held_out: bool, count: int) -> Match:
+    """Sentences and films of the same emoji, whatever it does."""
+    pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
+    film, sentences = _filmed_pairs(world, random, pairs)
+    names = torch.tensor([name for name, _ in pairs])
+    return Match(encode_given(world.tokenizer, sentences), {"film": film}, names)
+
+
 Draw = Callable[[World, Random, bool, int], Batch | Match | Known]
 TASKS: dict[str, Draw] = {
     f.__name__: f
     for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, look, voice, match_words, match,
-              match_sound)
+              match_sound, match_film)
 }  # fmt: skip

@@ -27,11 +27,11 @@ from world import World
 
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
-SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, look=96, voice=96)
+SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, match_film=24, look=96, voice=96)
 SIZES |= dict.fromkeys(("draw", "speak", "listen"), 24) | dict.fromkeys(("imagine", "watch", "animate"), 16)
 WEIGHTS = (  # of all tasks, by how much they need
-    "draw=7,caption=2,match=2.5,match_sound=2,match_words=0.5,listen=2,speak=2.5,ask=1.5,watch=0.7,animate=1.2,"
-    "imagine=1,read=0.3,write=0.4"
+    "draw=2,speak=2,caption=2,listen=2,imagine=0.5,ask=2,watch=1,animate=2,read=0.3,write=0.4,match=2,match_sound=2,"
+    "match_film=1,match_words=0.3,look=0.3,voice=0.3"
 )
 TASKS_A_STEP = 3
 TRAINED = ("picture", "sound")  # by train_sense.py, and left as they are unless told
