@@ -16,7 +16,9 @@ ROWS = (
     ("… OpenMoji's drawing, found among all names", "caption", "openmoji, found", 0.5, "the vendor"),
     ("… among the first five", "caption", "openmoji, in the first five", 0.7, "the vendor"),
     ("speech to text: word error rate, lower is better", "listen", "word error rate", 0.05, "voices, speeds"),
+    ("… in rooms, most with noise or echoes", "listen", "word error rate, noisy", 0.0, "voices, speeds"),
     ("speech to picture: the right one, nearest of all", "imagine", "top 1", 0.9, "voices, speeds"),
+    ("… in rooms, most with noise or echoes", "imagine", "top 1, noisy", 0.0, "voices, speeds"),
     ("text to speech: recognised by pocketsphinx", "speak", "recognised", 0.0, "–"),
     ("… espeak-ng's own speech", "speak", "espeak-ng recognised", 0.0, "–"),
     ("film to text: object", "watch", "object", 0.95, "pairs of object and motion"),
@@ -38,7 +40,7 @@ Any of text, 64 x 64 emoji, speech, films of emoji and strokes to any of them: o
 
 | | |
 |---|---|
-| network | {layers} layers x {width}, prefix attention, and adaLN by what is given as one vector |
+| network | {layers} layers x {width}, prefix attention, adaLN by what is given as one vector, a memory of the names |
 | makes | {outputs}, by unmasking codes |
 | autoencoders | of pictures that of `emoji`; of sound, films and series their own |
 | weights | moving averages over training, stored as int8 with a scale for each row of a matrix, vectors as float16 |

@@ -9,6 +9,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from evaluate import nearest
 from films import MOTIONS
 from numpy.typing import NDArray
 from pictures import HELD_OUT
-from speech import clip_at
+from speech import clip_at, in_a_room
 from strokes import WORDS
 from tasks import TASKS, Batch, seen, still
 from world import World, as_bytes
@@ -68,6 +69,13 @@ def drawn(world: World, task: str, count: int) -> Batch:
     return batch
 
 
+def noisy(batch: Batch) -> Batch:
+    """The same speech in rooms, most with noise or echoes."""
+    random = np.random.default_rng(12)
+    clips = [in_a_room(clip[: np.flatnonzero(clip)[-1] + 1], random) for clip in batch.media["sound"].numpy()]
+    return replace(batch, media={"sound": torch.from_numpy(np.stack(clips))})
+
+
 def share(right: list[bool]) -> float:
     return round(float(np.mean(right)), 4)
 
@@ -101,9 +109,12 @@ def measure_drawn(task: str) -> Callable[[Generator, World, int], Figures]:
 
     def measure(generator: Generator, world: World, count: int) -> Figures:
         batch = drawn(world, task, count)
-        codes = [r.codes for r in made(generator, "picture", given_by(world, batch), seed=7)]
-        found = nearest(world, torch.from_numpy(np.concatenate(codes)))
-        return {"top 1": share([a == b for [a], b in zip(found, batch.means, strict=True)])}
+        figures = {}
+        for figure, asked in ({"top 1": batch} | ({"top 1, noisy": noisy(batch)} if task == "imagine" else {})).items():
+            codes = [r.codes for r in made(generator, "picture", given_by(world, asked), seed=7)]
+            found = nearest(world, torch.from_numpy(np.concatenate(codes)))
+            figures[figure] = share([a == b for [a], b in zip(found, batch.means, strict=True)])
+        return figures
 
     return measure
 
@@ -122,6 +133,8 @@ def measure_said(task: str) -> Callable[[Generator, World, int], Figures]:
         figures |= {kind: share(each) for kind, each in sorted(kinds.items())}
         if task == "listen":
             figures["word error rate"] = round(jiwer.wer(batch.means, said), 4)
+            heard = texts(generator, given_by(world, noisy(batch)))
+            figures["word error rate, noisy"] = round(jiwer.wer(batch.means, heard), 4)
         if task == "watch":
             ends = [next(m for m in MOTIONS if b.endswith(m)) for b in batch.means]
             figures["motion"] = share([a.endswith(end) for a, end in zip(said, ends, strict=True)])

@@ -10,7 +10,7 @@ from films import draw_pair, films, premultiplied, sentence
 from numpy.typing import NDArray
 from pictures import HELD_OUT, LEARNT
 from questions import COUNT, FOLLOWING, NUMBERS, draw_dialogue, draw_question
-from speech import in_a_room
+from speech import clip_at, in_a_room
 from strokes import WORDS, draw_writer, stroke
 from tokens import ask_for, encode_given, encode_made
 from torch import Tensor
@@ -164,8 +164,12 @@ def _texts(world: World, chosen: NDArray[np.int64], random: Random) -> Tensor:
 
 
 def _utterances(world: World, chosen: NDArray[np.int64], random: Random, held_out: bool) -> Tensor:
-    speech = world.speech["heldout" if held_out else "train"]
-    return torch.from_numpy(np.stack([speech.heard(int(i), random, varied=not held_out) for i in chosen]))
+    """Somebody says each; who is held out does so where it is quiet."""
+    if held_out:
+        clips = [clip_at(world.speech["heldout"].draw(int(i), random), 0.5) for i in chosen]
+    else:
+        clips = [world.speech["train"].heard(int(i), random, varied=True) for i in chosen]
+    return torch.from_numpy(np.stack(clips))
 
 
 def caption(world: World, random: Random, held_out: bool, count: int) -> Batch:
