@@ -102,8 +102,9 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if without_torch and test and needs_torch(collection_path) else None
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: tests that look for what is left behind collect garbage without searching torch."""
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> None:
+    """What is there before a file's tests stays: garbage is collected without searching torch, or others' models."""
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,6 @@
 """Fixtures of tests that play engines on the stand-in: ``pytest_plugins = ["played"]``."""
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,10 +11,21 @@ from play import OLDEST, Machine, builds, copied
 from mmgen.runtime import Generator, load
 
 
+@pytest.fixture(scope="module")
+def played(bundle_folder: Path) -> Path:
+    """The bundle that a file's tests play; those that play another one say which."""
+    return bundle_folder
+
+
 @pytest.fixture(scope="session")
-def built(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A bundle with engines of a release; read only."""
-    return builds(bundle_folder, tmp_path_factory)
+def builds_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Callable[[str], Path]]:
+    return functools.cache(lambda folder: builds(folder, tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def built(played: Path, builds_of: Callable[[Path], Callable[[str], Path]]) -> Callable[[str], Path]:
+    """It with engines of a release; read only."""
+    return builds_of(played)
 
 
 @pytest.fixture
@@ -38,8 +50,14 @@ def bundle(machine: Machine, built: Callable[[str], Path], tmp_path: Path) -> Pa
     return copied(built(machine.release), tmp_path / "test.mmgen")
 
 
-@pytest.fixture(scope="session")
-def wanted(bundle_folder: Path) -> Iterator[Generator]:
+@pytest.fixture
+def generator(machine: Machine, built: Callable[[str], Path]) -> Iterator[Generator]:
+    with load(built(machine.release), machine.flavour) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def wanted(played: Path) -> Iterator[Generator]:
     """ONNX Runtime on the CPU."""
-    with load(bundle_folder, "ort-cpu") as generator:
-        yield generator
+    with load(played, "ort-cpu") as opened:
+        yield opened

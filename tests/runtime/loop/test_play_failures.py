@@ -8,7 +8,7 @@ import os
 import random
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,6 @@ PASSING = {  # what a call answers that fails once, and the device goes on
 }
 
 pytest_plugins = ["played"]
-
-
-@pytest.fixture
-def generator(machine: Machine, built: Callable[[str], Path]) -> Iterator[Generator]:
-    with load(built(machine.release), machine.flavour) as opened:
-        yield opened
 
 
 def streamed(generator: Generator, **asked: Any) -> Any:

@@ -1,6 +1,6 @@
 """A bundle of tokens with engines on the stand-in: recorded, streamed or failing, its tokens are ONNX Runtime's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +9,19 @@ import pytest
 
 pytest.importorskip("cuda.bindings", reason="Python's bindings of CUDA are not installed")
 
-from play import Machine, builds, each_flavour, same
+from play import Machine, each_flavour, same
 from standin_device import Status
 from tiny_tokens import tiny_token_model
 
-from mmgen.runtime import Generator, MmgenError, load
+from mmgen.runtime import Generator, MmgenError
 
 pytest_plugins = ["played"]
 ASKED: dict[str, Any] = {"label": [3, 7], "seed": 5, "steps": 3}
 
 
 @pytest.fixture(scope="module")
-def folder(exported_once: Callable[..., Path]) -> Path:
+def played(exported_once: Callable[..., Path]) -> Path:
     return exported_once(tiny_token_model)
-
-
-@pytest.fixture(scope="module")
-def built(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return builds(folder, tmp_path_factory)
-
-
-@pytest.fixture
-def generator(machine: Machine, built: Callable[[str], Path]) -> Iterator[Generator]:
-    with load(built(machine.release), machine.flavour) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def wanted(folder: Path) -> Iterator[Generator]:
-    """ONNX Runtime on the CPU."""
-    with load(folder, "ort-cpu", threads=1) as opened:
-        yield opened
 
 
 @each_flavour
