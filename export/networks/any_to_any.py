@@ -34,12 +34,17 @@ class CodesConfig:
 
 def _outputs() -> dict[str, CodesConfig]:
     return {
-        "text": CodesConfig((16, 1), (1, 1), 2048),
+        "text": CodesConfig((16, 1), (1, 1), 2048, recalls="name", parts=16),
         "picture": CodesConfig((16, 16), (2, 2), 1024, recalls="look", parts=64),
         "sound": CodesConfig((64, 4), (1, 4), 1024, recalls="voice", parts=64),
         "film": CodesConfig((64, 4), (1, 4), 1024, recalls="look"),
         "series": CodesConfig((16, 2), (1, 2), 256),
     }
+
+
+def _memory() -> dict[str, int]:
+    """Numbers that are known of each thing."""
+    return {"name": 512, "look": 2048, "voice": 1024}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class AnyToAnyConfig:
     series_channels: int = 2
     embed_width: int = 128  # of what is given as one vector: it modulates what is made, and is compared in retrieval
     things: int = 1906  # that the memory knows
-    memory: dict[str, int] = field(default_factory=lambda: {"look": 2048, "voice": 1024})  # numbers known of each
+    memory: dict[str, int] = field(default_factory=_memory)
     outputs: dict[str, CodesConfig] = field(default_factory=_outputs)
 
 

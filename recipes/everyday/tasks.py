@@ -35,10 +35,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Match:
-    """The same things as words, pictures and sounds, whose vectors should be the same."""
+    """The same things in several ways, as words, pictures, sounds or some of these at once: of one vector."""
 
-    text: Tensor
-    media: dict[str, Tensor]
+    views: tuple[dict[str, Tensor], ...]  # text as tokens (B, T), media
     names: Tensor  # int64 (B,), which emoji they are of
 
 
@@ -195,6 +194,10 @@ def draw(world: World, random: Random, held_out: bool, count: int) -> Batch:
 
 def ask(world: World, random: Random, held_out: bool, count: int) -> Batch:
     """picture, question -> answer: a third of them dialogues, a tenth "how many"."""
+    return _asked(world, random, held_out, count)[0]
+
+
+def _asked(world: World, random: Random, held_out: bool, count: int) -> tuple[Batch, NDArray[np.int64]]:
     chosen, pictures, colours = choose(world, random, held_out, count)
     shown = still(pictures) if held_out else seen(pictures, random)
     many = np.flatnonzero(random.random(count) < 0.1)
@@ -210,7 +213,7 @@ def ask(world: World, random: Random, held_out: bool, count: int) -> Batch:
     questions, means, kinds = (list(x) for x in zip(*drawn, strict=True))
     kinds = [f"dialogue: {k}" if FOLLOWING in q else k for q, k in zip(questions, kinds, strict=True)]
     text = encode_given(world.tokenizer, questions)
-    return Batch("text", encode_made(world.tokenizer, means), means, text, {"picture": shown}, kinds)
+    return Batch("text", encode_made(world.tokenizer, means), means, text, {"picture": shown}, kinds), chosen
 
 
 def listen(world: World, random: Random, held_out: bool, count: int) -> Batch:
@@ -290,24 +293,30 @@ def voice(world: World, random: Random, held_out: bool, count: int) -> Known:
     return Known("sound", world.sound_codes[chosen], torch.from_numpy(chosen))
 
 
+def name(world: World, random: Random, held_out: bool, count: int) -> Known:
+    """What the memory has of emoji -> their names."""
+    chosen = random.choice(len(world.names), count, replace=False)
+    return Known("text", encode_made(world.tokenizer, _names(world, chosen)), torch.from_numpy(chosen))
+
+
 def match_words(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words of an emoji, which cost so little that they are learnt first."""
     chosen = random.choice(len(world.names), count, replace=False)
-    return Match(_texts(world, chosen, random), {}, torch.from_numpy(chosen))
+    return Match(({"text": _texts(world, chosen, random)},), torch.from_numpy(chosen))
 
 
 def match(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words and pictures of the same emoji."""
     chosen, pictures, _ = choose(world, random, held_out, count)
     shown = still(pictures) if held_out else seen(pictures, random)
-    return Match(_texts(world, chosen, random), {"picture": shown}, torch.from_numpy(chosen))
+    return Match(({"text": _texts(world, chosen, random)}, {"picture": shown}), torch.from_numpy(chosen))
 
 
 def match_sound(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Words and speech of the same emoji."""
     chosen = random.choice(len(world.names), count, replace=False)
     sound = _utterances(world, chosen, random, held_out)
-    return Match(_texts(world, chosen, random), {"sound": sound}, torch.from_numpy(chosen))
+    return Match(({"text": _texts(world, chosen, random)}, {"sound": sound}), torch.from_numpy(chosen))
 
 
 def match_film(world: World, random: Random, held_out: bool, count: int) -> Match:
@@ -315,12 +324,19 @@ def match_film(world: World, random: Random, held_out: bool, count: int) -> Matc
     pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
     film, sentences = _filmed_pairs(world, random, pairs)
     names = torch.tensor([name for name, _ in pairs])
-    return Match(encode_given(world.tokenizer, sentences), {"film": film}, names)
+    return Match(({"text": encode_given(world.tokenizer, sentences)}, {"film": film}), names)
+
+
+def match_ask(world: World, random: Random, held_out: bool, count: int) -> Match:
+    """Pictures with a question each."""
+    batch, chosen = _asked(world, random, held_out, count)
+    assert batch.text is not None
+    return Match(({"text": batch.text} | batch.media,), torch.from_numpy(chosen))
 
 
 Draw = Callable[[World, Random, bool, int], Batch | Match | Known]
 TASKS: dict[str, Draw] = {
     f.__name__: f
-    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, look, voice, match_words, match,
-              match_sound, match_film)
+    for f in (caption, draw, ask, listen, imagine, speak, watch, animate, read, write, name, look, voice, match_words,
+              match, match_sound, match_film, match_ask)
 }  # fmt: skip

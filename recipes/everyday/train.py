@@ -27,11 +27,11 @@ from world import World
 
 from mmgen.export.networks.any_to_any import AnyToAny, AnyToAnyConfig
 
-SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, match_film=24, look=96, voice=96)
+SIZES = defaultdict(lambda: 32, match_words=128, match=64, match_sound=48, match_film=24, name=256, look=96, voice=96)
 SIZES |= dict.fromkeys(("draw", "speak", "listen"), 24) | dict.fromkeys(("imagine", "watch", "animate"), 16)
 WEIGHTS = (  # of all tasks, by how much they need
     "draw=2,speak=2,caption=2,listen=2,imagine=0.5,ask=2,watch=1,animate=2,read=0.3,write=0.4,match=2,match_sound=2,"
-    "match_film=1,match_words=0.3,look=0.3,voice=0.3"
+    "match_film=1,match_ask=1,match_words=0.3,name=0.2,look=0.2,voice=0.2"
 )
 TASKS_A_STEP = 3
 TRAINED = ("picture", "sound")  # by train_sense.py, and left as they are unless told
@@ -85,9 +85,8 @@ def loss_of(model: AnyToAny, batch: Batch | Match | Known) -> Tensor:
                 value = memory[model.config.outputs[batch.output].recalls][batch.names]
                 logits, hidden = part.logits(part.position + part.recalled(value)), torch.ones_like(batch.target) > 0
             case Match():
-                senses = ({name: model.sense(name, x)} for name, x in batch.media.items())
-                views = [model.embed(given) for given in ({"text": batch.text}, *senses)]
-                likeness = [model.memory.likeness(view).float() for view in views]
+                given = ({n: x if n == "text" else model.sense(n, x) for n, x in v.items()} for v in batch.views)
+                likeness = [model.memory.likeness(model.embed(view)).float() for view in given]
                 return torch.stack([F.cross_entropy(x, batch.names) for x in likeness]).mean()
             case Batch():
                 given = {name: model.sense(name, medium) for name, medium in batch.media.items()}
