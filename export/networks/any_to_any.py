@@ -69,6 +69,10 @@ class CodesOutput(nn.Module):
 
     A code's vector is the same on the way in and on the way out (Press & Wolf 2017).
 
+    Where the memory knows something for each place, codes begin as what it says, and a gate lets in what the
+    transformer makes of it (as ReZero's, Bachlechner et al. 2021): else its noise would unlearn at once what the memory
+    has learnt.
+
     Args:
         config: which codes.
         width: D.
@@ -86,6 +90,7 @@ class CodesOutput(nn.Module):
             raise ValueError(f"{config.parts} parts of {known} numbers for {len(self.position)} places")
         self.parts = config.parts
         self.recall = nn.Linear(known // config.parts, width, bias=False) if known else None
+        self.gate = nn.Parameter(torch.full((width,), 0.0 if config.parts > 1 else 1.0))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, CODE_WIDTH * tall * wide)
         self.bias = nn.Parameter(torch.zeros(config.codes))
@@ -191,7 +196,8 @@ class AnyToAny(nn.Module):
         if recalls := self.config.outputs[output].recalls:
             places = places + part.recalled(self.memory.recall(recalls, embedding))
         vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
-        return part.logits(self.trunk.made(places, keys_values, bias, vector))
+        changed = self.trunk.made(places, keys_values, bias, vector) - places
+        return part.logits(places + part.gate * changed)
 
     def output(self, name: str) -> CodesOutput:
         """Return what turns the codes of an output into places and back."""
