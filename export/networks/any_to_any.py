@@ -69,9 +69,8 @@ class CodesOutput(nn.Module):
 
     A code's vector is the same on the way in and on the way out (Press & Wolf 2017).
 
-    Where the memory knows something for each place, codes begin as what it says, and a gate lets in what the
-    transformer makes of it (as ReZero's, Bachlechner et al. 2021): else its noise would unlearn at once what the memory
-    has learnt.
+    Where the memory knows something for each place, codes are what it says, changed by the transformer; before training
+    by nothing, as else its noise would unlearn at once what the memory has learnt.
 
     Args:
         config: which codes.
@@ -90,8 +89,11 @@ class CodesOutput(nn.Module):
             raise ValueError(f"{config.parts} parts of {known} numbers for {len(self.position)} places")
         self.parts = config.parts
         self.recall = nn.Linear(known // config.parts, width, bias=False) if known else None
-        self.gate = nn.Parameter(torch.full((width,), 0.0 if config.parts > 1 else 1.0))
         self.norm = nn.LayerNorm(width)
+        self.change = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) if config.parts > 1 else None
+        if self.change:
+            for parameter in self.change[1].parameters():
+                nn.init.zeros_(parameter)
         self.leave = nn.Linear(width, CODE_WIDTH * tall * wide)
         self.bias = nn.Parameter(torch.zeros(config.codes))
         nn.init.normal_(self.embedding.weight, std=0.3)
@@ -108,10 +110,17 @@ class CodesOutput(nn.Module):
         out: Tensor = self.recall(value.unflatten(1, (self.parts, -1)))
         return out
 
+    def changed(self, places: Tensor, by: Tensor) -> Tensor:
+        """Turn places (B, N, D), and what the transformer makes of them, into logits."""
+        return self.logits(by) if self.change is None else self._logits(self.norm(places) + self.change(by))
+
     def logits(self, places: Tensor) -> Tensor:
         """Turn places (B, N, D) into logits."""
+        return self._logits(self.norm(places))
+
+    def _logits(self, normed: Tensor) -> Tensor:
         (rows, columns), (tall, wide) = self.grid, self.patch
-        h = self.leave(self.norm(places)).unflatten(2, (tall, wide, CODE_WIDTH)).unflatten(1, (rows, columns))
+        h = self.leave(normed).unflatten(2, (tall, wide, CODE_WIDTH)).unflatten(1, (rows, columns))
         h = h.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, rows, columns, E) of codes
         return (h @ self.embedding.weight[: self.codes].t() + self.bias).permute(0, 3, 1, 2)
 
@@ -196,8 +205,7 @@ class AnyToAny(nn.Module):
         if recalls := self.config.outputs[output].recalls:
             places = places + part.recalled(self.memory.recall(recalls, embedding))
         vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
-        changed = self.trunk.made(places, keys_values, bias, vector) - places
-        return part.logits(places + part.gate * changed)
+        return part.changed(places, self.trunk.made(places, keys_values, bias, vector))
 
     def output(self, name: str) -> CodesOutput:
         """Return what turns the codes of an output into places and back."""

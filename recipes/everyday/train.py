@@ -35,7 +35,7 @@ WEIGHTS = (  # of all tasks, by how much they need
 )
 TASKS_A_STEP = 3
 TRAINED = ("picture", "sound")  # by train_sense.py, and left as they are unless told
-KNOWN_RATE = 10  # times the others': of what is known of a thing, which is a part of few batches, and of gates
+KNOWN_RATE = 10  # times the others': of what is known of a thing, which is a part of few batches
 
 
 def optimisers(model: nn.Module, rate: float, sense_rate: float) -> list[torch.optim.Optimizer]:
@@ -47,7 +47,7 @@ def optimisers(model: nn.Module, rate: float, sense_rate: float) -> list[torch.o
     named = dict(model.named_parameters())
     inside = {n for n, p in named.items() if "blocks." in n and p.ndim == 2}
     senses = {n for n in named if n.partition(".")[0] in TRAINED}
-    known = {n for n in named if n.startswith("memory.values.") or n.endswith(".gate")}
+    known = {n for n in named if n.startswith("memory.values.")}
     rest = [p for n, p in named.items() if n not in inside | senses | known]
     muon = torch.optim.Muon([named[n] for n in sorted(inside)], lr=rate, weight_decay=0.01,
                             adjust_lr_fn="match_rms_adamw")  # fmt: skip
