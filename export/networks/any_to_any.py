@@ -203,7 +203,9 @@ class AnyToAny(nn.Module):
         part = self.output(output)
         places = part.places(codes)
         if recalls := self.config.outputs[output].recalls:
-            places = places + part.recalled(self.memory.recall(recalls, embedding))
+            value = self.memory.recall(recalls, embedding)
+            # Learnt alone: here Adam would move the values of all that is hardly meant as far as those of what is.
+            places = places + part.recalled(value.detach())
         vector = embedding * self.config.embed_width**0.5  # whose numbers are about 1
         return part.changed(places, self.trunk.made(places, keys_values, bias, vector))
 

@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30, help="of this run, by the clock")
     parser.add_argument("--weights", default=WEIGHTS, help="how often each task is drawn; tasks: " + ", ".join(TASKS))
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--sense-rate", type=float, default=0.0, help="of what train_sense.py trained; 0: none")
     parser.add_argument("--last", action="store_true", help="let the rate fall to zero by the end of this run")
     parser.add_argument("--report", type=float, default=12, help="minutes between reports")
