@@ -152,7 +152,7 @@ def read(folder: Path) -> tuple[AnyToAnyCheckpoint, Parts]:
     _check_names(checkpoint, path)
     try:
         parts = build(checkpoint)
-    except (ArithmeticError, IndexError, RuntimeError, ValueError, TypeError) as error:  # impossible sizes
+    except (ArithmeticError, LookupError, RuntimeError, ValueError, TypeError) as error:  # impossible sizes
         raise MmgenError(f"{path} describes no network ({error})", remedy="save the checkpoint again") from error
     modules = _modules(checkpoint, parts)
     if checkpoint.shared:
