@@ -1,26 +1,15 @@
 """Outputs exported at once, in processes: the same bundle, errors as they are, and nothing left of what failed."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from four_outputs import four_outputs
+from no_models import ended, refused
 
-from mmgen.export import Model, export
+from mmgen.export import export
 from mmgen.export.processes import Jobs
 from mmgen.runtime.base.errors import MmgenError
-
-
-def ended() -> Model:
-    """In place of a model, what happens when memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def refused() -> Model:
-    raise MmgenError("this is not a function of mine", remedy="name another")
 
 
 def files(folder: Path) -> dict[str, bytes]:
