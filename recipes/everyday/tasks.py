@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import pi
 
 import numpy as np
@@ -50,15 +51,17 @@ class Known:
     names: Tensor  # int64 (B,), which emoji they are of
 
 
+def _uniform(random: Random, count: int, low: float, high: float, *shape: int) -> Tensor:
+    return torch.from_numpy(random.uniform(low, high, (count, *shape)).astype(np.float32))
+
+
 def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Tensor:
     """RGBA (B, 64, 64, 4) as a camera may see them: moved, scaled, tilted a little, on some ground, with some light.
 
     Half of the grounds are white.  float (B, 3, 64, 64) in [-1, 1].
     """
     count = len(pictures)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(random.uniform(low, high, (count, *shape)).astype(np.float32))
+    uniform = partial(_uniform, random, count)
 
     size, angle, move = uniform(least, 1.1), uniform(-0.06, 0.06) * pi, uniform(-0.12, 0.12, 2)
     cos, sin, zero = angle.cos() / size, angle.sin() / size, torch.zeros(count)
@@ -84,9 +87,7 @@ def seen(pictures: NDArray[np.uint8], random: Random, least: float = 0.7) -> Ten
 def restyled(pictures: NDArray[np.uint8], random: Random) -> NDArray[np.uint8]:
     """RGBA (B, 64, 64, 4) as other vendors may draw them: other colours and contrast, a third with dark outlines."""
     count = len(pictures)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(random.uniform(low, high, (count, *shape)).astype(np.float32))
+    uniform = partial(_uniform, random, count)
 
     rgb, alpha = (torch.from_numpy(pictures.astype(np.float32) / 255).movedim(-1, 1)).split((3, 1), 1)
     mix = torch.eye(3) + (uniform(0, 1, 1, 1) < 0.5) * uniform(-0.25, 0.25, 3, 3)
@@ -240,25 +241,24 @@ def speak(world: World, random: Random, held_out: bool, count: int) -> Batch:
     return Batch("sound", world.sound_codes[chosen], _names(world, chosen), text=texts)
 
 
-def _filmed(world: World, random: Random, held_out: bool, count: int) -> tuple[Tensor, list[str]]:
-    return _filmed_pairs(world, random, [draw_pair(len(world.names), random, held_out) for _ in range(count)])
-
-
-def _filmed_pairs(world: World, random: Random, pairs: list[tuple[int, int]]) -> tuple[Tensor, list[str]]:
-    pictures = world.pictures["google"][[name for name, _ in pairs]]
+def _filmed(world: World, random: Random, held_out: bool, count: int) -> tuple[Tensor, list[str], list[int]]:
+    """Films, what each shows, and which emoji it is."""
+    pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
+    names = [name for name, _ in pairs]
+    pictures = world.pictures["google"][names]
     sentences = [sentence(world.names[name].name, motion) for name, motion in pairs]
-    return films(pictures, [motion for _, motion in pairs], random), sentences
+    return films(pictures, [motion for _, motion in pairs], random), sentences, names
 
 
 def watch(world: World, random: Random, held_out: bool, count: int) -> Batch:
     """Film -> sentence; held out are pairs of object and motion."""
-    film, means = _filmed(world, random, held_out, count)
+    film, means, _ = _filmed(world, random, held_out, count)
     return Batch("text", encode_made(world.tokenizer, means), means, media={"film": film})
 
 
 def animate(world: World, random: Random, held_out: bool, count: int) -> Batch:
     """Sentence -> film."""
-    film, means = _filmed(world, random, held_out, count)
+    film, means, _ = _filmed(world, random, held_out, count)
     return Batch("film", world.codes_of("film", film), means, text=encode_given(world.tokenizer, means))
 
 
@@ -321,10 +321,8 @@ def match_sound(world: World, random: Random, held_out: bool, count: int) -> Mat
 
 def match_film(world: World, random: Random, held_out: bool, count: int) -> Match:
     """Sentences and films of the same emoji, whatever it does."""
-    pairs = [draw_pair(len(world.names), random, held_out) for _ in range(count)]
-    film, sentences = _filmed_pairs(world, random, pairs)
-    names = torch.tensor([name for name, _ in pairs])
-    return Match(({"text": encode_given(world.tokenizer, sentences)}, {"film": film}), names)
+    film, sentences, names = _filmed(world, random, held_out, count)
+    return Match(({"text": encode_given(world.tokenizer, sentences)}, {"film": film}), torch.tensor(names))
 
 
 def match_ask(world: World, random: Random, held_out: bool, count: int) -> Match:
